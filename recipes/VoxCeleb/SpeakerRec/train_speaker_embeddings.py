@@ -1,0 +1,294 @@
+#!/usr/bin/env python3
+"""Recipe for training ReDimNet2 speaker embeddings on VoxCeleb.
+
+To run it:
+
+> python train_speaker_embeddings.py hparams/redimnet2_b3.yaml \
+    --data_folder /path/to/VoxCeleb2 --validation_folder /path/to/VoxCeleb1
+
+The network learns to classify the speakers of short crops. After every epoch
+the equal error rate on a validation trial list is logged; the checkpoints of
+the best and of the last epoch are kept. The same command resumes an
+interrupted run. At the end <output_folder>/model holds what
+``EncoderClassifier.from_hparams(source=...)`` loads.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import os
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from command_line import (
+    check_types,
+    load_hparams,
+    main_with_one_line_errors,
+    parse_command_line,
+)
+from speaker_verification_cosine import cosine_scores, find_files
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.utils.data_pipeline import provides, takes
+from speechbrain.utils.distributed import if_main_process, run_on_main
+from trials import read_trials
+from voxceleb_prepare import prepare_voxceleb
+
+from redimnet2_lobes.inference import encode_utterances
+from redimnet2_lobes.metrics import EER
+from redimnet2_lobes.model_folder import write_model_folder
+from redimnet2_lobes.plots import plot_training_curves
+
+
+class SpeakerBrain(sb.core.Brain):
+    """Trains the embedding model by classifying speakers.
+
+    Arguments
+    ---------
+    trials : list of tuple
+        Validation trials (label, enrolment, test).
+    paths : dict
+        Each name in the trials to its path.
+    *args : tuple
+        Passed to ``Brain``.
+    **kwargs : dict
+        Passed to ``Brain``.
+    """
+
+    def __init__(self, *args, trials, paths, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.trials = trials
+        self.paths = paths
+
+    def init_optimizers(self):
+        """One optimizer; class weights have a weight decay of their own."""
+        loss_weights = [
+            *self.modules.classifier.parameters(),
+            *self.modules.compute_cost.parameters(),
+        ]
+        self.optimizer = self.opt_class(
+            [
+                {"params": list(self.modules.embedding_model.parameters())},
+                {
+                    "params": loss_weights,
+                    "weight_decay": self.hparams.loss_weight_decay,
+                },
+            ]
+        )
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Other crops and noises in every epoch."""
+        if stage == sb.Stage.TRAIN:
+            self.hparams.epoch_random.epoch = epoch
+            self.correct = self.seen = 0
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Moves the learning rate and the margin, step by step."""
+        if should_step:
+            self.hparams.lr_schedule(self.optimizer)
+            self.hparams.margin_schedule(self.modules.compute_cost)
+
+    def compute_forward(self, batch, stage):
+        """Waveforms to the cosines of all classes [batch, 1, classes]."""
+        wavs, wav_lens = batch.to(self.device).sig
+        embeddings = self.modules.embedding_model(wavs, wav_lens)
+        # The loss works in float32 whatever the precision.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self.modules.classifier(embeddings.float())
+
+    def compute_objectives(self, cosines, batch, stage):
+        """Loss of a batch."""
+        labels = batch.label.to(self.device)
+        predictions = cosines.detach().squeeze(1).argmax(1)
+        self.correct += (predictions == labels).sum().item()
+        self.seen += len(labels)
+        return self.modules.compute_cost(cosines, labels)
+
+    def on_stage_end(self, stage, loss, epoch=None):
+        """Validates, logs and saves a checkpoint."""
+        eer = self.validate()
+        if if_main_process():
+            self.hparams.train_logger.log_stats(
+                stats_meta={
+                    "epoch": epoch,
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "margin": unwrap(self.modules.compute_cost).margin,
+                },
+                train_stats={
+                    "loss": loss,
+                    "accuracy": self.correct / self.seen,
+                },
+                valid_stats={"EER": eer},
+            )
+            plot_training_curves(
+                self.hparams.train_log, self.hparams.training_curves
+            )
+        self.checkpointer.save_and_keep_only(
+            meta={"EER": eer, "epoch": epoch}, min_keys=["EER"]
+        )
+
+    @torch.no_grad()
+    def validate(self):
+        """Equal error rate on the validation trials, per cent."""
+        network = unwrap(self.modules.embedding_model).eval()
+
+        def encode_batch(wavs, wav_lens):
+            with self.evaluation_ctx:
+                return network(wavs.to(self.device), wav_lens.to(self.device))
+
+        embeddings = encode_utterances(
+            encode_batch,
+            self.paths.values(),
+            seconds_per_batch=self.hparams.validation_seconds_per_batch,
+            maximum_seconds=self.hparams.validation_seconds,
+        )
+        network.train()
+        scores = cosine_scores(
+            self.trials,
+            {name: embeddings[path] for name, path in self.paths.items()},
+        )
+        same = torch.tensor([label for label, *_ in self.trials]) == 1
+        return 100 * EER(scores[same], scores[~same])[0]
+
+
+def unwrap(module):
+    """The module inside DistributedDataParallel."""
+    return getattr(module, "module", module)
+
+
+def load_training_data(hparams):
+    """Builds the training set of random crops.
+
+    Arguments
+    ---------
+    hparams : dict
+        Hyperparameters.
+
+    Returns
+    -------
+    dataset : DynamicItemDataset
+        Items ``sig`` [samples] and ``label`` (class index).
+    speakers : CategoricalEncoder
+        Speaker names.
+    """
+    dataset = DynamicItemDataset.from_csv(
+        Path(hparams["save_folder"]) / "train.csv",
+        replacements={
+            "data_root": hparams["data_folder"],
+            "save_root": hparams["save_folder"],
+        },
+    )
+    names = sorted({item["spk_id"] for item in dataset.data.values()})
+    speakers = CategoricalEncoder()
+    speakers.expect_len(len(names))
+    speakers.update_from_iterable(names, sequence_input=False)
+    crop, augment = hparams["crop"], hparams["augment"]
+    epoch_random = hparams["epoch_random"]
+
+    @takes("id", "wav", "spk_id")
+    @provides("sig", "label")
+    def read_crop(utterance, path, speaker):
+        random = epoch_random(utterance)
+        waveform, speed = crop(path, random)
+        yield augment(waveform, random)
+        # Each speed makes a new class of each speaker.
+        yield speakers.encode_label(speaker) + speed * len(speakers)
+
+    dataset.add_dynamic_item(read_crop)
+    dataset.set_output_keys(["id", "sig", "label"])
+    return dataset, speakers
+
+
+def main(arguments):
+    """Prepares the data, trains, and writes the model folder.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line.
+    """
+    hparams_file, run_opts, overrides = parse_command_line(arguments)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    hparams = load_hparams(hparams_file, overrides)
+    check_types(
+        hparams,
+        data_folder=str,
+        validation_folder=str,
+        output_folder=str,
+        number_of_epochs=int,
+        batch_size=int,
+        loss_weight_decay=float,
+        validation_seconds=float,
+        validation_seconds_per_batch=float,
+    )
+    trials = read_trials(hparams["validation_trials"])
+    paths = find_files(trials, hparams["validation_folder"])
+    sb.core.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    run_on_main(
+        prepare_voxceleb,
+        kwargs={
+            "data_folder": hparams["data_folder"],
+            "save_folder": hparams["save_folder"],
+            "test_trials": hparams["test_trials"],
+            "validation_trials": hparams["validation_trials"],
+        },
+    )
+    dataset, speakers = load_training_data(hparams)
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+    steps = len(dataset) // (hparams["batch_size"] * processes)
+    if steps == 0:
+        raise ValueError(
+            f"batch_size: {hparams['batch_size']} for each of {processes} "
+            f"processes is more than the {len(dataset)} training utterances"
+        )
+    hparams["lr_schedule"].steps_per_epoch = steps
+    hparams["lr_schedule"].scale = hparams["batch_size"] * processes / 64
+    hparams["margin_schedule"].steps_per_epoch = steps
+
+    classifier = hparams["classifier"](
+        out_neurons=len(speakers) * len(hparams["crop"].speeds)
+    )
+    hparams["checkpointer"].add_recoverable("classifier", classifier)
+    brain = SpeakerBrain(
+        modules={**hparams["modules"], "classifier": classifier},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+        trials=trials,
+        paths=paths,
+    )
+    brain.fit(
+        hparams["epoch_counter"],
+        dataset,
+        train_loader_kwargs=hparams["train_dataloader_opts"],
+    )
+
+    # Faster and slower versions of the speakers were for training only.
+    class_weights = unwrap(brain.modules.classifier).weight[: len(speakers)]
+    run_on_main(
+        write_model_folder,
+        kwargs={
+            "folder": hparams["model_folder"],
+            "network": unwrap(brain.modules.embedding_model),
+            "title": hparams["title"],
+            "variant": hparams["variant"],
+            "class_weights": class_weights,
+            "speakers": [
+                speakers.decode_ndim(index) for index in range(len(speakers))
+            ],
+        },
+    )
+    print(f"Model folder: {hparams['model_folder']}")
+
+
+if __name__ == "__main__":
+    main_with_one_line_errors(main)

@@ -1,0 +1,207 @@
+"""Reading audio files so that bad ones are named, not embedded.
+
+A network turns anything into an embedding: silence, an empty file, a file of
+NaNs. The two readers here refuse what holds no speech at all, and turn
+everything else into one format, mono at one sampling rate.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import functools
+import os
+from fractions import Fraction
+
+import torch
+from speechbrain.augment.time_domain import Resample
+from speechbrain.dataio import audio_io
+from speechbrain.dataio.preprocess import AudioNormalizer
+
+# Outside these rates (in Hz), a header is damaged or the file is not speech.
+LOWEST_RATE, HIGHEST_RATE = 4000, 768000
+
+# Float files may hold unscaled 32-bit integers. Larger values are damage, and
+# their power spectrum would leave the range of float32.
+LARGEST_SAMPLE = 2.0**31
+
+# Enough for the exact ratio of every usual rate to 16 kHz (11025 Hz: 441/640).
+# torchaudio's filter grows with the square of the ratio's terms: the exact one
+# for 44099 Hz takes minutes. The nearest small ratio is at most 0.08 % off.
+LARGEST_DENOMINATOR = 640
+
+EMPTY = ("empty", "it holds no samples, so export or record it again")
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used, described in one line.
+
+    Arguments
+    ---------
+    reason : str
+        What is wrong, in a few words that are the same for all such files.
+    remedy : str
+        What to do about it, with details of this file if there are any.
+    path : str, optional
+        The file, where it is known.
+
+    Example
+    -------
+    >>> print(AudioError("silent", "record it again", "take1.wav"))
+    take1.wav: silent; record it again
+    """
+
+    def __init__(self, reason, remedy, path=None):
+        super().__init__(reason, remedy, path)
+        self.reason = reason
+        self.remedy = remedy
+        self.path = path
+
+    def __str__(self):
+        return f"{self.path or 'audio'}: {self.reason}; {self.remedy}"
+
+
+class CheckedAudioNormalizer(AudioNormalizer):
+    """SpeechBrain's `AudioNormalizer`, but bad audio raises an `AudioError`.
+
+    Named as ``audio_normalizer`` in the hyperparams.yaml of a model folder, it
+    guards every method of `EncoderClassifier` that reads a file.
+
+    The channels are mixed before resampling (SpeechBrain: after it), which
+    gives the same waveform for less work and shows silence that resampling
+    would hide behind ripples.
+
+    Arguments
+    ---------
+    sample_rate : int
+        The sampling rate of the output in Hz.
+    mix : {"avg-to-mono", "keep"}
+        Whether the channels are averaged or kept.
+
+    Example
+    -------
+    >>> normalizer = CheckedAudioNormalizer(sample_rate=16000)
+    >>> normalizer(torch.rand(44100, 2), 44100).shape
+    torch.Size([16000])
+    >>> normalizer(torch.zeros(16000, 1), 16000)
+    Traceback (most recent call last):
+    ...
+    redimnet2_lobes.audio.AudioError: audio: silent; all samples are equal, \
+so record it again or leave it out
+    """
+
+    def __call__(self, audio, sample_rate):
+        """Check, mix down and resample.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            The waveform, [time, channels] or [time].
+        sample_rate : int
+            Its sampling rate in Hz.
+
+        Returns
+        -------
+        torch.Tensor
+            The waveform at ``self.sample_rate``: [time], or [time, channels]
+            if the channels of such an input are kept.
+
+        Raises
+        ------
+        AudioError
+            If the audio is empty or silent (all samples equal), holds NaN,
+            infinite or absurdly large samples, or its sampling rate is absurd.
+        """
+        if audio.numel() == 0:
+            raise AudioError(*EMPTY)
+        if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
+            raise AudioError(
+                "absurd sampling rate",
+                f"it is {sample_rate} Hz, but must lie within {LOWEST_RATE} "
+                f"and {HIGHEST_RATE} Hz, so correct it or export it again",
+            )
+        audio = self._mix(audio)
+        lowest, highest = (value.item() for value in torch.aminmax(audio))
+        # Both are NaN if any sample is, and then no comparison holds.
+        if not -LARGEST_SAMPLE <= lowest <= highest <= LARGEST_SAMPLE:
+            raise AudioError(
+                "not finite",
+                "it holds NaN, infinite or absurdly large samples, so export "
+                "or record it again",
+            )
+        if lowest == highest:
+            raise AudioError(
+                "silent",
+                "all samples are equal, so record it again or leave it out",
+            )
+        ratio = Fraction(sample_rate, self.sample_rate)
+        if ratio.denominator > LARGEST_DENOMINATOR:
+            ratio = ratio.limit_denominator(LARGEST_DENOMINATOR)
+            self._cached_resamplers.setdefault(
+                sample_rate, Resample(ratio.numerator, ratio.denominator)
+            )
+        return super().__call__(audio, sample_rate)
+
+
+@functools.lru_cache
+def _normalizer(sample_rate):
+    """Keep one normalizer per rate, since it caches its resamplers."""
+    return CheckedAudioNormalizer(sample_rate)
+
+
+def load_waveform(path, sample_rate=16000):
+    """Read an audio file of any format that libsndfile knows.
+
+    Length is not checked here: the network repeats a short utterance up to its
+    stated minimum.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The audio file: any number of channels, any usual sampling rate.
+    sample_rate : int
+        The sampling rate of the output in Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        The waveform, mono, float32, [samples].
+
+    Raises
+    ------
+    AudioError
+        If there is no such file, it is a folder, it cannot be decoded, or
+        `CheckedAudioNormalizer` refuses what it holds. The message is one line
+        that names the file and the remedy.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir") / "stereo.wav"
+    >>> audio_io.save(str(path), torch.rand(2, 8000) - 0.5, 8000)
+    >>> load_waveform(path).shape
+    torch.Size([16000])
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        raise AudioError("a folder", "name an audio file in it", path)
+    if not os.path.exists(path):
+        raise AudioError("missing", "check the path", path)
+    if os.path.getsize(path) == 0:
+        raise AudioError(*EMPTY, path)
+    try:
+        # torch's default type could be changed by the caller.
+        audio, rate = audio_io.load(
+            path, channels_first=False, dtype=torch.float32
+        )
+    except RuntimeError as error:
+        cause = error.__cause__
+        detail = " ".join(getattr(cause, "error_string", str(cause)).split())
+        raise AudioError(
+            "unreadable",
+            f"libsndfile says {detail!r}, so convert it to WAV or FLAC "
+            "(for example with ffmpeg) or leave it out",
+            path,
+        ) from None
+    try:
+        return _normalizer(sample_rate)(audio, rate)
+    except AudioError as error:
+        raise AudioError(error.reason, error.remedy, path) from None

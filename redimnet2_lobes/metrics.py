@@ -1,0 +1,209 @@
+"""Error rates of speaker verification.
+
+``EER`` and ``minDCF`` take and return what SpeechBrain's functions of the same
+names do (``speechbrain.utils.metric_stats``), to the last bit, but sort the
+scores once instead of comparing every threshold with every score: O(n log n)
+time and linear memory, where a million trials take a fraction of a second.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import torch
+
+
+def det_curve(positive_scores, negative_scores):
+    """Error rates at every threshold that can matter (the DET curve).
+
+    Thresholds are the distinct scores and the midpoints between neighbours,
+    ascending. A trial is accepted if its score is above the threshold.
+
+    Arguments
+    ---------
+    positive_scores : torch.Tensor
+        Scores of trials of one speaker (target trials).
+    negative_scores : torch.Tensor
+        Scores of trials of two speakers (non-target trials).
+
+    Returns
+    -------
+    false_acceptance_rates : torch.Tensor
+        Share of the negative scores above each threshold [thresholds],
+        float32, falling.
+    false_rejection_rates : torch.Tensor
+        Share of the positive scores at or below each threshold [thresholds],
+        float32, rising.
+    thresholds : torch.Tensor
+        The thresholds [thresholds], at most two per score.
+
+    Raises
+    ------
+    ValueError
+        If either set of scores is empty or holds NaN or infinite scores.
+
+    Example
+    -------
+    >>> far, frr, thresholds = det_curve(
+    ...     torch.tensor([0.5, 1.0]), torch.tensor([0.0, 0.5])
+    ... )
+    >>> thresholds
+    tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000])
+    >>> far
+    tensor([0.5000, 0.5000, 0.0000, 0.0000, 0.0000])
+    >>> frr
+    tensor([0.0000, 0.0000, 0.5000, 0.5000, 1.0000])
+    """
+    positive = _checked_scores(positive_scores, "positive")
+    negative = _checked_scores(negative_scores, "negative")
+    dtype = torch.promote_types(positive.dtype, negative.dtype)
+    positive = positive.to(dtype).sort().values
+    negative = negative.to(dtype).sort().values
+
+    distinct = torch.unique(torch.cat([positive, negative]))
+    thresholds = distinct.new_empty(2 * len(distinct) - 1)
+    thresholds[0::2] = distinct
+    thresholds[1::2] = (distinct[:-1] + distinct[1:]) / 2
+
+    # right=True counts the scores at or below each threshold.
+    rejected = torch.searchsorted(positive, thresholds, right=True)
+    accepted = len(negative) - torch.searchsorted(
+        negative, thresholds, right=True
+    )
+    return (
+        accepted.float() / len(negative),
+        rejected.float() / len(positive),
+        thresholds,
+    )
+
+
+def EER(positive_scores, negative_scores):
+    """Computes the equal error rate and its threshold.
+
+    Where no threshold makes the two error rates equal, their mean at the
+    threshold where they are closest is returned.
+
+    Arguments
+    ---------
+    positive_scores : torch.Tensor
+        Scores of trials of one speaker.
+    negative_scores : torch.Tensor
+        Scores of trials of two speakers.
+
+    Returns
+    -------
+    EER : float
+        The equal error rate, from 0 to 1.
+    threshold : float
+        The threshold where it is reached.
+
+    Raises
+    ------
+    ValueError
+        If either set of scores is empty or holds NaN or infinite scores.
+
+    Example
+    -------
+    >>> positive_scores = torch.tensor([0.6, 0.7, 0.8, 0.5])
+    >>> negative_scores = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    >>> EER(positive_scores, negative_scores)[0]
+    0.0
+    """
+    far, frr, thresholds = det_curve(positive_scores, negative_scores)
+    best = equal_error_index(far, frr)
+    return (far[best].item() + frr[best].item()) / 2, thresholds[best].item()
+
+
+def equal_error_index(false_acceptance_rates, false_rejection_rates):
+    """Index of the threshold of a DET curve where the rates are closest.
+
+    Arguments
+    ---------
+    false_acceptance_rates : torch.Tensor
+        First result of :func:`det_curve` [thresholds].
+    false_rejection_rates : torch.Tensor
+        Second result of :func:`det_curve` [thresholds].
+
+    Returns
+    -------
+    int
+        The index of the threshold that SpeechBrain's ``EER`` returns.
+
+    Example
+    -------
+    >>> equal_error_index(torch.tensor([1.0, 0.5]), torch.tensor([0.0, 0.25]))
+    1
+    """
+    far, frr = false_acceptance_rates, false_rejection_rates
+    # SpeechBrain keeps a threshold if its gap, rounded to float32, is below
+    # the unrounded gap of the best one so far. Among thresholds of the same
+    # smallest rounded gap this picks the first whose own gap was not rounded
+    # down, or else the last one.
+    gap = (far - frr).abs()
+    ties = torch.nonzero(gap == gap.min()).flatten()
+    exact_gap = (far[ties].double() - frr[ties].double()).abs()
+    final = torch.nonzero(exact_gap <= gap[ties].double()).flatten()
+    return int(ties[final[0]] if len(final) else ties[-1])
+
+
+def minDCF(
+    positive_scores, negative_scores, c_miss=1.0, c_fa=1.0, p_target=0.01
+):
+    """Computes the minimum of the detection cost function and its threshold.
+
+    The cost is the one of the NIST speaker recognition evaluations,
+    ``c_miss * p_miss * p_target + c_fa * p_fa * (1 - p_target)``, not divided
+    by the cost of a system that ignores the speech.
+
+    Arguments
+    ---------
+    positive_scores : torch.Tensor
+        Scores of trials of one speaker.
+    negative_scores : torch.Tensor
+        Scores of trials of two speakers.
+    c_miss : float
+        Cost of a false rejection.
+    c_fa : float
+        Cost of a false acceptance.
+    p_target : float
+        Prior probability that a trial is of one speaker.
+
+    Returns
+    -------
+    minDCF : float
+        The smallest cost over all thresholds.
+    threshold : float
+        The lowest threshold where it is reached.
+
+    Raises
+    ------
+    ValueError
+        If either set of scores is empty or holds NaN or infinite scores.
+
+    Example
+    -------
+    >>> positive_scores = torch.tensor([0.6, 0.7, 0.8, 0.5])
+    >>> negative_scores = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    >>> minDCF(positive_scores, negative_scores)[0]
+    0.0
+    """
+    p_fa, p_miss, thresholds = det_curve(positive_scores, negative_scores)
+    cost = c_miss * p_miss * p_target + c_fa * p_fa * (1 - p_target)
+    smallest, best = torch.min(cost, dim=0)
+    return smallest.item(), thresholds[best].item()
+
+
+def _checked_scores(scores, kind):
+    """Scores as a flat floating-point tensor on the CPU, all finite."""
+    scores = torch.as_tensor(scores).detach().cpu().flatten()
+    if len(scores) == 0:
+        raise ValueError(f"no {kind} scores: error rates need both kinds")
+    if not scores.is_floating_point():
+        scores = scores.float()
+    # Half of the largest number, so that midpoints are finite as well.
+    usable = scores.abs() <= torch.finfo(scores.dtype).max / 2
+    if not usable.all():
+        raise ValueError(
+            f"{kind} scores: {int((~usable).sum())} of {len(scores)} "
+            "are NaN or infinite"
+        )
+    return scores

@@ -1,0 +1,90 @@
+"""Attentive statistics pooling with global context.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import torch
+from torch import nn
+
+from redimnet2_lobes.lengths import valid_mask
+
+
+class AttentiveStatisticsPooling(nn.Module):
+    """Weighted mean and standard deviation over the frames.
+
+    The attention sees each frame beside the mean and the standard deviation
+    of its utterance (Okabe et al., Interspeech 2018, with the global context
+    of ECAPA-TDNN). The two statistics are the same for all frames of an
+    utterance, so they enter the first layer as a bias for each utterance and
+    nothing is concatenated.
+
+    SpeechBrain's layer of the same name normalizes its first layer by
+    BatchNorm and clamps variances elsewhere; published weights do not fit it.
+
+    Arguments
+    ---------
+    input_size : int
+        Channels of a frame.
+    attention_size : int
+        Hidden units of the attention.
+
+    Example
+    -------
+    >>> pooling = AttentiveStatisticsPooling(16)
+    >>> pooling(torch.randn(2, 10, 16)).shape
+    torch.Size([2, 32])
+    """
+
+    def __init__(self, input_size, attention_size=128):
+        super().__init__()
+        self.context = nn.Linear(3 * input_size, attention_size)
+        self.attention = nn.Linear(attention_size, input_size)
+
+    def forward(self, x, frames=None):
+        """Pools over time.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Frames [batch, time, channels].
+        frames : torch.Tensor or None
+            Valid frames of each utterance [batch]; None where none is padded.
+
+        Returns
+        -------
+        torch.Tensor
+            Means, then standard deviations [batch, 2 * channels], float32.
+        """
+        # Sums of squares over an utterance need float32 whatever the precision.
+        x = x.float()
+        padding = None
+        if frames is None:
+            variance, mean = torch.var_mean(x, 1, correction=1)
+        else:
+            padding = ~valid_mask(frames, x.shape[1]).unsqueeze(2)
+            x = x.masked_fill(padding, 0)
+            count = frames.unsqueeze(1)
+            mean = x.sum(1) / count
+            centred = (x - mean.unsqueeze(1)).masked_fill(padding, 0)
+            variance = centred.square().sum(1) / (count - 1)
+        deviation = (variance + 1e-7).sqrt()
+
+        frame_weight, statistics_weight = self.context.weight.split(
+            [x.shape[2], 2 * x.shape[2]], dim=1
+        )
+        bias = nn.functional.linear(
+            torch.cat([mean, deviation], 1),
+            statistics_weight,
+            self.context.bias,
+        )
+        hidden = nn.functional.linear(x, frame_weight) + bias.unsqueeze(1)
+        logits = self.attention(hidden.tanh()).float()
+        if padding is not None:
+            logits = logits.masked_fill(padding, -torch.inf)
+        weights = logits.softmax(1)
+
+        weighted = weights * x
+        mean = weighted.sum(1)
+        variance = (weighted * x).sum(1) - mean.square()
+        return torch.cat([mean, variance.clamp(min=1e-7).sqrt()], 1)

@@ -1,0 +1,762 @@
+"""ReDimNet2: speaker embeddings by time-pooled dimension reshaping.
+
+Source: Yakovlev and Okhotnikov, "ReDimNet2: Scaling Speaker Verification via
+Time-Pooled Dimension Reshaping", Interspeech 2026 (arXiv 2603.11841).
+
+One memory, two views. Every map lies in memory as [batch, time, bins,
+channels]. Its 1-D view [batch, time, bins * channels] is a reshape, and its
+2-D view [batch, channels, time, bins] is a permutation that torch knows as
+``channels_last``: neither copies anything. A stage with time stride s works on
+every s-th frame, and its maps stay at that rate; the paper repeats each frame
+s times, which changes no number (see ``Aggregation``).
+
+Padding changes nothing. Where lengths are given, each utterance is trimmed to
+its own multiple of the total time stride, and frames beyond its end are set to
+zero before every operation that looks across time.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from redimnet2_lobes.front_end import SAMPLE_RATE
+from redimnet2_lobes.lengths import repeat_short, valid_mask, valid_samples
+from redimnet2_lobes.pooling import AttentiveStatisticsPooling
+
+TIME_KERNELS = (7, 19, 31, 59)
+ATTENTION_HEADS = 4
+SHORTEST_UTTERANCE = 400  # samples: one window of the front-end, 25 ms
+
+
+class ReDimNet2(nn.Module):
+    """Maps waveforms to speaker embeddings.
+
+    The front-end stands inside, because features need each utterance's exact
+    length in samples, which SpeechBrain's inference classes hand to the
+    embedding model only. In a model folder ``compute_features`` and
+    ``mean_var_norm`` are therefore ``PassThrough``.
+
+    Arguments
+    ---------
+    front_end : torch.nn.Module
+        ``LogMel`` or ``TorchaudioLogMel``.
+    base_channels : int
+        Channels C of the stem's map.
+    stages : list of dict
+        For each stage its ``frequency_stride``, ``time_stride``, number of
+        residual ``blocks``, channel ``expansion`` inside them, and
+        ``reduction`` of the width of the time-context block.
+    out_channels : int or None
+        Channels of a last 1x1 convolution before pooling; None for none.
+    aggregation_norm : bool
+        Whether maps are normalized before they are aggregated
+        (``agg_gnorm`` in published checkpoints).
+    dual_aggregation : bool
+        Whether a stage also yields the input of its time-context block
+        (``dual_agg`` in published checkpoints).
+    embedding_size : int
+        Size of the embedding.
+    minimum_seconds : float
+        Shorter utterances are repeated up to this length.
+
+    Example
+    -------
+    >>> from redimnet2_lobes.front_end import LogMel
+    >>> stage = {"time_stride": 1, "blocks": 1, "expansion": 1, "reduction": 8}
+    >>> network = ReDimNet2(
+    ...     LogMel(),
+    ...     base_channels=4,
+    ...     stages=[
+    ...         {"frequency_stride": 1, **stage},
+    ...         {"frequency_stride": 2, **stage, "time_stride": 2},
+    ...     ],
+    ... )
+    >>> network(torch.randn(2, 16000), torch.tensor([1.0, 0.7])).shape
+    torch.Size([2, 1, 192])
+    """
+
+    def __init__(
+        self,
+        front_end,
+        base_channels,
+        stages,
+        out_channels=None,
+        aggregation_norm=False,
+        dual_aggregation=False,
+        embedding_size=192,
+        minimum_seconds=0.5,
+    ):
+        super().__init__()
+        bins = front_end.mel_bins
+        check_architecture(bins, base_channels, stages)
+        self._arguments = {
+            "base_channels": base_channels,
+            "stages": [dict(stage) for stage in stages],
+            "out_channels": out_channels,
+            "aggregation_norm": aggregation_norm,
+            "dual_aggregation": dual_aggregation,
+            "embedding_size": embedding_size,
+            "minimum_seconds": minimum_seconds,
+        }
+        self.minimum_samples = round(minimum_seconds * SAMPLE_RATE)
+        self.front_end = front_end
+        self.stem = Stem(base_channels, bins, aggregation_norm)
+
+        self.stages = nn.ModuleList()
+        strides = [1]
+        channels = base_channels
+        for stage in stages:
+            self.stages.append(
+                Stage(
+                    channels,
+                    bins,
+                    strides,
+                    groups=base_channels if aggregation_norm else None,
+                    dual_aggregation=dual_aggregation,
+                    **stage,
+                )
+            )
+            channels *= stage["frequency_stride"]
+            bins //= stage["frequency_stride"]
+            stride = strides[-1] * stage["time_stride"]
+            strides = strides + [stride] * (2 if dual_aggregation else 1)
+        self.time_stride = strides[-1]
+
+        self.aggregation = Aggregation(strides, bins * channels)
+        self.bins, self.channels = bins, channels
+        self.head = None
+        if out_channels is not None:
+            self.head = nn.Linear(channels, out_channels)
+        pooled = bins * (out_channels or channels)
+        self.pooling = AttentiveStatisticsPooling(pooled)
+        self.norm = nn.BatchNorm1d(2 * pooled)
+        self.projection = nn.Linear(2 * pooled, embedding_size)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, wavs, wav_lens=None):
+        """Computes embeddings.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at 16 kHz, padded at the end [batch, time].
+        wav_lens : torch.Tensor or None
+            Lengths relative to ``time`` [batch]; None where none is padded.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings [batch, 1, embedding]; cosine similarity compares them.
+        """
+        samples = valid_samples(wavs, wav_lens)
+        shortest = wavs.shape[1] if samples is None else int(samples.min())
+        if shortest < SHORTEST_UTTERANCE:
+            raise ValueError(
+                f"an utterance has {shortest} samples at 16 kHz; at least "
+                f"{SHORTEST_UTTERANCE} (25 ms) are needed"
+            )
+        wavs, samples = repeat_short(wavs, samples, self.minimum_samples)
+        features, frames = self.front_end(wavs, samples)
+        return self.encode_features(features, frames).unsqueeze(1)
+
+    def arguments(self):
+        """What builds a network like this one.
+
+        Returns
+        -------
+        dict
+            Arguments of the constructor; ``front_end`` is a dict too.
+        """
+        return {"front_end": self.front_end.arguments(), **self._arguments}
+
+    def encode_features(self, features, frames=None):
+        """Computes embeddings of log-mel features.
+
+        Arguments
+        ---------
+        features : torch.Tensor
+            Features [batch, time, mel bins].
+        frames : torch.Tensor or None
+            Valid frames of each utterance [batch]; None where none is padded.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings [batch, embedding].
+        """
+        maps, frames = self.feature_maps(features, frames)
+        x = self.upsample(self.aggregation(maps))
+        if self.head is not None:
+            x = self.head(x.unflatten(2, (self.bins, self.channels)))
+            x = x.flatten(2)
+        return self.projection(self.norm(self.pooling(x, frames)))
+
+    def feature_maps(self, features, frames=None):
+        """Computes the maps of the stem and of every stage.
+
+        Arguments
+        ---------
+        features : torch.Tensor
+            Features [batch, time, mel bins].
+        frames : torch.Tensor or None
+            Valid frames of each utterance [batch].
+
+        Returns
+        -------
+        maps : list of torch.Tensor
+            1-D views [batch, time / stride, bins * channels], each at its own
+            frame rate.
+        frames : torch.Tensor or None
+            Valid frames after trimming [batch].
+        """
+        trim = self.time_stride
+        if frames is not None:
+            frames = frames // trim * trim
+            padding = ~valid_mask(frames, features.shape[1]).unsqueeze(2)
+            features = features.masked_fill(padding, 0)
+        features = features[:, : features.shape[1] // trim * trim]
+        maps = [self.stem(features, frames)]
+        for stage in self.stages:
+            maps.extend(stage(maps, frames))
+        return maps, frames
+
+    def upsample(self, sums):
+        """Adds maps of several frame rates at the full rate.
+
+        Arguments
+        ---------
+        sums : dict of int to torch.Tensor
+            For each time stride a 1-D view [batch, time / stride, channels].
+
+        Returns
+        -------
+        torch.Tensor
+            [batch, time, channels]
+        """
+        # From the slowest rate upwards, so that little is repeated.
+        strides = sorted(sums, reverse=True)
+        total = sums[strides[0]]
+        for slow, fast in zip(strides, strides[1:], strict=False):
+            total = total.repeat_interleave(slow // fast, dim=1) + sums[fast]
+        return total.repeat_interleave(strides[-1], dim=1)
+
+
+class PassThrough(nn.Module):
+    """Stands where SpeechBrain's inference classes expect a module that
+    ReDimNet2 has no use for.
+
+    Example
+    -------
+    >>> PassThrough()(torch.ones(2), torch.ones(1))
+    tensor([1., 1.])
+    """
+
+    def forward(self, x, lengths=None):
+        """Returns its input.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Anything.
+        lengths : torch.Tensor
+            Not needed.
+
+        Returns
+        -------
+        torch.Tensor
+            ``x``
+        """
+        return x
+
+
+class Stem(nn.Module):
+    """3x3 convolution of the features, LayerNorm over channels.
+
+    Arguments
+    ---------
+    channels : int
+        Output channels.
+    bins : int
+        Mel bins.
+    aggregation_norm : bool
+        Whether the map is normalized for the aggregations.
+    """
+
+    def __init__(self, channels, bins, aggregation_norm):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, channels, 3, padding=1)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.map_norm = None
+        if aggregation_norm:
+            self.map_norm = MapNorm(channels, bins * channels)
+
+    def forward(self, features, frames):
+        """Features [batch, time, bins] to a 1-D view."""
+        x = self.convolution(features.unsqueeze(1)).permute(0, 2, 3, 1)
+        x = self.norm(x).flatten(2)
+        return x if self.map_norm is None else self.map_norm(x, frames)
+
+
+class Stage(nn.Module):
+    """One stage: aggregate, reshape, 2-D blocks, 1-D time context.
+
+    Arguments
+    ---------
+    channels : int
+        Channels c of the 2-D view it reads.
+    bins : int
+        Frequency bins f of the 2-D view it reads.
+    strides : list of int
+        Time strides of all maps before.
+    frequency_stride : int
+        Bins become fewer, channels more, by this factor.
+    time_stride : int
+        Frames become fewer by this factor than in the stage before.
+    blocks : int
+        Residual blocks.
+    expansion : float
+        Width of the residual blocks relative to the stage's channels.
+    reduction : int
+        Width of the time-context block is c * f divided by this.
+    groups : int or None
+        Groups of the normalization before aggregation; None for none.
+    dual_aggregation : bool
+        Whether the input of the time-context block is a map as well.
+    """
+
+    def __init__(
+        self,
+        channels,
+        bins,
+        strides,
+        frequency_stride,
+        time_stride,
+        blocks,
+        expansion,
+        reduction,
+        groups,
+        dual_aggregation,
+    ):
+        super().__init__()
+        size = channels * bins
+        self.time_stride = strides[-1] * time_stride
+        self.aggregation = Aggregation(strides, size)
+        width = int(frequency_stride * channels * expansion)
+        self.reshape = StridedConvolution(
+            channels,
+            width,
+            kernel_size=(self.time_stride, frequency_stride),
+            groups=math.gcd(channels, width),
+        )
+        channels *= frequency_stride
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
+        self.contract = None
+        if expansion != 1:
+            self.contract = nn.Sequential(
+                nn.Conv2d(width, channels, 1),
+                nn.BatchNorm2d(channels, eps=1e-6),
+            )
+        self.time_context = TimeContextBlock(size, size // reduction)
+        self.dual_aggregation = dual_aggregation
+        self.map_norms = None
+        if groups is not None:
+            self.map_norms = nn.ModuleList(
+                MapNorm(groups, size) for _ in range(1 + dual_aggregation)
+            )
+
+    def forward(self, maps, frames):
+        """Maps before (1-D views) to one or two maps of this stage."""
+        if frames is not None:
+            frames = frames // self.time_stride
+        x = self.reshape(self.aggregation(maps))
+        padding = None
+        if frames is not None:
+            padding = ~valid_mask(frames, x.shape[2])
+        for block in self.blocks:
+            x = block(x, padding)
+        if self.contract is not None:
+            x = self.contract(x)
+        x = x.permute(0, 2, 3, 1).flatten(2)
+        outputs = [self.time_context(x, padding)]
+        if self.dual_aggregation:
+            outputs.insert(0, x)
+        if self.map_norms is not None:
+            outputs = [
+                norm(output, frames)
+                for norm, output in zip(self.map_norms, outputs, strict=True)
+            ]
+        return outputs
+
+
+class Aggregation(nn.Module):
+    """Weighted sum of maps; the weights are a softmax over the maps, one set
+    for each channel of the 1-D view.
+
+    Maps of one frame rate are summed at that rate: repeating frames commutes
+    with the sum.
+
+    Arguments
+    ---------
+    strides : list of int
+        Time stride of each map.
+    size : int
+        Channels of the 1-D view.
+
+    Example
+    -------
+    >>> aggregation = Aggregation([1, 1, 2], 8)
+    >>> maps = [torch.randn(1, time, 8) for time in (4, 4, 2)]
+    >>> {stride: x.shape[1] for stride, x in aggregation(maps).items()}
+    {1: 4, 2: 2}
+    """
+
+    def __init__(self, strides, size):
+        super().__init__()
+        self.strides = tuple(strides)
+        # Published checkpoints hold a weight for a single map as well; the
+        # softmax makes it 1 whatever it is.
+        self.weight = nn.Parameter(
+            torch.zeros(len(strides), size), requires_grad=len(strides) > 1
+        )
+
+    def forward(self, maps):
+        """Sums the maps of each time stride.
+
+        Arguments
+        ---------
+        maps : list of torch.Tensor
+            1-D views [batch, time / stride, channels].
+
+        Returns
+        -------
+        dict of int to torch.Tensor
+            For each time stride the sum [batch, time / stride, channels].
+        """
+        weights = self.weight.softmax(0)
+        sums = {}
+        for x, weight, stride in zip(maps, weights, self.strides, strict=True):
+            if stride in sums:
+                sums[stride] = torch.addcmul(sums[stride], x, weight)
+            else:
+                sums[stride] = x * weight
+        return sums
+
+
+class StridedConvolution(nn.Conv2d):
+    """Convolution whose kernel equals its stride, over maps of several rates.
+
+    Over a map whose frames stand for r repeated ones, a kernel of s frames is
+    a kernel of s / r frames, each tap the sum of r taps.
+
+    Arguments
+    ---------
+    in_channels : int
+        Input channels.
+    out_channels : int
+        Output channels.
+    kernel_size : tuple of int
+        Kernel and stride in full-rate frames and in bins.
+    groups : int
+        Groups.
+
+    Example
+    -------
+    >>> convolution = StridedConvolution(4, 8, kernel_size=(2, 3), groups=4)
+    >>> convolution({1: torch.randn(1, 10, 24), 2: torch.randn(1, 5, 24)}).shape
+    torch.Size([1, 8, 5, 2])
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, groups):
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=kernel_size,
+            groups=groups,
+        )
+
+    def forward(self, sums):
+        """1-D views by time stride to a 2-D view [batch, channels, time /
+        stride, bins].
+        """
+        frames, bins = self.kernel_size
+        bias = self.bias
+        total = 0
+        for stride, x in sums.items():
+            x = x.unflatten(2, (-1, self.in_channels)).permute(0, 3, 1, 2)
+            weight = self.weight
+            if stride > 1:
+                weight = weight.unflatten(2, (-1, stride)).sum(3)
+            total = total + nn.functional.conv2d(
+                x,
+                weight,
+                bias,
+                stride=(frames // stride, bins),
+                groups=self.groups,
+            )
+            bias = None
+        return total
+
+
+class ResidualBlock(nn.Module):
+    """Two depthwise-separable 3x3 convolutions and a shortcut.
+
+    Arguments
+    ---------
+    channels : int
+        Channels.
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.depthwise_1 = nn.Conv2d(
+            channels, channels, 3, padding=1, groups=channels, bias=False
+        )
+        self.pointwise_1 = nn.Conv2d(channels, channels, 1)
+        self.norm_1 = nn.BatchNorm2d(channels)
+        self.depthwise_2 = nn.Conv2d(
+            channels, channels, 3, padding=1, groups=channels, bias=False
+        )
+        self.pointwise_2 = nn.Conv2d(channels, channels, 1)
+        self.norm_2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x, padding):
+        """2-D view [batch, channels, time, bins] to the same."""
+        if padding is not None:
+            padding = padding[:, None, :, None]
+        y = self.pointwise_1(self.depthwise_1(blank(x, padding))).relu()
+        y = self.norm_1(y)
+        y = self.pointwise_2(self.depthwise_2(blank(y, padding)))
+        return (x + self.norm_2(y)).relu()
+
+
+class TimeContextBlock(nn.Module):
+    """Convolutions over time, then self-attention, on a narrow 1-D view.
+
+    Arguments
+    ---------
+    size : int
+        Channels of the 1-D view.
+    width : int
+        Channels inside the block.
+    """
+
+    def __init__(self, size, width):
+        super().__init__()
+        self.contract = nn.Linear(size, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.convolutions = nn.ModuleList(
+            TimeConvolution(width, kernel) for kernel in TIME_KERNELS
+        )
+        self.attention = SelfAttention(width)
+        self.expand = nn.Linear(width, size)
+
+    def forward(self, x, padding):
+        """1-D view [batch, time, size] to the same."""
+        y = self.norm(self.contract(x))
+        for convolution in self.convolutions:
+            y = convolution(y, padding)
+        return x + self.expand(self.attention(y, padding))
+
+
+class TimeConvolution(nn.Module):
+    """Depthwise convolution over time, BatchNorm, GELU, pointwise.
+
+    Arguments
+    ---------
+    width : int
+        Channels.
+    kernel : int
+        Frames that the convolution spans.
+    """
+
+    def __init__(self, width, kernel):
+        super().__init__()
+        self.depthwise = nn.Conv2d(
+            width, width, (kernel, 1), padding=(kernel // 2, 0), groups=width
+        )
+        self.norm = nn.BatchNorm2d(width)
+        self.pointwise = nn.Linear(width, width)
+
+    def forward(self, x, padding):
+        """1-D view [batch, time, width] to the same."""
+        y = x
+        if padding is not None:
+            y = blank(y, padding.unsqueeze(2))
+        # As a 2-D view with one bin, which is channels_last without a copy.
+        y = y.transpose(1, 2).unsqueeze(3)
+        y = self.norm(self.depthwise(y)).squeeze(3).transpose(1, 2)
+        return x + self.pointwise(nn.functional.gelu(y))
+
+
+class SelfAttention(nn.Module):
+    """Self-attention and feed-forward, each normalized after its shortcut.
+
+    Arguments
+    ---------
+    width : int
+        Channels.
+    """
+
+    def __init__(self, width):
+        super().__init__()
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=1e-6)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(width, width),
+        )
+        self.feed_forward_norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x, padding):
+        """1-D view [batch, time, width] to the same."""
+        heads = self.query_key_value(x).unflatten(2, (3, ATTENTION_HEADS, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if padding is None else ~padding[:, None, None],
+        )
+        attended = attended.transpose(1, 2).flatten(2)
+        x = self.attention_norm(x + self.output(attended))
+        return self.feed_forward_norm(x + self.feed_forward(x))
+
+
+class MapNorm(nn.Module):
+    """GroupNorm of a 1-D view over channels of a group and time.
+
+    torch's GroupNorm wants channels before time and knows no lengths.
+
+    Arguments
+    ---------
+    groups : int
+        Groups of neighbouring channels.
+    size : int
+        Channels of the 1-D view.
+
+    Example
+    -------
+    >>> MapNorm(2, 8)(torch.randn(3, 5, 8), None).shape
+    torch.Size([3, 5, 8])
+    """
+
+    def __init__(self, groups, size):
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x, frames):
+        """Normalizes each group of each utterance.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            1-D view [batch, time, channels].
+        frames : torch.Tensor or None
+            Valid frames [batch] at this view's rate.
+
+        Returns
+        -------
+        torch.Tensor
+            1-D view [batch, time, channels].
+        """
+        grouped = x.float().unflatten(2, (self.groups, -1))
+        if frames is None:
+            variance, mean = torch.var_mean(grouped, (1, 3), correction=0)
+        else:
+            padding = ~valid_mask(frames, x.shape[1])[:, :, None, None]
+            count = (frames * grouped.shape[3]).unsqueeze(1)
+            mean = grouped.masked_fill(padding, 0).sum((1, 3)) / count
+            centred = grouped - mean[:, None, :, None]
+            centred = centred.masked_fill(padding, 0)
+            variance = centred.square().sum((1, 3)) / count
+        scale = (variance + 1e-5).rsqrt()
+        # One multiply-add of the map: scale and shift for each channel.
+        weight = self.weight.unflatten(0, (self.groups, -1))
+        weight = weight * scale.unsqueeze(2)
+        bias = self.bias.unflatten(0, (self.groups, -1))
+        bias = bias - weight * mean.unsqueeze(2)
+        return x * weight.flatten(1)[:, None] + bias.flatten(1)[:, None]
+
+
+def blank(x, padding):
+    """Sets padded frames to zero.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Any view of a map.
+    padding : torch.Tensor or None
+        True where padded, broadcastable to ``x``; None where nothing is.
+
+    Returns
+    -------
+    torch.Tensor
+        ``x``, zero where padded.
+    """
+    return x if padding is None else x.masked_fill(padding, 0)
+
+
+def check_architecture(bins, base_channels, stages):
+    """Refuses architectures that cannot be built, naming the key.
+
+    Arguments
+    ---------
+    bins : int
+        Mel bins.
+    base_channels : int
+        Channels of the stem's map.
+    stages : list of dict
+        As in ``ReDimNet2``.
+    """
+    integers = ("frequency_stride", "time_stride", "blocks", "reduction")
+    keys = {*integers, "expansion"}
+
+    def positive(value, kind):
+        return (
+            isinstance(value, kind)
+            and not isinstance(value, bool)
+            and value > 0
+        )
+
+    if not positive(base_channels, int):
+        raise ValueError(
+            f"base_channels: {base_channels!r} is not a positive integer"
+        )
+    if not isinstance(stages, (list, tuple)) or not stages:
+        raise ValueError("stages: expected a list with an entry for each stage")
+    size = bins * base_channels
+    for index, stage in enumerate(stages):
+        where = f"stages[{index}]"
+        if not isinstance(stage, dict) or set(stage) != keys:
+            raise ValueError(f"{where}: expected the keys {sorted(keys)}")
+        for key in integers:
+            if not positive(stage[key], int):
+                raise ValueError(
+                    f"{where}.{key}: {stage[key]!r} is not a positive integer"
+                )
+        if not positive(stage["expansion"], (int, float)):
+            raise ValueError(
+                f"{where}.expansion: {stage['expansion']!r} is not a positive "
+                "number"
+            )
+        if bins % stage["frequency_stride"]:
+            raise ValueError(
+                f"{where}.frequency_stride: {bins} bins cannot be divided by "
+                f"{stage['frequency_stride']}"
+            )
+        bins //= stage["frequency_stride"]
+        width = size // stage["reduction"]
+        if width == 0 or width % ATTENTION_HEADS:
+            raise ValueError(
+                f"{where}.reduction: {size} channels / {stage['reduction']} "
+                f"are not a multiple of {ATTENTION_HEADS} attention heads"
+            )

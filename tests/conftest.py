@@ -1,0 +1,66 @@
+"""Shared by all tests: published parity cases and the recipe's modules."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS / "parity"))
+import fill  # noqa: E402
+
+torch.set_num_threads(2)
+
+
+class ParityCase:
+    """One parity case: its published layout, weights, inputs and figures."""
+
+    names = sorted(
+        path.name.removesuffix(".manifest.json")
+        for path in (TESTS / "parity").glob("*.manifest.json")
+    )
+
+    def __init__(self, name):
+        path = TESTS / "parity" / name
+        text = path.with_name(f"{name}.manifest.json").read_text()
+        self.manifest = json.loads(text)
+        self.figures = np.load(path.with_name(f"{name}.npz"))
+        self.lengths = self.manifest["waveform_lengths"]
+
+    def checkpoint(self):
+        weights = fill.fill(self.manifest, self.manifest["seed"])
+        return {
+            "model_config": self.manifest["model_config"],
+            "state_dict": {
+                name: torch.from_numpy(value) for name, value in weights.items()
+            },
+        }
+
+    def waveform(self, samples):
+        return torch.from_numpy(fill.waveform(samples, self.manifest["seed"]))
+
+    def figure(self, name):
+        return torch.from_numpy(self.figures[name])
+
+
+@pytest.fixture(params=ParityCase.names)
+def parity_case(request):
+    return ParityCase(request.param)
+
+
+@pytest.fixture
+def b3_case():
+    return ParityCase("b3-vox2")
+
+
+@pytest.fixture
+def b0_case():
+    return ParityCase("b0-vox2")
+
+
+def relative_difference(ours, theirs):
+    """Largest difference, relative to the largest value."""
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()

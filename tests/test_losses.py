@@ -1,0 +1,365 @@
+"""The losses against published figures, formulas and hard inputs."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+from speechbrain.nnet.losses import (
+    AdditiveAngularMargin,
+    AngularMargin,
+    LogSoftmaxWrapper,
+)
+
+from redimnet2_lobes.losses import (
+    AdditiveAngularMarginLoss,
+    SphereFace2,
+    SubCenterInterTopKLoss,
+)
+
+PUBLISHED = np.load(Path(__file__).parent / "parity" / "loss.npz")
+
+
+def additive_margin(margin, scale=32.0):
+    """The additive margin, which is all SpeechBrain's."""
+    return LogSoftmaxWrapper(AngularMargin(margin, scale))
+
+
+def make_losses(margin=0.2, scale=32.0):
+    """Every loss of ours, for 8 cosines."""
+    return [
+        SphereFace2(margin, scale, margin_type="C"),
+        SphereFace2(margin, scale, margin_type="A"),
+        AdditiveAngularMarginLoss(margin, scale),
+        SubCenterInterTopKLoss(margin, scale, sub_centers=2, top_k=2),
+    ]
+
+
+def name_of(loss):
+    return type(loss).__name__ + getattr(loss, "margin_type", "")
+
+
+every_loss = pytest.mark.parametrize("loss", make_losses(), ids=name_of)
+
+
+def random_cosines(seed=0, batch=5, outputs=8):
+    """Cosines and labels for 4 classes (8 outputs with 2 sub-centers)."""
+    generator = torch.Generator().manual_seed(seed)
+    cosines = torch.rand(batch, 1, outputs, generator=generator) * 1.9 - 0.95
+    labels = torch.randint(0, 4, (batch, 1), generator=generator)
+    return cosines, labels
+
+
+# The published figures
+
+
+@pytest.mark.parametrize(
+    ("case", "loss"),
+    [
+        ("sphereface2-C-m0.0", SphereFace2(0.0)),
+        ("sphereface2-C-m0.2", SphereFace2(0.2)),
+        ("sphereface2-C-m0.3", SphereFace2(0.3)),
+        ("sphereface2-A-m0.15", SphereFace2(0.15, margin_type="A")),
+        ("aam-m0.2", AdditiveAngularMarginLoss(0.2)),
+        ("am-m0.2", additive_margin(0.2)),
+        ("aam-subcenter3-intertopk5-m0.2", SubCenterInterTopKLoss(0.2)),
+    ],
+)
+def test_published_values_and_gradients(case, loss):
+    weight = "weight_subcenter" if "subcenter" in case else "weight"
+    weight = torch.from_numpy(PUBLISHED[weight])
+    classifier = Classifier(weight.shape[1], out_neurons=weight.shape[0])
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        if "sphereface2" in case:
+            assert loss.bias == 0  # as published, before it is learned
+            loss.bias.fill_(-0.3)
+    embeddings = torch.from_numpy(PUBLISHED["embedding"]).requires_grad_()
+    labels = torch.from_numpy(PUBLISHED["label"]).unsqueeze(1)
+
+    value = loss(classifier(embeddings.unsqueeze(1)), labels)
+    value.backward()
+
+    for ours, figure in [
+        (value.detach(), "loss"),
+        (embeddings.grad, "grad_embedding"),
+        (classifier.weight.grad, "grad_weight"),
+    ]:
+        expected = PUBLISHED[f"{case}.{figure}"]
+        difference = np.abs(ours.numpy() - expected).max()
+        assert difference <= 1e-5 * np.abs(expected).max(), figure
+
+
+def test_every_published_case_is_tested():
+    cases = {key.rsplit(".", 1)[0] for key in PUBLISHED if ".loss" in key}
+    parameters = test_published_values_and_gradients.pytestmark[0].args[1]
+    assert cases == {case for case, _ in parameters}
+
+
+def test_speechbrains_angular_margin_is_another():
+    """The reason for ours; if this fails, SpeechBrain's may have become it."""
+    cosines = torch.tensor([[[-0.99, 0.5, 0.1]]])  # beyond pi - m
+    label = torch.tensor([[0]])
+    theirs = LogSoftmaxWrapper(AdditiveAngularMargin(0.2, 32.0))
+    ours = AdditiveAngularMarginLoss(0.2)
+    assert not torch.isclose(theirs(cosines, label), ours(cosines, label))
+    before = theirs(-cosines, label)
+    theirs.loss_fn.margin = 0.4
+    assert theirs(-cosines, label) == before
+
+
+# The formulas, where the published figures do not reach
+
+
+def continued_cosine(angle, margin):
+    """cos(angle + margin), continued beyond pi as published."""
+    if angle > math.pi - margin:
+        return math.cos(angle) - 1 - math.cos(math.pi - margin)
+    return math.cos(angle + margin)
+
+
+@pytest.mark.parametrize("angle", [0.3, 2.0, math.pi - 0.21, math.pi - 0.19, 3])
+def test_additive_angular_margin_follows_the_angle(angle):
+    loss = AdditiveAngularMarginLoss(margin=0.2, scale=2.0)
+    cosines = torch.tensor([[math.cos(angle), 0.3]], dtype=torch.float64)
+    logits = [2 * continued_cosine(angle, 0.2), 2 * 0.3]
+    expected = math.log(sum(map(math.exp, logits))) - logits[0]
+    value = loss(cosines, torch.tensor([0]))
+    assert value.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("angle", [0.3, 2.0, math.pi - 0.16, math.pi - 0.14, 3])
+def test_sphereface2_type_a_follows_the_angle(angle):
+    loss = SphereFace2(
+        margin=0.15, scale=2.0, margin_type="A", positive_weight=0.6, exponent=2
+    ).double()
+    loss.bias.data.fill_(0.25)
+    cosines = torch.tensor(
+        [[math.cos(angle), math.cos(1.3), math.cos(0.4)]], dtype=torch.float64
+    )
+
+    def spread(cosine):
+        return 2 * ((cosine + 1) / 2) ** 2 - 1
+
+    target = 2 * spread(continued_cosine(angle, 0.15)) + 0.25
+    expected = 0.6 * math.log(1 + math.exp(-target))
+    for other_angle in (1.3, 0.4):
+        other = 2 * spread(math.cos(other_angle - 0.15)) + 0.25
+        expected += 0.4 * math.log(1 + math.exp(other))
+    value = loss(cosines, torch.tensor([0]))
+    assert value.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.2])
+def test_inter_top_k_penalty_grows_with_the_margin(margin):
+    loss = SubCenterInterTopKLoss(
+        margin=margin, scale=4.0, sub_centers=1, top_k=2, penalty=0.06
+    )
+    angles = [1.0, 1.2, 2.0, 0.9, 1.5]
+    cosines = torch.tensor([angles], dtype=torch.float64).cos()
+    penalty = 0.06 * margin / 0.2
+    shifted = [1.0 + margin, 1.2 - penalty, 2.0, 0.9 - penalty, 1.5]
+    logits = [4.0 * math.cos(angle) for angle in shifted]
+    expected = math.log(sum(map(math.exp, logits))) - logits[0]
+    value = loss(cosines, torch.tensor([0]))
+    assert value.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_inter_top_k_with_few_classes_penalizes_all_others():
+    cosines = torch.tensor([[0.5, 0.4, 0.3]])
+    label = torch.tensor([0])
+    many = SubCenterInterTopKLoss(sub_centers=1, top_k=100)
+    two = SubCenterInterTopKLoss(sub_centers=1, top_k=2)
+    one = SubCenterInterTopKLoss(sub_centers=1, top_k=1)
+    assert many(cosines, label) == two(cosines, label) > one(cosines, label)
+
+
+def test_only_the_nearest_sub_center_is_trained():
+    cosines = torch.tensor([[0.1, 0.6, 0.2, 0.3, -0.5, 0.0]])
+    cosines.requires_grad_()
+    SubCenterInterTopKLoss(sub_centers=3)(cosines, torch.tensor([0])).backward()
+    assert cosines.grad.nonzero()[:, 1].tolist() == [1, 3]
+
+
+# Properties of every loss
+
+
+@pytest.mark.parametrize("loss", make_losses(scale=4.0), ids=name_of)
+def test_gradients_are_those_of_the_value(loss):
+    cosines, labels = random_cosines(seed=1)
+    cosines = cosines.double().requires_grad_()
+    assert torch.autograd.gradcheck(loss, (cosines, labels))
+
+
+@pytest.mark.parametrize("margin_type", ["A", "C"])
+def test_sphereface2_learns_its_bias(margin_type):
+    loss = SphereFace2(scale=4.0, margin_type=margin_type)
+    cosines, labels = random_cosines()
+    bias = torch.tensor(-0.3, dtype=torch.float64, requires_grad=True)
+    assert "bias" in dict(loss.named_parameters())
+    assert torch.autograd.gradcheck(
+        lambda bias: torch.func.functional_call(
+            loss, {"bias": bias}, (cosines.double(), labels)
+        ),
+        bias,
+    )
+
+
+@every_loss
+def test_shapes_with_and_without_the_time_axis(loss):
+    cosines, labels = random_cosines()
+    value = loss(cosines, labels)
+    assert value.shape == ()
+    assert loss(cosines.squeeze(1), labels.squeeze(1)) == value
+    assert loss(cosines.squeeze(1), labels) == value
+
+
+@every_loss
+def test_loss_is_the_mean_over_the_batch(loss):
+    cosines, labels = random_cosines()
+    singles = [
+        loss(cosines[i : i + 1], labels[i : i + 1]) for i in range(len(labels))
+    ]
+    torch.testing.assert_close(
+        loss(cosines, labels), torch.stack(singles).mean()
+    )
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_input_float32_loss(loss, dtype):
+    cosines, labels = random_cosines(batch=64)
+    half = cosines.to(dtype).requires_grad_()
+    value = loss(half, labels)
+    assert value.dtype == torch.float32
+    # All that is lost was lost before the loss.
+    assert value == loss(half.detach().float(), labels)
+    value.backward()
+    assert half.grad.isfinite().all()
+    tolerance = 0.02 if dtype == torch.bfloat16 else 0.002
+    torch.testing.assert_close(
+        value.detach(), loss(cosines, labels).detach(), rtol=tolerance, atol=0
+    )
+
+
+@every_loss
+def test_autocast_changes_nothing(loss):
+    cosines, labels = random_cosines()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(cosines, labels)
+    assert inside.dtype == torch.float32
+    assert inside == loss(cosines, labels)
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.3])
+def test_margin_set_later_equals_margin_given(margin):
+    cosines, labels = random_cosines()
+    for changed, fresh in zip(
+        make_losses(margin=0.15), make_losses(margin), strict=True
+    ):
+        before = changed(cosines, labels)
+        changed.margin = margin
+        after = changed(cosines, labels)
+        assert after == fresh(cosines, labels), name_of(changed)
+        assert after != before, name_of(changed)
+
+
+def test_additive_margin_set_later_equals_margin_given():
+    cosines, labels = random_cosines()
+    changed = additive_margin(0.0)
+    changed.loss_fn.margin = 0.2
+    assert changed(cosines, labels) == additive_margin(0.2)(cosines, labels)
+    assert changed(cosines, labels) > additive_margin(0.0)(cosines, labels)
+
+
+@every_loss
+@pytest.mark.parametrize("target", [-1.0, 1.0])
+@pytest.mark.parametrize("excess", [0.0, 1e-7, 0.01])
+def test_extreme_cosines_have_finite_gradients(loss, target, excess):
+    """Rounding may also take a cosine slightly beyond 1 (bfloat16: 1/128)."""
+    cosines = torch.full((2, 8), -target)
+    cosines[0, :4] = target
+    cosines = (cosines * (1 + excess)).requires_grad_()
+    value = loss(cosines, torch.tensor([0, 3]))
+    value.backward()
+    assert value.isfinite()
+    assert cosines.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("margin_type", ["A", "C"])
+@pytest.mark.parametrize("cosine", [-1.0, -0.9, 0.9, 1.0])
+@pytest.mark.parametrize("scale", [32.0, 128.0])  # exp(128) is infinite
+def test_sphereface2_is_stable_with_thousands_of_classes(
+    margin_type, cosine, scale
+):
+    loss = SphereFace2(scale=scale, margin=0.3, margin_type=margin_type)
+    labels = torch.arange(4)
+    cosines = torch.full((4, 20_000), cosine, requires_grad=True)
+    value = loss(cosines, labels)
+    value.backward()
+    exact = loss.double()(cosines.detach().double(), labels)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert cosines.grad.isfinite().all()
+    # The target is always pulled, the others are always pushed.
+    target = torch.zeros_like(cosines, dtype=torch.bool)
+    target[labels, labels] = True
+    assert (cosines.grad[target] <= 0).all()
+    assert (cosines.grad[~target] >= 0).all()
+
+
+# Wrong input
+
+
+@every_loss
+@pytest.mark.parametrize("label", [-1, 8])
+def test_label_out_of_range(loss, label):
+    cosines, labels = random_cosines()
+    labels[2] = label
+    with pytest.raises(ValueError, match=rf"^labels from .*{label}.*\Z"):
+        loss(cosines, labels)
+
+
+def test_label_of_a_sub_center_is_out_of_range():
+    cosines, labels = random_cosines()
+    labels[2] = 4  # 8 outputs, but 4 classes
+    with pytest.raises(ValueError, match="4 classes"):
+        SubCenterInterTopKLoss(sub_centers=2)(cosines, labels)
+
+
+@every_loss
+def test_as_many_labels_as_rows(loss):
+    cosines, labels = random_cosines(batch=5)
+    with pytest.raises(ValueError, match="4 labels for 5 rows"):
+        loss(cosines, labels[:4])
+
+
+def test_outputs_must_divide_into_sub_centers():
+    with pytest.raises(ValueError, match="sub_centers 3.*out_neurons"):
+        SubCenterInterTopKLoss(sub_centers=3)(*random_cosines(outputs=8))
+
+
+@pytest.mark.parametrize(
+    ("loss", "key", "value"),
+    [
+        (SphereFace2, "margin_type", "B"),
+        (SphereFace2, "margin_type", None),
+        (SphereFace2, "margin", -0.1),
+        (SphereFace2, "scale", "32"),
+        (SphereFace2, "positive_weight", 1.5),
+        (SphereFace2, "exponent", 2.5),
+        (SphereFace2, "exponent", 0),
+        (AdditiveAngularMarginLoss, "margin", "0.2"),
+        (AdditiveAngularMarginLoss, "scale", float("nan")),
+        (SubCenterInterTopKLoss, "margin", None),
+        (SubCenterInterTopKLoss, "scale", -1),
+        (SubCenterInterTopKLoss, "sub_centers", 0),
+        (SubCenterInterTopKLoss, "top_k", 0),
+        (SubCenterInterTopKLoss, "penalty", -0.06),
+    ],
+)
+def test_wrong_value_is_named_in_one_line(loss, key, value):
+    with pytest.raises(ValueError, match=rf"^{key} must be [^\n]*\Z") as error:
+        loss(**{key: value})
+    assert repr(value) in str(error.value)

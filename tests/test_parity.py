@@ -1,0 +1,89 @@
+"""Our network against figures that the published code produced."""
+
+import pytest
+import torch
+from conftest import ParityCase, relative_difference
+from speechbrain.inference.classifiers import EncoderClassifier
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from redimnet2_lobes.convert import convert
+from redimnet2_lobes.published import build_network, take_weights
+
+# Computed multiply-accumulates for 2 s, 1e9 (reference, section 1).
+MULTIPLY_ACCUMULATES = {
+    "b0-vox2": 0.316,
+    "b1-vox2": 0.545,
+    "b2-vox2": 0.924,
+    "b3-vox2": 2.644,
+    "b4-vox2": 4.542,
+    "b5-vox2": 9.483,
+    "b6-vox2": 12.863,
+}
+
+
+def build(case):
+    checkpoint = case.checkpoint()
+    network = build_network(checkpoint["model_config"]).eval()
+    take_weights(network, checkpoint["state_dict"])
+    return network
+
+
+def test_embeddings_through_speechbrain(parity_case, tmp_path):
+    torch.save(parity_case.checkpoint(), tmp_path / "published.pt")
+    convert(tmp_path / "published.pt", tmp_path / "model")
+    encoder = EncoderClassifier.from_hparams(source=str(tmp_path / "model"))
+    for samples in parity_case.lengths:
+        ours = encoder.encode_batch(parity_case.waveform(samples))
+        theirs = parity_case.figure(f"embedding_{samples}")
+        assert ours.shape == (1, 1, 192)
+        assert relative_difference(ours[0, 0], theirs) < 1e-5
+
+
+def test_parameters(parity_case):
+    network = build_network(parity_case.manifest["model_config"])
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == parity_case.manifest["parameters"]
+
+
+@pytest.mark.parametrize("name", ["b3-vox2", "b3-vox2-torchaudio-mel"])
+def test_features(name):
+    case = ParityCase(name)
+    front_end = build_network(case.manifest["model_config"]).front_end
+    features, frames = front_end(case.waveform(32000).unsqueeze(0))
+    theirs = case.figure("features_32000")
+    assert frames is None
+    assert features[0].T.shape == theirs.shape
+    assert (features[0].T - theirs).abs().max() < 1e-4
+
+
+def test_intermediate_maps(b3_case):
+    network = build(b3_case)
+    with torch.no_grad():
+        features, _ = network.front_end(b3_case.waveform(16000).unsqueeze(0))
+        maps, _ = network.feature_maps(features)
+    strides = [1, *(stage.time_stride for stage in network.stages)]
+    assert len(maps) == 7
+    for index, (x, stride) in enumerate(zip(maps, strides, strict=True)):
+        # The published maps repeat each frame to the full rate.
+        ours = x.repeat_interleave(stride, dim=1)[0, :8].T
+        name = "stem_16000" if index == 0 else f"stage{index - 1}_16000"
+        if index > 0:
+            ours = ours[::4]
+        assert relative_difference(ours, b3_case.figure(name)) < 1e-5, name
+
+
+@pytest.mark.parametrize("name", MULTIPLY_ACCUMULATES)
+def test_multiply_accumulates(name):
+    network = build_network(ParityCase(name).manifest["model_config"]).eval()
+    counter = FlopCounterMode(display=False)
+    # The counter knows the plain form of attention only.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        network.encode_features(torch.randn(1, 199, 72))
+    # The published pooling multiplies the utterance's mean and deviation for
+    # each of the 196 frames, ours once: the only work that ours leaves out.
+    pooled = network.projection.in_features // 2
+    attention = network.pooling.attention.in_features
+    saved = 2 * pooled * attention * (196 - 1)
+    ours = (counter.get_total_flops() / 2 + saved) / 1e9
+    assert ours == pytest.approx(MULTIPLY_ACCUMULATES[name], rel=0.01)

@@ -1,0 +1,537 @@
+"""Data preparation: what is used, converted, skipped, kept out and reused."""
+
+import csv
+import importlib
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from speechbrain.dataio import audio_io
+from speechbrain.dataio.dataset import DynamicItemDataset
+
+from redimnet2_lobes.audio import load_waveform
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RECIPE = REPOSITORY / "recipes" / "VoxCeleb"
+sys.path.insert(0, str(RECIPE))
+voxceleb_prepare = importlib.import_module("voxceleb_prepare")
+prepare_voxceleb = voxceleb_prepare.prepare_voxceleb
+read_trials = importlib.import_module("trials").read_trials
+
+
+def tone(rate=16000, seconds=1.0, frequency=440.0):
+    time = np.arange(round(rate * seconds)) / rate
+    return 0.5 * np.sin(2 * np.pi * frequency * time)
+
+
+def write(corpus, name, samples=None, rate=16000, **options):
+    path = corpus / "wav" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(
+        path, tone() if samples is None else samples, rate, **options
+    )
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A clean corpus: four speakers, two sessions, two utterances each."""
+    for speaker in "abcd":
+        for session in "xy":
+            for number in "12":
+                write(tmp_path / "corpus", f"{speaker}/{session}/{number}.wav")
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def save(tmp_path):
+    return tmp_path / "save"
+
+
+@pytest.fixture
+def checked(monkeypatch, tmp_path):
+    """Give a function that tells which files were decoded since its last call.
+
+    The workers are other processes: they leave a note in a file.
+    """
+    notes = tmp_path / "decoded.txt"
+    notes.touch()
+
+    def noting(path, sample_rate):
+        with open(notes, "a") as stream:
+            stream.write(f"{Path(path).relative_to(Path(path).parents[2])}\n")
+        return load_waveform(path, sample_rate)
+
+    def read_notes():
+        names = notes.read_text().splitlines()
+        notes.write_text("")
+        return sorted(names)
+
+    monkeypatch.setattr(voxceleb_prepare, "load_waveform", noting)
+    return read_notes
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def trained(save):
+    return [row["ID"] for row in rows(save / "train.csv")]
+
+
+def report(save):
+    return {
+        row["file"]: (row["action"], row["reason"])
+        for row in rows(save / "preparation_report.csv")
+    }
+
+
+def snapshot(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def trial_list(path, *files):
+    path.write_text("".join(f"1 {file} {file}\n" for file in files))
+    return path
+
+
+def test_clean_corpus(corpus, save):
+    prepare_voxceleb(corpus, save, workers=2)
+    table = rows(save / "train.csv")
+    assert list(table[0]) == ["ID", "duration", "wav", "spk_id"]
+    assert trained(save) == [
+        f"{speaker}/{session}/{number}"
+        for speaker in "abcd"
+        for session in "xy"
+        for number in "12"
+    ]
+    for row in table:
+        assert float(row["duration"]) == 1.0
+        assert row["wav"] == f"$data_root/wav/{row['ID']}.wav"
+        assert row["spk_id"] == row["ID"][0]
+    assert report(save) == {}
+
+
+def test_every_bad_kind(corpus, save, caplog):
+    nan = tone().astype(np.float32)
+    nan[500] = np.nan
+    write(corpus, "bad/x/text.wav").write_bytes(b"no audio " * 100)
+    write(corpus, "bad/x/m4a.wav").rename(corpus / "wav/bad/x/m4a.m4a")
+    (corpus / "wav/bad/x/m4a.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    write(corpus, "bad/x/zero-bytes.wav").write_bytes(b"")
+    write(corpus, "bad/x/header-only.wav", np.zeros(0))
+    write(corpus, "bad/x/silent.wav", np.zeros(16000))
+    write(
+        corpus,
+        "bad/x/opposite.wav",
+        np.stack([tone(), -tone()], 1),
+        subtype="FLOAT",
+    )
+    write(corpus, "bad/x/nan.wav", nan, subtype="FLOAT")
+    write(corpus, "bad/x/short.wav", tone(seconds=0.1))
+    write(
+        corpus, "bad/x/short-stereo.wav", np.stack([tone(seconds=0.1)] * 2, 1)
+    )
+    (corpus / "wav/bad/x/link.wav").symlink_to("nowhere.wav")
+    write(corpus, "bad/misplaced.wav")
+    write(corpus, "bad/x/deep/misplaced.wav")
+    write(corpus, "bad/x/price$tag.wav")
+    write(corpus, "bad/x/two\nlines.wav")
+    latin = os.fsencode(corpus / "wav/bad/x") + b"/caf\xe9.wav"
+    os.rename(write(corpus, "bad/x/latin.wav"), latin)
+    write(corpus, "bad/x/two.wav")
+    write(corpus, "bad/x/two.flac")
+    write(corpus, "odd/x/stereo.wav", np.stack([tone(), tone()], 1))
+    write(corpus, "odd/x/8k.wav", tone(8000), 8000)
+    write(corpus, "odd/x/44k.flac", tone(44100), 44100)
+    write(corpus, "odd/x/44k-stereo.WAV", np.stack([tone(44100)] * 2, 1), 44100)
+    (corpus / "wav/bad/x/notes.txt").write_text("not audio, not reported")
+    write(corpus, "bad/x/.hidden.wav")
+    originals = snapshot(corpus)
+
+    with caplog.at_level(logging.INFO):
+        prepare_voxceleb(corpus, save, workers=2)
+
+    odd_name = "name with $, control or odd characters"
+    skipped = {
+        "text.wav": "unreadable",
+        "m4a.m4a": "unreadable",
+        "zero-bytes.wav": "empty",
+        "header-only.wav": "empty",
+        "silent.wav": "silent",
+        "opposite.wav": "silent",
+        "nan.wav": "not finite",
+        "short.wav": "shorter than 0.5 s",
+        "short-stereo.wav": "shorter than 0.5 s",
+        "link.wav": "missing",
+        "deep/misplaced.wav": "not in wav/<speaker>/<session>/",
+        "two.flac": "second file of one utterance",
+    }
+    assert report(save) == {
+        **{f"bad/x/{name}": ("skipped", why) for name, why in skipped.items()},
+        "bad/misplaced.wav": ("skipped", "not in wav/<speaker>/<session>/"),
+        "bad/x/price$tag.wav": ("skipped", odd_name),
+        r"bad/x/two\nlines.wav": ("skipped", odd_name),
+        r"bad/x/caf\udce9.wav": ("skipped", odd_name),
+        "odd/x/stereo.wav": ("converted", "2 channels"),
+        "odd/x/8k.wav": ("converted", "8000 Hz"),
+        "odd/x/44k.flac": ("converted", "44100 Hz"),
+        "odd/x/44k-stereo.WAV": ("converted", "2 channels, 44100 Hz"),
+    }
+    odd = ["odd/x/44k", "odd/x/44k-stereo", "odd/x/8k", "odd/x/stereo"]
+    assert trained(save)[8] == "bad/x/two"
+    assert trained(save)[17:] == odd
+    assert snapshot(corpus) == originals
+    # No copies of what is not used, and nothing left over.
+    assert sorted(
+        path.relative_to(save).as_posix() for path in save.rglob("*.*")
+    ) == sorted(
+        [f"converted/{name}.wav" for name in odd]
+        + ["preparation_index.csv", "preparation_report.csv", "train.csv"]
+    )
+    for line in (
+        "Preparation: 2 skipped: empty",
+        "Preparation: 2 skipped: silent",
+        "Preparation: 2 skipped: shorter than 0.5 s",
+        "Preparation: 1 skipped: not finite",
+        "Preparation: 1 converted: 8000 Hz",
+        "Preparation: 21 utterances of 6 speakers for training, 0.01 hours",
+    ):
+        assert line in caplog.messages
+
+
+def test_converted_copies_sound_as_the_originals(corpus, save):
+    peak = 3.0  # a fixed-point copy would clip it
+    samples = np.stack([2 * peak * tone(44100, frequency=1000)] * 2, 1)
+    original = write(corpus, "odd/x/1.wav", samples, 44100, subtype="FLOAT")
+    prepare_voxceleb(corpus, save, workers=1)
+    copy = save / "converted" / "odd" / "x" / "1.wav"
+    signal, rate = soundfile.read(copy, always_2d=True)
+    assert rate == 16000
+    assert signal.shape == (16000, 1)
+    spectrum = np.abs(np.fft.rfft(signal[:, 0]))
+    assert spectrum.argmax() == 1000  # one bin per Hz
+    assert np.abs(signal).max() == pytest.approx(peak, rel=0.01)
+    assert np.array_equal(load_waveform(copy), load_waveform(original))
+
+
+def test_csv_loads_in_speechbrain(corpus, save):
+    write(corpus, "odd/x/8k, outdoors.wav", tone(8000), 8000)
+    prepare_voxceleb(corpus, save, workers=1)
+    dataset = DynamicItemDataset.from_csv(
+        save / "train.csv",
+        replacements={"data_root": corpus, "save_root": save},
+        output_keys=["id", "wav", "duration", "spk_id"],
+    )
+    assert len(dataset) == 17
+    for item in dataset:
+        waveform = load_waveform(item["wav"])
+        assert len(waveform) == round(16000 * item["duration"])
+        assert item["spk_id"] == item["id"].split("/")[0]
+
+
+def test_result_does_not_depend_on_the_workers_or_the_place(
+    corpus, save, tmp_path
+):
+    write(corpus, "a-b/x/1.wav", np.zeros(16000))
+    write(corpus, "a-b/x/2.wav", tone(8000), 8000)
+    prepare_voxceleb(corpus, save / "one", workers=1)
+    corpus = corpus.rename(tmp_path / "moved")
+    prepare_voxceleb(str(corpus), str(save / "three"), workers=3)
+    for name in ("train.csv", "preparation_report.csv"):
+        text = (save / "one" / name).read_text()
+        assert text == (save / "three" / name).read_text()
+        assert str(tmp_path) not in text
+    assert str(tmp_path) not in (
+        save / "one" / "preparation_index.csv"
+    ).read_text(encoding="utf-8")
+
+
+def test_test_speakers_and_validation_utterances_stay_out(
+    corpus, save, tmp_path, caplog
+):
+    with caplog.at_level(logging.INFO):
+        prepare_voxceleb(
+            corpus,
+            save,
+            # A list may name files of another corpus, or in another format.
+            test_trials=trial_list(
+                tmp_path / "test.txt", "a/x/1.wav", "elsewhere/x/1.wav"
+            ),
+            validation_trials=trial_list(
+                tmp_path / "valid.txt", "b/x/1.wav", "c/y/2.flac"
+            ),
+            workers=1,
+        )
+    expected = [
+        f"{speaker}/{session}/{number}"
+        for speaker in "bcd"
+        for session in "xy"
+        for number in "12"
+    ]
+    expected.remove("b/x/1")
+    expected.remove("c/y/2")
+    assert trained(save) == expected
+    assert report(save) == {}
+    assert "Preparation: 4 kept out: test speaker" in caplog.messages
+    assert "Preparation: 2 kept out: validation utterance" in caplog.messages
+    assert not [
+        record for record in caplog.records if record.levelname == "WARNING"
+    ]
+
+
+def test_validating_on_test_speakers_is_not_silent(
+    corpus, save, tmp_path, caplog
+):
+    trials = trial_list(tmp_path / "trials.txt", "a/x/1.wav")
+    prepare_voxceleb(corpus, save, trials, trials, workers=1)
+    assert [
+        record.message
+        for record in caplog.records
+        if record.levelname == "WARNING" and "share speakers" in record.message
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["a/1.wav", "wav/a/x/1.wav", "/a/x/1.wav", "./a/1.wav"]
+)
+def test_trial_names_that_match_nothing_are_errors(
+    corpus, save, tmp_path, name
+):
+    trials = trial_list(tmp_path / "valid.txt", name)
+    with pytest.raises(ValueError, match="speaker/session/utterance") as caught:
+        prepare_voxceleb(corpus, save, validation_trials=trials)
+    assert str(trials) in str(caught.value)
+    assert repr(name) in str(caught.value)
+
+
+def test_second_call_decodes_nothing(corpus, save, checked):
+    write(corpus, "odd/x/1.wav", tone(8000), 8000)
+    prepare_voxceleb(corpus, save, workers=2)
+    assert len(checked()) == 17
+    before = snapshot(save)
+    prepare_voxceleb(corpus, save, workers=2)
+    assert checked() == []
+    assert snapshot(save) == before
+
+
+def test_changed_new_removed_and_skipped_files_are_noticed(
+    corpus, save, checked
+):
+    write(corpus, "bad/x/1.wav", np.zeros(16000))
+    odd = write(corpus, "odd/x/1.wav", tone(8000), 8000)
+    prepare_voxceleb(corpus, save, workers=1)
+    checked()
+
+    changed = write(corpus, "a/x/1.wav", tone(seconds=2.0))
+    same_size = write(corpus, "a/x/2.wav", np.zeros(16000))
+    os.utime(same_size, ns=(0, 0))
+    write(corpus, "a/x/0.wav")
+    write(corpus, "zz/x/1.wav")
+    (corpus / "wav/b/y/1.wav").unlink()
+    (save / "converted/odd/x/1.wav").unlink()
+    prepare_voxceleb(corpus, save, workers=1)
+
+    assert checked() == sorted(
+        [f"a/x/{number}.wav" for number in "012"]
+        + ["zz/x/1.wav", "bad/x/1.wav", "odd/x/1.wav"]
+    )
+    table = {row["ID"]: row for row in rows(save / "train.csv")}
+    assert float(table["a/x/1"]["duration"]) == 2.0
+    assert "zz/x/1" in table
+    assert "a/x/0" in table
+    assert "a/x/2" not in table
+    assert "b/y/1" not in table
+    assert changed.exists()
+    assert report(save) == {
+        "a/x/2.wav": ("skipped", "silent"),
+        "bad/x/1.wav": ("skipped", "silent"),
+        "odd/x/1.wav": ("converted", "8000 Hz"),
+    }
+    assert np.array_equal(
+        load_waveform(save / "converted/odd/x/1.wav"), load_waveform(odd)
+    )
+
+
+def test_settings_are_applied_to_what_is_reused(
+    corpus, save, tmp_path, checked
+):
+    write(corpus, "e/x/1.wav", tone(seconds=0.7))
+    write(corpus, "e/x/2.wav", tone(8000, seconds=0.2), 8000)
+    prepare_voxceleb(corpus, save, workers=1)
+    assert trained(save)[16:] == ["e/x/1"]
+    checked()
+    prepare_voxceleb(corpus, save, minimum_seconds=0.8, workers=1)
+    assert checked() == ["e/x/1.wav", "e/x/2.wav"]
+    assert trained(save)[16:] == []
+    prepare_voxceleb(corpus, save, minimum_seconds=0.1, workers=1)
+    assert trained(save)[16:] == ["e/x/1", "e/x/2"]
+    checked()
+    trials = trial_list(tmp_path / "test.txt", "a/x/1.wav")
+    prepare_voxceleb(corpus, save, trials, minimum_seconds=0.1, workers=1)
+    assert checked() == []
+    assert trained(save)[0] == "b/x/1"
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (RuntimeError("no space left"), OSError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_fault_while_converting_leaves_nothing_half_written(
+    corpus, save, monkeypatch, fault, expected
+):
+    for number in range(20):
+        write(corpus, f"odd/x/{number:02d}.wav", tone(8000), 8000)
+    save_audio = audio_io.save
+
+    def failing_save(path, *arguments, **options):
+        save_audio(path, *arguments, **options)
+        if path.endswith("13.wav"):
+            os.truncate(path, 1000)
+            raise fault
+
+    monkeypatch.setattr(audio_io, "save", failing_save)
+    with pytest.raises(expected) as caught:
+        prepare_voxceleb(corpus, save, workers=2)
+    if expected is OSError:
+        assert "odd/x/13.wav: cannot write" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    left = [path for path in save.rglob("*") if path.is_file()]
+    assert save / "converted/odd/x/13.wav" not in left
+    assert {path.parent for path in left} <= {save / "converted/odd/x"}
+    for path in left:
+        assert soundfile.info(path).frames == 16000
+        assert not path.name.startswith(".")
+
+    monkeypatch.setattr(audio_io, "save", save_audio)
+    prepare_voxceleb(corpus, save, workers=2)
+    assert len(trained(save)) == 36
+
+
+def test_fault_keeps_the_earlier_result(corpus, save, monkeypatch):
+    prepare_voxceleb(corpus, save, workers=1)
+    before = snapshot(save)
+    write(corpus, "zz/x/1.wav")
+
+    def interrupted(path, sample_rate):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(voxceleb_prepare, "load_waveform", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_voxceleb(corpus, save, workers=1)
+    assert snapshot(save) == before
+
+
+def test_killed_worker_is_one_line(corpus, save, monkeypatch):
+    monkeypatch.setattr(
+        voxceleb_prepare, "load_waveform", lambda path, rate: os._exit(9)
+    )
+    with pytest.raises(OSError, match="^.*workers was killed.*$"):
+        prepare_voxceleb(corpus, save, workers=2)
+    assert list(save.iterdir()) == []
+
+
+def test_nothing_left_is_an_error_and_the_report_tells_why(save, tmp_path):
+    corpus = tmp_path / "corpus"
+    write(corpus, "a/x/1.wav", np.zeros(16000))
+    write(corpus, "b/x/1.wav")
+    trials = trial_list(tmp_path / "test.txt", "b/x/1.wav")
+    with pytest.raises(ValueError, match="no utterance is left") as caught:
+        prepare_voxceleb(corpus, save, trials, workers=1)
+    message = str(caught.value)
+    assert "1 skipped: silent" in message
+    assert "1 kept out: test speaker" in message
+    assert "\n" not in message
+    assert report(save) == {"a/x/1.wav": ("skipped", "silent")}
+    assert not (save / "train.csv").exists()
+
+
+def test_corpus_without_audio_or_without_wav(save, tmp_path):
+    with pytest.raises(ValueError, match="make demo") as caught:
+        prepare_voxceleb(tmp_path / "nowhere", save)
+    assert str(tmp_path / "nowhere") in str(caught.value)
+    assert not save.exists()
+    (tmp_path / "corpus" / "wav").mkdir(parents=True)
+    with pytest.raises(ValueError, match="wav/ holds no audio file"):
+        prepare_voxceleb(tmp_path / "corpus", save)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("minimum_seconds", -1),
+        ("minimum_seconds", "half"),
+        ("minimum_seconds", float("nan")),
+        ("workers", 0),
+        ("workers", 1.5),
+    ],
+)
+def test_wrong_settings_are_named(corpus, save, setting, value):
+    with pytest.raises(ValueError, match=f"^{setting} must be .*{value!r}$"):
+        prepare_voxceleb(corpus, save, **{setting: value})
+    assert not save.exists()
+
+
+def test_from_the_recipe_folder_with_spawned_workers(corpus, save):
+    """The training script's import, and workers that inherit nothing."""
+    write(corpus, "odd/x/1.wav", tone(8000), 8000)
+    script = (
+        "import multiprocessing, sys\n"
+        "from voxceleb_prepare import prepare_voxceleb\n"
+        "multiprocessing.set_start_method('spawn')\n"
+        "prepare_voxceleb(sys.argv[1], sys.argv[2], workers=1)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(corpus), str(save)],
+        cwd=RECIPE / "SpeakerRec",
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=True,
+        capture_output=True,
+    )
+    assert len(trained(save)) == 17
+    for name in ("voxceleb_prepare.py", "trials.py"):
+        assert os.readlink(RECIPE / "SpeakerRec" / name) == f"../{name}"
+
+
+def test_trials_are_read(tmp_path):
+    path = tmp_path / "trials.txt"
+    path.write_bytes(b"\xef\xbb\xbf1 a/x/1.wav a/y/2.wav\r\n\r\n0  b c \r\n")
+    assert read_trials(path) == [
+        (1, "a/x/1.wav", "a/y/2.wav"),
+        (0, "b", "c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"1 a b\n1 a\n", r"trials\.txt, line 2: .*'1 a'$"),
+        (b"1 a b\n\n0 a b c\n", r"trials\.txt, line 3: .*'0 a b c'$"),
+        (b"target a b\n", r"trials\.txt, line 1: .*the label 0 or 1"),
+        (b"2 a b\n", r"trials\.txt, line 1: .*the label 0 or 1"),
+        (b"", r"trials\.txt: the trial list is empty"),
+        (b"\n \n", r"trials\.txt: the trial list is empty"),
+        (b"1 a\xff b\n", r"trials\.txt: .* not UTF-8"),
+        (None, r"trials\.txt: cannot read .*No such file"),
+    ],
+)
+def test_bad_trials_are_one_line(tmp_path, content, message):
+    path = tmp_path / "trials.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_trials(path)
+    assert "\n" not in str(caught.value)
