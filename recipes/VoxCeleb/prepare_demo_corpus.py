@@ -99,6 +99,10 @@ class PackageError(CorpusError):
     """A Debian package cannot be had here."""
 
 
+class DroppedFile(ValueError):
+    """A source file is of no use; the message is the reason to count."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A source file and who speaks in it.
@@ -171,13 +175,14 @@ def unpacked_package(package, cache_folder):
     trees = sorted((cache_folder / "unpacked").glob(f"{package}_*"))
     if trees:
         return trees[-1]
+    if shutil.which("dpkg-deb") is None:
+        raise PackageError("dpkg-deb is not installed here")
     cached = sorted(cache_folder.glob(f"{package}_*.deb"))
     if cached:
         try:
             return _unpack(cached[-1], cache_folder)
         except PackageError:
             logger.warning("%s is damaged, downloading again", cached[-1].name)
-            cached[-1].unlink()
     return _unpack(_download(package, cache_folder), cache_folder)
 
 
@@ -328,10 +333,6 @@ def _hedgewars_sources(tree):
 # --------------------------------------------------------------------------
 # Clips
 # --------------------------------------------------------------------------
-
-
-class DroppedFile(ValueError):
-    """A source file is of no use; the message is the reason to count."""
 
 
 def read_clip(path):
@@ -509,7 +510,7 @@ def read_speakers(sources, dropped_files):
         speaker -> session -> list of clips.
     """
     digests = [
-        hashlib.sha256(source.path.read_bytes()).digest()
+        _digest(source.path)
         for source in tqdm(sources, desc="finding duplicates", unit="file")
     ]
     owners = collections.defaultdict(set)
@@ -551,8 +552,14 @@ def read_speakers(sources, dropped_files):
     return speakers
 
 
-def _seconds(clips):
-    return sum(map(len, clips)) / SETTINGS["sample_rate"]
+def _digest(path):
+    """What is equal for equal files, and for them only."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        content = b""
+    # Files without content are no recordings, let alone the same.
+    return hashlib.sha256(content or str(path).encode()).digest()
 
 
 def _base_language(language):
@@ -730,6 +737,7 @@ def build_demo_corpus(output_folder, cache_folder, synthetic=False):
     found = _reusable(output_folder, "real", SETTINGS)
     if found:
         return found
+    _check_output_folder(output_folder)
     try:
         trees = {
             package: unpacked_package(package, cache_folder)
@@ -766,7 +774,7 @@ def _write_real_corpus(output_folder, trees):
         for speaker, part in tqdm(
             parts.items(), desc="writing utterances", unit="speaker"
         )
-        for pair in make_utterances(speaker, part, speakers[speaker])
+        for pair in make_utterances(speaker, part, speakers.pop(speaker))
     )
     description = {
         "origin": "real",
@@ -841,6 +849,7 @@ def write_synthetic_corpus(
     found = _reusable(output_folder, "synthetic", settings)
     if found:
         return found
+    _check_output_folder(output_folder)
     parts = ["train"] * training_speakers + ["test"] * test_speakers
     held_out = min(2, utterances_per_speaker // 2)
 
@@ -898,7 +907,10 @@ def _write_corpus(output_folder, utterances, description, report):
     Everything is written into a folder ``.building`` and moved from there, so
     that no half-written file ever has its final name.
     """
-    building = _start_building(output_folder)
+    building = _building(output_folder)
+    if building.exists():
+        shutil.rmtree(building)
+    building.mkdir(parents=True)
     rate = SETTINGS["sample_rate"]
     written = {"train": [], "validation": [], "test": []}
     seconds = collections.Counter()
@@ -952,20 +964,21 @@ def _write_corpus(output_folder, utterances, description, report):
     return description
 
 
-def _start_building(output_folder):
-    """Makes an empty folder ``.building``, which marks the folder as ours."""
-    building = output_folder / ".building"
-    if not building.is_dir() and not _read_description(output_folder):
-        for name in ("wav", "veri_test2.txt", "corpus.json"):
-            if (output_folder / name).exists():
-                raise CorpusError(
-                    f"{output_folder / name} was not made by this script; "
-                    "choose another output folder"
-                )
-    if building.exists():
-        shutil.rmtree(building)
-    building.mkdir(parents=True)
-    return building
+def _check_output_folder(output_folder):
+    """Refuses a folder with files that this script did not write."""
+    # What an interrupted run leaves is a folder .building.
+    if _read_description(output_folder) or _building(output_folder).is_dir():
+        return
+    for name in ("wav", "veri_test2.txt", "corpus.json"):
+        if (output_folder / name).exists():
+            raise CorpusError(
+                f"{output_folder / name} was not made by this script; choose "
+                "another output folder"
+            )
+
+
+def _building(output_folder):
+    return output_folder / ".building"
 
 
 def summary(description):

@@ -1,0 +1,29 @@
+# make demo   builds a small corpus of real voices, trains B0 and verifies
+# make test   lint, tests and doctests
+# make lint   ruff alone
+#
+# Each builds the environment in .venv first, if it is not there.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONUNBUFFERED := 1
+
+.PHONY: demo test lint
+demo: .venv/complete
+	$(BIN)/python recipes/VoxCeleb/SpeakerRec/demo.py demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/complete
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/complete: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv || \
+	    { echo "error: on Debian, apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check \
+	    -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check \
+	    --no-deps --editable .
+	touch $@

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Trains a small model on real voices and verifies unseen speakers with it.
+
+> make demo
+
+Builds the demo corpus, measures the untrained network on its test trials,
+trains ReDimNet2-B0, measures again, and loads the result with SpeechBrain's
+inference classes. Each step is a command that stands on its own and is printed
+before it runs. What is there already is used again.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from command_line import build_hparam, main_with_one_line_errors
+from speechbrain.inference.speaker import SpeakerRecognition
+from trials import read_trials
+
+from redimnet2_lobes.model_folder import write_model_folder
+
+HERE = Path(__file__).parent
+HPARAMS = HERE / "hparams" / "demo_redimnet2_b0.yaml"
+
+
+def run(script, *arguments):
+    """Runs one of the recipe's scripts, as a user would.
+
+    Arguments
+    ---------
+    script : pathlib.Path
+        The script.
+    *arguments : tuple
+        Its command line.
+    """
+    command = [script, *arguments]
+    print("\n$ python", *map(str, command), flush=True)
+    process = subprocess.run([sys.executable, *map(str, command)])
+    if process.returncode:
+        sys.exit(process.returncode)
+
+
+def verify(corpus, model, output):
+    """Runs the cosine verification on the test trials.
+
+    Arguments
+    ---------
+    corpus : pathlib.Path
+        The demo corpus.
+    model : pathlib.Path
+        A model folder.
+    output : pathlib.Path
+        Where scores and plots go.
+
+    Returns
+    -------
+    dict
+        Contents of results.json.
+    """
+    run(
+        HERE / "speaker_verification_cosine.py",
+        HERE / "hparams" / "verification_redimnet2.yaml",
+        f"--data_folder={corpus}",
+        f"--checkpoint={model}",
+        f"--output_folder={output}",
+        "--device=cpu",
+    )
+    return json.loads((output / "results.json").read_text(encoding="utf-8"))
+
+
+def pick_pairs(trials):
+    """Two pairs of one speaker and one pair of two, of different speakers.
+
+    Arguments
+    ---------
+    trials : list of tuple
+        Trials (label, enrolment, test).
+
+    Returns
+    -------
+    list of tuple
+        Three trials.
+    """
+
+    def speaker(trial):
+        return trial[1].split("/")[0]
+
+    same = [trial for trial in trials if trial[0] == 1]
+    by_speaker = [
+        next(group) for _, group in itertools.groupby(same, key=speaker)
+    ]
+    return [
+        by_speaker[0],
+        by_speaker[-1],
+        next(trial for trial in trials if trial[0] == 0),
+    ]
+
+
+def main(arguments):
+    """Runs the demo.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where everything goes")
+    parser.add_argument(
+        "--synthetic",
+        action="store_true",
+        help="use synthetic voices instead of real ones",
+    )
+    parser.add_argument(
+        "--number_of_epochs", type=int, help="train for fewer epochs"
+    )
+    options = parser.parse_args(arguments)
+    folder = options.folder
+    corpus = folder / "corpus"
+
+    flags = ["--synthetic"] if options.synthetic else []
+    run(
+        HERE.parent / "prepare_demo_corpus.py",
+        corpus,
+        f"--cache={folder / 'cache'}",
+        *flags,
+    )
+
+    untrained = folder / "untrained" / "model"
+    torch.manual_seed(build_hparam(HPARAMS, "seed"))
+    write_model_folder(
+        untrained,
+        build_hparam(HPARAMS, "embedding_model"),
+        title="ReDimNet2-B0, untrained",
+        variant="b0",
+    )
+    before = verify(corpus, untrained, folder / "untrained")
+
+    flags = []
+    if options.number_of_epochs is not None:
+        flags = [f"--number_of_epochs={options.number_of_epochs}"]
+    run(
+        HERE / "train_speaker_embeddings.py",
+        HPARAMS,
+        f"--data_folder={corpus}",
+        f"--output_folder={folder / 'trained'}",
+        "--device=cpu",
+        *flags,
+    )
+    model = folder / "trained" / "model"
+    after = verify(corpus, model, folder / "verification")
+
+    print(
+        f"\n$ python\n"
+        f">>> from speechbrain.inference.speaker import SpeakerRecognition\n"
+        f'>>> model = SpeakerRecognition.from_hparams(source="{model}")'
+    )
+    recognition = SpeakerRecognition.from_hparams(source=str(model))
+    for label, *pair in pick_pairs(read_trials(corpus / "veri_test2.txt")):
+        score, _ = recognition.verify_files(
+            *(str(corpus / "wav" / name) for name in pair)
+        )
+        kind = "same speaker" if label else "different speakers"
+        same = score.item() > after["eer_threshold"]
+        print(
+            f'>>> model.verify_files("{pair[0]}", "{pair[1]}")\n'
+            f"{score.item():.3f}: above the threshold "
+            f"{after['eer_threshold']:.3f}: {'yes' if same else 'no'} "
+            f"({kind})"
+        )
+
+    description = json.loads(
+        (corpus / "corpus.json").read_text(encoding="utf-8")
+    )
+    before, after = before["eer_percent"], after["eer_percent"]
+    print(
+        f"\nVerification of unseen speakers ({description['origin']} voices):\n"
+        f"  EER before training {before:6.2f} %\n"
+        f"  EER after training  {after:6.2f} %   ({after / before:.2f} of it)\n"
+        f"Plots: {folder / 'verification'}/det.png, score_histogram.png; "
+        f"{folder / 'trained'}/training_curves.png"
+    )
+
+
+if __name__ == "__main__":
+    main_with_one_line_errors(main)
