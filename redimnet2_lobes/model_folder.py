@@ -3,7 +3,7 @@
 ``write_model_folder`` writes what ``EncoderClassifier.from_hparams`` and
 ``SpeakerRecognition.from_hparams`` read from a folder: hyperparams.yaml,
 embedding_model.ckpt, for a network with speaker classes classifier.ckpt and
-label_encoder.txt, and a README.md.
+label_encoder.ckpt, and a README.md.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -53,6 +53,10 @@ classifier: !new:speechbrain.lobes.models.ECAPA_TDNN.Classifier
     input_size: {embedding_size}
     out_neurons: {speakers}
 label_encoder: !new:speechbrain.dataio.encoder.CategoricalEncoder
+# Without it SpeechBrain warns that it does not know the count.
+expect_len: !apply:speechbrain.dataio.encoder.CategoricalEncoder.expect_len
+    - !ref <label_encoder>
+    - {speakers}
 """
 CLASSIFIER_LOADABLES = """\
         classifier: !ref <classifier>
@@ -144,7 +148,7 @@ def write_model_folder(
             )
             encoder = CategoricalEncoder()
             encoder.update_from_iterable(speakers, sequence_input=False)
-            encoder.save(partial / "label_encoder.txt")
+            encoder.save(partial / "label_encoder.ckpt")
         (partial / "README.md").write_text(
             _readme(title, speakers), encoding="utf-8"
         )

@@ -446,12 +446,12 @@ def test_words_are_not_cut(packages, build, tmp_path):
         samples, _ = soundfile.read(path)
         levels = np.round(10 * np.abs(samples)).astype(int)
         changes = np.flatnonzero(np.diff(levels)) + 1
-        for run in np.split(levels, changes):
-            if run[0]:
+        for number, run in enumerate(np.split(levels, changes)):
+            if number % 2 == 0:
                 found.append(run[0])
                 assert len(run) == 6400
             else:
-                assert len(run) == 1600
+                assert run[0] == 0 and len(run) == 1600
     assert sorted(found) == list(range(1, 10))
     assert found != sorted(found), "the order is shuffled"
 
@@ -656,6 +656,11 @@ def test_partial_download_is_not_taken_for_complete(
     assert "klettres" not in (archive / "log").read_text()
 
 
+def test_relative_cache_folder(archive, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert build_demo_corpus("corpus", "cache")["origin"] == "real"
+
+
 def test_damaged_package_is_downloaded_again(archive, build, packages):
     packages.cache.mkdir()
     damaged = packages.cache / "klettres-data_1_all.deb"
@@ -673,7 +678,7 @@ def test_interrupted_unpacking_is_not_taken_for_complete(
     program.write_text("#!/bin/sh\nmkdir -p $3/usr\nexit 2\n")
     assert build()["origin"] == "synthetic"
     program.write_text(working)
-    assert build()["origin"] == "real"
+    assert "ktuberling-fr" in build()["speakers"]
 
 
 @pytest.mark.parametrize("missing", ["apt-get", "dpkg-deb"])

@@ -209,7 +209,8 @@ def _unpack(deb, cache_folder):
     tree.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
         unpacked = pathlib.Path(folder) / "tree"
-        _run(["dpkg-deb", "-x", str(deb), str(unpacked)], folder)
+        paths = [str(path.resolve()) for path in (deb, unpacked)]
+        _run(["dpkg-deb", "-x", *paths], folder)
         os.replace(unpacked, tree)
     return tree
 

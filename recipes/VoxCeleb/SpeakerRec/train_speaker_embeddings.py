@@ -126,6 +126,9 @@ class SpeakerBrain(sb.core.Brain):
             plot_training_curves(
                 self.hparams.train_log, self.hparams.training_curves
             )
+        # Brain resets these after this call, but the checkpoint holds them, and
+        # a resumed run starts a new epoch.
+        self.step, self.avg_train_loss = 0, 0.0
         self.checkpointer.save_and_keep_only(
             meta={"EER": eer, "epoch": epoch}, min_keys=["EER"]
         )

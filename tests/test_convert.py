@@ -1,0 +1,249 @@
+"""Published checkpoints to model folders, and what is refused."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ParityCase
+from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.inference.speaker import SpeakerRecognition
+
+from redimnet2_lobes.convert import convert, main
+from redimnet2_lobes.front_end import LogMel, mel_triangles
+
+
+def front_end_constants():
+    """What a published file with feat_type "tf" holds under spec."""
+    window = LogMel().window.double()
+    sample = torch.arange(400, dtype=torch.float64)
+    turns = torch.arange(256, dtype=torch.float64).unsqueeze(1) * sample / 512
+    kernel = torch.polar(window.expand(256, -1), 2 * torch.pi * turns)
+    prefix = "spec.torchfbank."
+    return {
+        f"{prefix}1.flipped_filter": torch.tensor([[[-0.97, 1.0]]]),
+        f"{prefix}2.real_kernel_pt": kernel.real.float().unsqueeze(1),
+        f"{prefix}2.image_kernel_pt": kernel.imag.float().unsqueeze(1),
+        f"{prefix}2.melbanks_pt": mel_triangles(72).T.unsqueeze(2),
+    }
+
+
+@pytest.fixture
+def published(b0_case):
+    checkpoint = b0_case.checkpoint()
+    checkpoint["state_dict"].update(front_end_constants())
+    return checkpoint
+
+
+def refuse(checkpoint, tmp_path, match):
+    torch.save(checkpoint, tmp_path / "published.pt")
+    with pytest.raises(ValueError, match=match) as error:
+        convert(tmp_path / "published.pt", tmp_path / "model")
+    assert "published.pt" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["published.pt"]
+
+
+def test_command_line(published, b0_case, tmp_path):
+    torch.save(published, tmp_path / "published.pt")
+    model = tmp_path / "model"
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "redimnet2_lobes.convert",
+            tmp_path / "published.pt",
+            "--output",
+            model,
+        ],
+        check=True,
+    )
+    files = {path.name for path in model.iterdir()}
+    assert files == {"README.md", "embedding_model.ckpt", "hyperparams.yaml"}
+    weights = torch.load(model / "embedding_model.ckpt", weights_only=True)
+    assert not [name for name in weights if name.startswith("front_end")]
+
+    recognition = SpeakerRecognition.from_hparams(source=str(model))
+    assert recognition.hparams.variant == "b0"
+    waveform = b0_case.waveform(32000).unsqueeze(0)
+    score, same = recognition.verify_batch(waveform, waveform)
+    assert score.item() == pytest.approx(1, abs=1e-5)
+    assert same.item()
+
+
+def test_no_speaker_classes(published, tmp_path):
+    torch.save(published, tmp_path / "published.pt")
+    convert(tmp_path / "published.pt", tmp_path / "model")
+    encoder = EncoderClassifier.from_hparams(source=str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="^this checkpoint has no speaker cla"):
+        encoder.classify_batch(torch.randn(1, 16000))
+
+
+def test_weights_only_files_without_constants_are_fine(b0_case, tmp_path):
+    torch.save(b0_case.checkpoint(), tmp_path / "published.pt")
+    convert(tmp_path / "published.pt", tmp_path / "model")
+    assert (tmp_path / "model" / "hyperparams.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("block_1d_type", "fc", "model_config.block_1d_type: 'fc' is not supp"),
+        ("causal", "full", "model_config.causal: 'full'"),
+        ("emb_bn", True, "model_config.emb_bn: True"),
+        ("hop_length", 80, "model_config.hop_length: 80"),
+        ("group_divisor", 4, "model_config.group_divisor: 4"),
+        ("feat_type", "pt_stft", "model_config.feat_type: 'pt_stft'"),
+        ("subnet", 1, "model_config.subnet: unknown option"),
+        ("stages_setup", [[1, 2]], r"model_config.stages_setup\[0\]: expected"),
+        ("spec_params", {"norm_signal": False}, "spec_params.norm_signal"),
+        (
+            "spec_params",
+            {"norm_signal": True, "do_preemph": False},
+            "spec_params.do_preemph: False",
+        ),
+        (
+            "spec_params",
+            {"norm_signal": True, "do_spec_aug": True},
+            "spec_params.do_spec_aug: True",
+        ),
+        (
+            "spec_params",
+            {"norm_signal": True, "dither": 1},
+            "spec_params.dither: unknown option",
+        ),
+    ],
+)
+def test_unsupported_options(published, tmp_path, key, value, message):
+    published["model_config"][key] = value
+    refuse(published, tmp_path, message)
+
+
+@pytest.mark.parametrize("key", ["C", "F", "stages_setup", "causal"])
+def test_missing_option(published, tmp_path, key):
+    del published["model_config"][key]
+    refuse(published, tmp_path, f"model_config.{key}: ")
+
+
+def test_missing_tensor(published, tmp_path):
+    del published["state_dict"]["backbone.stage3.0.w"]
+    refuse(published, tmp_path, "1 tensors are missing.*backbone.stage3.0.w")
+
+
+def test_surplus_tensor(published, tmp_path):
+    published["state_dict"]["backbone.stage9.0.w"] = torch.zeros(1)
+    refuse(published, tmp_path, "1 tensors are not part.*backbone.stage9.0.w")
+
+
+@pytest.mark.parametrize(
+    "name", ["linear.weight", "bn.weight", "backbone.stage0.2.weight"]
+)
+def test_wrong_shape(published, tmp_path, name):
+    tensor = published["state_dict"][name]
+    published["state_dict"][name] = torch.cat([tensor, tensor])
+    refuse(published, tmp_path, rf"{name}: shape \[")
+
+
+def test_not_a_tensor(published, tmp_path):
+    published["state_dict"]["bn.weight"] = [1.0]
+    refuse(published, tmp_path, "bn.weight is not a tensor")
+
+
+def test_another_variants_weights(published, tmp_path):
+    other = ParityCase("b1-vox2").checkpoint()["state_dict"]
+    published["state_dict"] = other
+    refuse(published, tmp_path, "tensors are missing")
+
+
+@pytest.mark.parametrize(
+    "name", ["2.melbanks_pt", "1.flipped_filter", "2.real_kernel_pt"]
+)
+def test_other_front_end_constants(published, tmp_path, name):
+    published["state_dict"][f"spec.torchfbank.{name}"].mul_(1.01)
+    refuse(published, tmp_path, f"spec.torchfbank.{name}: differs")
+
+
+def test_missing_and_surplus_front_end_constants(published, tmp_path):
+    constant = published["state_dict"].pop("spec.torchfbank.2.melbanks_pt")
+    refuse(published, tmp_path, "2.melbanks_pt: missing")
+    published["state_dict"]["spec.torchfbank.2.melbanks_pt"] = constant
+    published["state_dict"]["spec.other"] = constant
+    refuse(published, tmp_path, "spec.other: not one of this front-end")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no checkpoint at all", b"PK\x03\x04 cut short"],
+    ids=["empty", "foreign", "truncated"],
+)
+def test_damaged_file(tmp_path, content):
+    (tmp_path / "published.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="published.pt: not a complete check"):
+        convert(tmp_path / "published.pt", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_truncated_checkpoint(published, tmp_path):
+    torch.save(published, tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "published.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="published.pt: not a complete check"):
+        convert(tmp_path / "published.pt", tmp_path / "model")
+
+
+class RunsCode:
+    """Creates a file when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("save", [torch.save, "pickle"])
+def test_code_in_a_file_never_runs(published, tmp_path, save):
+    published["extra"] = RunsCode(tmp_path / "code_ran")
+    path = tmp_path / "published.pt"
+    if save == "pickle":
+        path.write_bytes(pickle.dumps({"extra": published["extra"]}))
+    else:
+        save(published, path)
+    with pytest.raises(ValueError, match="tensors only"):
+        convert(path, tmp_path / "model")
+    assert [item.name for item in tmp_path.iterdir()] == ["published.pt"]
+
+
+def test_other_dictionary(tmp_path):
+    refuse({"weights": torch.zeros(1)}, tmp_path, "model_config and state_dict")
+
+
+def test_existing_folder_is_not_overwritten(published, tmp_path):
+    torch.save(published, tmp_path / "published.pt")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "precious.txt").write_text("keep")
+    with pytest.raises(ValueError, match="exists already"):
+        convert(tmp_path / "published.pt", tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == [
+        "precious.txt"
+    ]
+
+
+def test_failed_write_leaves_nothing(published, tmp_path, monkeypatch):
+    torch.save(published, tmp_path / "published.pt")
+
+    def full_disk(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("redimnet2_lobes.model_folder.torch.save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        convert(tmp_path / "published.pt", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["published.pt"]
+
+
+def test_command_line_error_is_one_line(tmp_path):
+    missing = str(tmp_path / "none.pt")
+    with pytest.raises(SystemExit) as end:
+        main([missing, "--output", str(tmp_path / "model")])
+    assert end.value.code == f"error: {missing}: no such file"

@@ -1,0 +1,228 @@
+"""The training recipe, end to end on synthetic voices."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.inference.speaker import SpeakerRecognition
+from synthetic_voices import synthetic_utterance
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "VoxCeleb" / "SpeakerRec"
+SCRIPT = RECIPE / "train_speaker_embeddings.py"
+SMALL = """\
+- {frequency_stride: 2, time_stride: 2, blocks: 1, expansion: 1, reduction: 18}
+- {frequency_stride: 3, time_stride: 2, blocks: 1, expansion: 1, reduction: 18}
+"""
+TRAINING = ["anna", "bert", "carl", "dora"]
+TEST = ["emil", "fred"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Six synthetic speakers in VoxCeleb layout."""
+    folder = tmp_path_factory.mktemp("corpus")
+    names = {}
+    for seed, speaker in enumerate(TRAINING + TEST):
+        names[speaker] = []
+        for utterance in range(6):
+            name = f"{speaker}/session{utterance % 2}/{utterance:05d}.wav"
+            path = folder / "wav" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            waveform = synthetic_utterance(seed, utterance, 1.2)
+            soundfile.write(path, waveform, 16000)
+            names[speaker].append(name)
+
+    def write_trials(file, used):
+        (folder / file).write_text(
+            "".join(
+                f"{int(a.split('/')[0] == b.split('/')[0])} {a} {b}\n"
+                for a, b in itertools.combinations(used, 2)
+            )
+        )
+
+    write_trials("veri_test2.txt", names["emil"] + names["fred"])
+    validation = [name for speaker in TRAINING for name in names[speaker][:2]]
+    write_trials("veri_validation.txt", validation)
+    return folder
+
+
+def train(corpus, output, *flags, **overrides):
+    """Runs the script as a user would."""
+    stages = ",".join(SMALL.replace("- ", "").splitlines())
+    overrides = {
+        "data_folder": corpus,
+        "output_folder": output,
+        "device": "cpu",
+        "base_channels": 4,
+        "out_channels": "null",
+        "stages": f"[{stages}]",
+        "batch_size": 4,
+        "num_workers": 0,
+        "final_margin": 0,  # so that losses can be compared
+        **overrides,
+    }
+    return subprocess.run(
+        [
+            sys.executable,
+            SCRIPT,
+            RECIPE / "hparams" / "demo_redimnet2_b0.yaml",
+            *flags,
+            *(f"--{key}={value}" for key, value in overrides.items()),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def losses(output):
+    """Losses and error rates by epoch, as logged."""
+    log = (output / "train_log.txt").read_text()
+    return {
+        int(epoch): (loss, eer)
+        for epoch, loss, eer in re.findall(
+            r"epoch: (\d+),.*train loss: (\S+),.*valid EER: (\S+)", log
+        )
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained")
+    process = train(corpus, output, number_of_epochs=4)
+    assert process.returncode == 0, process.stderr
+    return output
+
+
+def test_outputs(trained):
+    files = {path.name for path in trained.iterdir()}
+    assert {"train_log.txt", "training_curves.png", "model", "save"} <= files
+    assert sorted(losses(trained)) == [1, 2, 3, 4]
+    # The best and the last epoch's weights; one may be both.
+    curve = losses(trained)
+    best = min(float(eer) for _, eer in curve.values())
+    kept = {
+        int(re.search(r"epoch: (\d+)", path.read_text()).group(1))
+        for path in (trained / "save").glob("CKPT*/CKPT.yaml")
+    }
+    assert 4 in kept and len(kept) <= 2
+    assert best in {float(curve[epoch][1]) for epoch in kept}
+
+
+def test_loss_falls(trained):
+    curve = losses(trained)
+    assert float(curve[4][0]) < float(curve[1][0])
+
+
+def test_test_speakers_stay_out(trained):
+    train_csv = (trained / "save" / "train.csv").read_text()
+    assert not [name for name in TEST if name in train_csv]
+    assert "anna/session0/00002" in train_csv
+    # Validation utterances stay out as well.
+    assert "anna/session0/00000" not in train_csv
+
+
+def test_model_folder(trained, corpus):
+    source = str(trained / "model")
+    encoder = EncoderClassifier.from_hparams(source=source)
+    utterance = corpus / "wav" / "bert" / "session0" / "00000.wav"
+    cosines, _, index, names = encoder.classify_file(str(utterance))
+    # One class for each speaker: the other speeds were for training only.
+    assert cosines.shape == (1, len(TRAINING))
+    assert names[0] == sorted(TRAINING)[index]
+    assert cosines.abs().max() <= 1
+    assert encoder.encode_batch(torch.randn(2, 16000)).shape == (2, 1, 192)
+
+    recognition = SpeakerRecognition.from_hparams(source=source)
+    score, _ = recognition.verify_files(str(utterance), str(utterance))
+    assert score.item() == pytest.approx(1, abs=1e-5)
+
+
+def test_model_folder_holds_the_last_epoch(trained):
+    last = max((trained / "save").glob("CKPT*"))
+    saved = torch.load(last / "embedding_model.ckpt", weights_only=True)
+    exported = torch.load(
+        trained / "model" / "embedding_model.ckpt", weights_only=True
+    )
+    assert saved.keys() == exported.keys()
+    assert all(torch.equal(saved[name], exported[name]) for name in saved)
+
+
+def test_no_paths_in_the_model_folder(trained, corpus):
+    for path in (trained / "model").iterdir():
+        content = path.read_bytes()
+        assert str(corpus).encode() not in content
+        assert str(Path.home()).encode() not in content
+
+
+def test_same_seed_same_run(trained, corpus, tmp_path):
+    process = train(corpus, tmp_path, number_of_epochs=4)
+    assert process.returncode == 0, process.stderr
+    assert losses(tmp_path) == losses(trained)
+
+
+def test_resumed_run_goes_on_as_the_uninterrupted_one(
+    trained, corpus, tmp_path
+):
+    # SpeechBrain's debug mode stops after two epochs, in mid-schedule.
+    stopped = train(
+        corpus,
+        tmp_path,
+        "--debug",
+        "--debug_batches=100",
+        "--debug_epochs=2",
+        "--debug_persistently",
+        number_of_epochs=4,
+    )
+    assert stopped.returncode == 0, stopped.stderr
+    assert sorted(losses(tmp_path)) == [1, 2]
+    resumed = train(corpus, tmp_path, number_of_epochs=4)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(tmp_path) == losses(trained)
+
+
+def test_bfloat16(corpus, tmp_path):
+    process = train(
+        corpus, tmp_path, number_of_epochs=1, precision="bf16"
+    )
+    assert process.returncode == 0, process.stderr
+    assert float(losses(tmp_path)[1][0]) > 0
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"data_folder": ""}, "error: data_folder: "),
+        ({"batch_size": 1000}, "error: batch_size: 1000"),
+        ({"number_of_epoch": 3}, "error: number_of_epoch: not a key"),
+        ({"validation_trials": "none.txt"}, "error: .*none.txt"),
+        ({"device": "cuda:99"}, "error: device: 'cuda:99'"),
+    ],
+)
+def test_errors_are_one_line(corpus, tmp_path, overrides, message):
+    process = train(corpus, tmp_path, **overrides)
+    assert process.returncode == 1
+    errors = process.stderr.strip().splitlines()
+    assert re.search(message, errors[-1])
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_without_data_folder():
+    process = subprocess.run(
+        [sys.executable, SCRIPT, RECIPE / "hparams" / "redimnet2_b3.yaml"],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert re.match(
+        r"error: data_folder: missing; pass --data_folder=.*make demo",
+        process.stderr.strip().splitlines()[-1],
+    )
