@@ -9,6 +9,7 @@ Authors
 """
 
 import functools
+import inspect
 import os
 from fractions import Fraction
 
@@ -16,6 +17,8 @@ import torch
 from speechbrain.augment.time_domain import Resample
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.preprocess import AudioNormalizer
+
+from redimnet2_lobes.front_end import SAMPLE_RATE, WINDOW
 
 # Outside these rates (in Hz), a header is damaged or the file is not speech.
 LOWEST_RATE, HIGHEST_RATE = 4000, 768000
@@ -108,9 +111,17 @@ so record it again or leave it out
         Raises
         ------
         AudioError
-            If the audio is empty or silent (all samples equal), holds NaN,
-            infinite or absurdly large samples, or its sampling rate is absurd.
+            If the audio is empty, shorter than one window of the front-end
+            (25 ms) or silent (all samples equal), holds NaN, infinite or
+            absurdly large samples, or its sampling rate is absurd.
         """
+        try:
+            return self._normalize(audio, sample_rate)
+        except AudioError as error:
+            path = _file_being_loaded()
+            raise AudioError(error.reason, error.remedy, path) from None
+
+    def _normalize(self, audio, sample_rate):
         if audio.numel() == 0:
             raise AudioError(*EMPTY)
         if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
@@ -139,7 +150,26 @@ so record it again or leave it out
             self._cached_resamplers.setdefault(
                 sample_rate, Resample(ratio.numerator, ratio.denominator)
             )
-        return super().__call__(audio, sample_rate)
+        audio = super().__call__(audio, sample_rate)
+        seconds = len(audio) / self.sample_rate
+        if seconds < WINDOW / SAMPLE_RATE:
+            raise AudioError(
+                "shorter than 25 ms",
+                f"it lasts {1000 * seconds:.1f} ms, so record it again or "
+                "leave it out",
+            )
+        return audio
+
+
+def _file_being_loaded():
+    """The file that SpeechBrain's ``load_audio`` is reading, if it is.
+
+    ``load_audio`` hands the normalizer no name; its local variable has it.
+    """
+    caller = inspect.currentframe().f_back.f_back
+    if caller.f_code.co_name == "load_audio":
+        return caller.f_locals.get("path")
+    return None
 
 
 @functools.lru_cache
@@ -151,8 +181,7 @@ def _normalizer(sample_rate):
 def load_waveform(path, sample_rate=16000):
     """Read an audio file of any format that libsndfile knows.
 
-    Length is not checked here: the network repeats a short utterance up to its
-    stated minimum.
+    The network repeats a short utterance up to its stated minimum.
 
     Arguments
     ---------

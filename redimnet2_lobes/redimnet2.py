@@ -23,13 +23,12 @@ import math
 import torch
 from torch import nn
 
-from redimnet2_lobes.front_end import SAMPLE_RATE
+from redimnet2_lobes.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.lengths import repeat_short, valid_mask, valid_samples
 from redimnet2_lobes.pooling import AttentiveStatisticsPooling
 
 TIME_KERNELS = (7, 19, 31, 59)
 ATTENTION_HEADS = 4
-SHORTEST_UTTERANCE = 400  # samples: one window of the front-end, 25 ms
 
 
 class ReDimNet2(nn.Module):
@@ -154,10 +153,10 @@ class ReDimNet2(nn.Module):
         """
         samples = valid_samples(wavs, wav_lens)
         shortest = wavs.shape[1] if samples is None else int(samples.min())
-        if shortest < SHORTEST_UTTERANCE:
+        if shortest < WINDOW:
             raise ValueError(
                 f"an utterance has {shortest} samples at 16 kHz; at least "
-                f"{SHORTEST_UTTERANCE} (25 ms) are needed"
+                f"{WINDOW} (25 ms) are needed"
             )
         wavs, samples = repeat_short(wavs, samples, self.minimum_samples)
         features, frames = self.front_end(wavs, samples)

@@ -69,6 +69,9 @@ def main_with_one_line_errors(function):
         logger.debug("Where the error arose:", exc_info=True)
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 def one_line(error):

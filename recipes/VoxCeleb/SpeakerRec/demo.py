@@ -15,6 +15,7 @@ Authors
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ from trials import read_trials
 
 from redimnet2_lobes.model_folder import write_model_folder
 
-HERE = Path(__file__).parent
+# Relative, so that the commands can be read, and copied.
+HERE = Path(os.path.relpath(Path(__file__).parent))
 HPARAMS = HERE / "hparams" / "demo_redimnet2_b0.yaml"
 
 
@@ -40,9 +42,9 @@ def run(script, *arguments):
     *arguments : tuple
         Its command line.
     """
-    command = [script, *arguments]
-    print("\n$ python", *map(str, command), flush=True)
-    process = subprocess.run([sys.executable, *map(str, command)])
+    command = [str(argument) for argument in (script, *arguments)]
+    print("\n$ python", *command, flush=True)
+    process = subprocess.run([sys.executable, *command])
     if process.returncode:
         sys.exit(process.returncode)
 
@@ -127,7 +129,7 @@ def main(arguments):
 
     flags = ["--synthetic"] if options.synthetic else []
     run(
-        HERE.parent / "prepare_demo_corpus.py",
+        os.path.relpath(HERE.parent / "prepare_demo_corpus.py"),
         corpus,
         f"--cache={folder / 'cache'}",
         *flags,
@@ -158,8 +160,8 @@ def main(arguments):
     after = verify(corpus, model, folder / "verification")
 
     print(
-        f"\n$ python\n"
-        f">>> from speechbrain.inference.speaker import SpeakerRecognition\n"
+        "\n$ python\n"
+        ">>> from speechbrain.inference.speaker import SpeakerRecognition\n"
         f'>>> model = SpeakerRecognition.from_hparams(source="{model}")'
     )
     recognition = SpeakerRecognition.from_hparams(source=str(model))
