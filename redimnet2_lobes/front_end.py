@@ -211,6 +211,11 @@ def power_spectrum(wavs, window):
     -------
     torch.Tensor
         Power [batch, frames, spectrum bins (257)].
+
+    Example
+    -------
+    >>> power_spectrum(torch.randn(2, 1600), torch.hamming_window(400)).shape
+    torch.Size([2, 8, 257])
     """
     frames = wavs.unfold(1, len(window), HOP) * window
     spectrum = torch.fft.rfft(frames, n=FFT_LENGTH)
@@ -233,6 +238,12 @@ def normalize_waveform(wavs, samples, epsilon):
     -------
     torch.Tensor
         Waveforms [batch, time], zero beyond each utterance.
+
+    Example
+    -------
+    >>> wavs = torch.tensor([[1.0, 3.0, 5.0, 7.0], [1.0, 3.0, 9.0, 9.0]])
+    >>> normalize_waveform(wavs, torch.tensor([4, 2]), 1e-8)[1]
+    tensor([-1.,  1.,  0.,  0.])
     """
     if samples is None:
         variance, mean = torch.var_mean(wavs, 1, correction=0, keepdim=True)
@@ -260,6 +271,11 @@ def pre_emphasize(wavs, samples):
     -------
     torch.Tensor
         Waveforms [batch, time], zero beyond each utterance.
+
+    Example
+    -------
+    >>> pre_emphasize(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2]))
+    tensor([[-0.9400,  1.0300,  0.0000]])
     """
     before = nn.functional.pad(wavs[:, None], (1, 0), mode="reflect")[:, 0]
     wavs = wavs - PRE_EMPHASIS * before[:, :-1]
@@ -284,6 +300,11 @@ def reflect_ends(wavs, samples, size):
     -------
     torch.Tensor
         Waveforms [batch, time + 2 * size].
+
+    Example
+    -------
+    >>> reflect_ends(torch.arange(4.0).unsqueeze(0), torch.tensor([3]), 1)
+    tensor([[1., 0., 1., 2., 1., 0.]])
     """
     if samples is None:
         return nn.functional.pad(
@@ -310,6 +331,12 @@ def subtract_mean(features, frames):
     -------
     torch.Tensor
         Features [batch, frames, mel bins], zero beyond each utterance.
+
+    Example
+    -------
+    >>> features = torch.tensor([[[1.0], [3.0], [8.0]]])
+    >>> subtract_mean(features, torch.tensor([2])).flatten()
+    tensor([-1.,  1.,  0.])
     """
     if frames is None:
         return features - features.mean(1, keepdim=True)

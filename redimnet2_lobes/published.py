@@ -80,6 +80,22 @@ def build_network(model_config):
     -------
     ReDimNet2
         With fresh weights. A ValueError names what is not supported.
+
+    Example
+    -------
+    >>> network = build_network(
+    ...     {
+    ...         "F": 72,
+    ...         "C": 4,
+    ...         "causal": "none",
+    ...         "feat_type": "tf",
+    ...         "return_2d_output": True,
+    ...         "spec_params": {"norm_signal": True},
+    ...         "stages_setup": [((2, 2), 1, 1, ((3, 3),), 8)],
+    ...     }
+    ... )
+    >>> network.eval()(torch.randn(1, 16000)).shape
+    torch.Size([1, 1, 192])
     """
     known = ARCHITECTURE_SETTINGS | {key for key, _, _ in SHARED_SETTINGS}
     unknown = sorted(set(model_config) - known)
@@ -171,6 +187,12 @@ def check_front_end(front_end, constants):
     constants : dict of str to torch.Tensor
         The tensors of the file whose names begin with ``spec.``; none at all
         is fine. A ValueError names the first that differs.
+
+    Example
+    -------
+    >>> check_front_end(LogMel(), {"spec.window": torch.ones(400)})
+    Traceback (most recent call last):
+    ValueError: spec.torchfbank.1.flipped_filter: missing
     """
     if not constants:
         return
@@ -218,6 +240,14 @@ def take_weights(network, state_dict):
     state_dict : dict of str to torch.Tensor
         Published weights, without front-end constants. A ValueError names
         missing or surplus tensors and wrong shapes.
+
+    Example
+    -------
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> take_weights(ReDimNet2(LogMel(), 4, stages), {})
+    Traceback (most recent call last):
+    ValueError: 93 tensors are missing, the first is backbone.stem.0.weight
     """
     layout = list(published_layout(network))
     names = [name for _, published, _ in layout for name in published]
@@ -267,6 +297,17 @@ def published_layout(network):
         Names in the published state dict.
     transform : callable
         Published tensors to ours.
+
+    Example
+    -------
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> network = ReDimNet2(LogMel(), 4, stages)
+    >>> layout = {ours: theirs for ours, theirs, _ in published_layout(network)}
+    >>> layout["stages.0.reshape.weight"]
+    ('backbone.stage0.2.weight',)
+    >>> set(layout) == set(network.state_dict())
+    True
     """
     yield from _weight_and_bias(
         "stem.convolution", "backbone.stem.0", _swap_axes

@@ -283,6 +283,12 @@ class Stem(nn.Module):
         Mel bins.
     aggregation_norm : bool
         Whether the map is normalized for the aggregations.
+
+    Example
+    -------
+    >>> stem = Stem(channels=4, bins=72, aggregation_norm=True)
+    >>> stem(torch.randn(2, 8, 72), frames=None).shape
+    torch.Size([2, 8, 288])
     """
 
     def __init__(self, channels, bins, aggregation_norm):
@@ -294,7 +300,20 @@ class Stem(nn.Module):
             self.map_norm = MapNorm(channels, bins * channels)
 
     def forward(self, features, frames):
-        """Features [batch, time, bins] to a 1-D view."""
+        """Computes the first map.
+
+        Arguments
+        ---------
+        features : torch.Tensor
+            Features [batch, time, bins].
+        frames : torch.Tensor or None
+            Valid frames of each utterance [batch].
+
+        Returns
+        -------
+        torch.Tensor
+            1-D view [batch, time, bins * channels].
+        """
         x = self.convolution(features.unsqueeze(1)).permute(0, 2, 3, 1)
         x = self.norm(x).flatten(2)
         return x if self.map_norm is None else self.map_norm(x, frames)
@@ -325,6 +344,23 @@ class Stage(nn.Module):
         Groups of the normalization before aggregation; None for none.
     dual_aggregation : bool
         Whether the input of the time-context block is a map as well.
+
+    Example
+    -------
+    >>> stage = Stage(
+    ...     channels=4,
+    ...     bins=72,
+    ...     strides=[1],
+    ...     frequency_stride=2,
+    ...     time_stride=2,
+    ...     blocks=1,
+    ...     expansion=1,
+    ...     reduction=8,
+    ...     groups=None,
+    ...     dual_aggregation=False,
+    ... )
+    >>> [x.shape for x in stage([torch.randn(2, 8, 288)], frames=None)]
+    [torch.Size([2, 4, 288])]
     """
 
     def __init__(
@@ -368,7 +404,20 @@ class Stage(nn.Module):
             )
 
     def forward(self, maps, frames):
-        """Maps before (1-D views) to one or two maps of this stage."""
+        """Computes the maps of this stage.
+
+        Arguments
+        ---------
+        maps : list of torch.Tensor
+            All maps before, 1-D views [batch, time / stride, channels].
+        frames : torch.Tensor or None
+            Valid frames of each utterance at the full rate [batch].
+
+        Returns
+        -------
+        list of torch.Tensor
+            One map or, with dual aggregation, two: 1-D views.
+        """
         if frames is not None:
             frames = frames // self.time_stride
         x = self.reshape(self.aggregation(maps))
@@ -479,8 +528,17 @@ class StridedConvolution(nn.Conv2d):
         )
 
     def forward(self, sums):
-        """1-D views by time stride to a 2-D view [batch, channels, time /
-        stride, bins].
+        """Convolves and adds maps of several rates.
+
+        Arguments
+        ---------
+        sums : dict of int to torch.Tensor
+            For each time stride a 1-D view [batch, time / stride, channels].
+
+        Returns
+        -------
+        torch.Tensor
+            2-D view [batch, channels, time / kernel, bins / kernel].
         """
         frames, bins = self.kernel_size
         bias = self.bias
@@ -508,6 +566,11 @@ class ResidualBlock(nn.Module):
     ---------
     channels : int
         Channels.
+
+    Example
+    -------
+    >>> ResidualBlock(4)(torch.randn(2, 4, 8, 72), padding=None).shape
+    torch.Size([2, 4, 8, 72])
     """
 
     def __init__(self, channels):
@@ -524,7 +587,20 @@ class ResidualBlock(nn.Module):
         self.norm_2 = nn.BatchNorm2d(channels)
 
     def forward(self, x, padding):
-        """2-D view [batch, channels, time, bins] to the same."""
+        """Computes the block.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            2-D view [batch, channels, time, bins].
+        padding : torch.Tensor or None
+            True where padded [batch, time]; None where nothing is.
+
+        Returns
+        -------
+        torch.Tensor
+            2-D view [batch, channels, time, bins].
+        """
         if padding is not None:
             padding = padding[:, None, :, None]
         y = self.pointwise_1(self.depthwise_1(blank(x, padding))).relu()
@@ -542,6 +618,11 @@ class TimeContextBlock(nn.Module):
         Channels of the 1-D view.
     width : int
         Channels inside the block.
+
+    Example
+    -------
+    >>> TimeContextBlock(64, 8)(torch.randn(2, 10, 64), padding=None).shape
+    torch.Size([2, 10, 64])
     """
 
     def __init__(self, size, width):
@@ -555,7 +636,20 @@ class TimeContextBlock(nn.Module):
         self.expand = nn.Linear(width, size)
 
     def forward(self, x, padding):
-        """1-D view [batch, time, size] to the same."""
+        """Adds the context of each frame.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            1-D view [batch, time, size].
+        padding : torch.Tensor or None
+            True where padded [batch, time]; None where nothing is.
+
+        Returns
+        -------
+        torch.Tensor
+            1-D view [batch, time, size].
+        """
         y = self.norm(self.contract(x))
         for convolution in self.convolutions:
             y = convolution(y, padding)
@@ -571,6 +665,11 @@ class TimeConvolution(nn.Module):
         Channels.
     kernel : int
         Frames that the convolution spans.
+
+    Example
+    -------
+    >>> TimeConvolution(8, 7)(torch.randn(2, 10, 8), padding=None).shape
+    torch.Size([2, 10, 8])
     """
 
     def __init__(self, width, kernel):
@@ -582,7 +681,20 @@ class TimeConvolution(nn.Module):
         self.pointwise = nn.Linear(width, width)
 
     def forward(self, x, padding):
-        """1-D view [batch, time, width] to the same."""
+        """Computes the layer.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            1-D view [batch, time, width].
+        padding : torch.Tensor or None
+            True where padded [batch, time]; None where nothing is.
+
+        Returns
+        -------
+        torch.Tensor
+            1-D view [batch, time, width].
+        """
         y = x
         if padding is not None:
             y = blank(y, padding.unsqueeze(2))
@@ -599,6 +711,11 @@ class SelfAttention(nn.Module):
     ---------
     width : int
         Channels.
+
+    Example
+    -------
+    >>> SelfAttention(8)(torch.randn(2, 10, 8), padding=None).shape
+    torch.Size([2, 10, 8])
     """
 
     def __init__(self, width):
@@ -614,7 +731,20 @@ class SelfAttention(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x, padding):
-        """1-D view [batch, time, width] to the same."""
+        """Computes the layer.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            1-D view [batch, time, width].
+        padding : torch.Tensor or None
+            True where padded [batch, time]; None where nothing is.
+
+        Returns
+        -------
+        torch.Tensor
+            1-D view [batch, time, width].
+        """
         heads = self.query_key_value(x).unflatten(2, (3, ATTENTION_HEADS, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(
@@ -700,6 +830,11 @@ def blank(x, padding):
     -------
     torch.Tensor
         ``x``, zero where padded.
+
+    Example
+    -------
+    >>> blank(torch.tensor([[1.0, 2.0]]), torch.tensor([[False, True]]))
+    tensor([[1., 0.]])
     """
     return x if padding is None else x.masked_fill(padding, 0)
 
@@ -715,6 +850,12 @@ def check_architecture(bins, base_channels, stages):
         Channels of the stem's map.
     stages : list of dict
         As in ``ReDimNet2``.
+
+    Example
+    -------
+    >>> check_architecture(72, 4, [])
+    Traceback (most recent call last):
+    ValueError: stages: expected a list with an entry for each stage
     """
     integers = ("frequency_stride", "time_stride", "blocks", "reduction")
     keys = {*integers, "expansion"}

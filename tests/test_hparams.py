@@ -49,6 +49,7 @@ def test_recipe_is_the_published_one(variant, tmp_path):
     assert hparams["weight_decay"] == weight_decay
     assert hparams["loss_weight_decay"] == pytest.approx(weight_decay * factor)
     assert hparams["number_of_epochs"] == 120
+    assert hparams["max_grad_norm"] == float("inf")
     assert hparams["crop"].samples == 32000
     assert hparams["crop"].speeds == [1.0, 0.9, 1.1]
     assert hparams["validation_seconds"] == 8

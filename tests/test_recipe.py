@@ -53,7 +53,9 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def train(corpus, output, *flags, **overrides):
+def train(
+    corpus, output, *flags, hparams="demo_redimnet2_b0.yaml", **overrides
+):
     """Runs the script as a user would."""
     stages = ",".join(SMALL.replace("- ", "").splitlines())
     overrides = {
@@ -72,7 +74,7 @@ def train(corpus, output, *flags, **overrides):
         [
             sys.executable,
             SCRIPT,
-            RECIPE / "hparams" / "demo_redimnet2_b0.yaml",
+            RECIPE / "hparams" / hparams,
             *flags,
             *(f"--{key}={value}" for key, value in overrides.items()),
         ],
@@ -119,6 +121,20 @@ def test_outputs(trained):
 def test_loss_falls(trained):
     curve = losses(trained)
     assert float(curve[4][0]) < float(curve[1][0])
+
+
+def test_gradients_reach_the_network(trained):
+    # SpeechBrain clips gradients always: a wrong limit freezes the network.
+    last = max((trained / "save").glob("CKPT*"))
+    optimizer = torch.load(last / "optimizer.ckpt", weights_only=True)
+    network = optimizer["param_groups"][0]["params"]
+    moving = [
+        optimizer["state"][index]["exp_avg"].abs().max() > 1e-8
+        for index in network
+        if index in optimizer["state"]
+    ]
+    assert len(moving) == len(network) - 1  # one aggregation is frozen
+    assert sum(moving) > 0.9 * len(moving)
 
 
 def test_test_speakers_stay_out(trained):
@@ -188,10 +204,20 @@ def test_resumed_run_goes_on_as_the_uninterrupted_one(
     assert losses(tmp_path) == losses(trained)
 
 
-def test_bfloat16(corpus, tmp_path):
+def test_published_recipe(corpus, tmp_path):
+    """SphereFace2 with its learnable bias, SGD, noise and gain."""
     process = train(
-        corpus, tmp_path, number_of_epochs=1, precision="bf16"
+        corpus, tmp_path, hparams="redimnet2_b0.yaml", number_of_epochs=2
     )
+    assert process.returncode == 0, process.stderr
+    assert sorted(losses(tmp_path)) == [1, 2]
+    last = max((tmp_path / "save").glob("CKPT*"))
+    cost = torch.load(last / "compute_cost.ckpt", weights_only=True)
+    assert cost["bias"].item() != 0
+
+
+def test_bfloat16(corpus, tmp_path):
+    process = train(corpus, tmp_path, number_of_epochs=1, precision="bf16")
     assert process.returncode == 0, process.stderr
     assert float(losses(tmp_path)[1][0]) > 0
 
