@@ -190,7 +190,7 @@ def plot_training_curves(train_log, path):
     >>> plot_training_curves(log, folder / "training_curves.png")
     """
     panels = {
-        "train loss": "training loss",
+        "train loss": "training loss (grows with the margin)",
         "train accuracy": "training accuracy",
         "valid EER": "validation EER (%)",
     }
