@@ -1,26 +1,23 @@
 """The demo corpus: what goes in, what stays out, and no half-written files."""
 
-import doctest
 import hashlib
-import importlib
 import json
 import os
 import pathlib
 import shutil
 import stat
-import sys
 
 import numpy as np
+import prepare_demo_corpus
 import pytest
 import soundfile
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY / "recipes" / "VoxCeleb"))
-prepare_demo_corpus = importlib.import_module("prepare_demo_corpus")
-synthetic_voices = importlib.import_module("synthetic_voices")
-build_demo_corpus = prepare_demo_corpus.build_demo_corpus
-synthetic_utterance = synthetic_voices.synthetic_utterance
-CorpusError = prepare_demo_corpus.CorpusError
+from demo_corpus_builder.clips import read_clip
+from demo_corpus_builder.corpus_folder import CorpusError
+from demo_corpus_builder.settings import SETTINGS
+from demo_corpus_builder.synthetic_corpus import write_synthetic_corpus
+from prepare_demo_corpus import build_demo_corpus
+from speechbrain.dataio import audio_io
+from synthetic_voices import synthetic_utterance
 
 TEST_LANGUAGES = [
     *("he", "hu", "ar", "tn", "ml", "be", "bg"),
@@ -35,13 +32,9 @@ HEDGEWARS = "hedgewars-data_1_all/usr/share/games/hedgewars/Data/Sounds/voices"
 @pytest.fixture(autouse=True)
 def small_corpus(monkeypatch):
     """A few seconds of each voice are enough here."""
-    monkeypatch.setitem(
-        prepare_demo_corpus.SETTINGS, "shortest_speaker_seconds", 2.0
-    )
-    monkeypatch.setitem(prepare_demo_corpus.SETTINGS, "utterance_seconds", 1.0)
-    monkeypatch.setitem(
-        prepare_demo_corpus.SETTINGS, "test_utterances_per_speaker", 3
-    )
+    monkeypatch.setitem(SETTINGS, "shortest_speaker_seconds", 2.0)
+    monkeypatch.setitem(SETTINGS, "utterance_seconds", 1.0)
+    monkeypatch.setitem(SETTINGS, "test_utterances_per_speaker", 3)
 
 
 class Packages:
@@ -129,12 +122,6 @@ def dropped(folder):
     }
 
 
-@pytest.mark.parametrize("module", [prepare_demo_corpus, synthetic_voices])
-def test_examples(module):
-    results = doctest.testmod(module)
-    assert results.attempted and not results.failed
-
-
 # The corpus ----------------------------------------------------------------
 
 
@@ -194,9 +181,7 @@ def test_trials(build, tmp_path):
 def test_validation_trials_keep_all_target_pairs(build, monkeypatch, tmp_path):
     build()
     everything = read_trials(tmp_path / "corpus" / "veri_validation.txt")
-    monkeypatch.setitem(
-        prepare_demo_corpus.SETTINGS, "most_validation_trials", 10
-    )
+    monkeypatch.setitem(SETTINGS, "most_validation_trials", 10)
     build()
     chosen = read_trials(tmp_path / "corpus" / "veri_validation.txt")
     assert len(everything) > len(chosen) == 10
@@ -226,9 +211,7 @@ def test_second_run_reuses(build, tmp_path):
 
 def test_other_settings_build_again(build, monkeypatch):
     assert build()["split"]["test"]["utterances"] == 45
-    monkeypatch.setitem(
-        prepare_demo_corpus.SETTINGS, "test_utterances_per_speaker", 2
-    )
+    monkeypatch.setitem(SETTINGS, "test_utterances_per_speaker", 2)
     assert build()["split"]["test"]["utterances"] == 30
 
 
@@ -408,7 +391,7 @@ def test_resampling_keeps_the_pitch(packages, rate, tmp_path):
     tone = 0.5 * np.sin(2 * np.pi * 440.0 * time)
     path = tmp_path / "tone.wav"
     soundfile.write(path, np.stack([tone, tone], axis=1), rate)
-    clip = prepare_demo_corpus.read_clip(path).numpy()
+    clip = read_clip(path).numpy()
     assert len(clip) == pytest.approx(16000, abs=20)
     spectrum = np.abs(np.fft.rfft(clip * np.hanning(len(clip)), 160000))
     assert spectrum.argmax() / 10 == pytest.approx(440.0, abs=1.0)
@@ -425,7 +408,7 @@ def test_silence_at_the_ends_is_trimmed(noise, tmp_path):
     samples[160:200] = 0.9  # the click of a switch
     path = tmp_path / "clip.wav"
     soundfile.write(path, samples, 16000)
-    clip = prepare_demo_corpus.read_clip(path)
+    clip = read_clip(path)
     assert 0.6 <= len(clip) / 16000 <= 0.9
     # The word is all there.
     assert (
@@ -507,10 +490,10 @@ def test_interrupted_while_writing(
     complete = build_demo_corpus(tmp_path / "complete", packages.cache)
     if rebuilding:
         with monkeypatch.context() as other:
-            other.setitem(prepare_demo_corpus.SETTINGS, "seed", 1)
+            other.setitem(SETTINGS, "seed", 1)
             build()
     before = contents(corpus)
-    save = prepare_demo_corpus.audio_io.save
+    save = audio_io.save
     calls = []
 
     def interrupted_save(path, *arguments, **options):
@@ -521,7 +504,7 @@ def test_interrupted_while_writing(
         save(path, *arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_demo_corpus.audio_io, "save", interrupted_save)
+        patched.setattr(audio_io, "save", interrupted_save)
         with pytest.raises(Interruption):
             build()
     left = {
@@ -541,7 +524,7 @@ def test_interrupted_while_moving(
     corpus = tmp_path / "corpus"
     complete = build_demo_corpus(tmp_path / "complete", packages.cache)
     with monkeypatch.context() as other:
-        other.setitem(prepare_demo_corpus.SETTINGS, "seed", 1)
+        other.setitem(SETTINGS, "seed", 1)
         build()
     replace = os.replace
     calls = []
@@ -610,11 +593,10 @@ def archive(packages, tmp_path, monkeypatch):
 @pytest.fixture
 def small_stand_in(monkeypatch):
     """A synthetic corpus of a tenth of the size."""
-    full = prepare_demo_corpus.write_synthetic_corpus
     monkeypatch.setattr(
         prepare_demo_corpus,
         "write_synthetic_corpus",
-        lambda folder: full(folder, 4, 2, 4, 1.0),
+        lambda folder: write_synthetic_corpus(folder, 4, 2, 4, 1.0),
     )
 
 
@@ -773,8 +755,7 @@ def test_synthetic_speakers_differ_but_not_trivially():
 
 
 def test_synthetic_corpus(tmp_path):
-    write = prepare_demo_corpus.write_synthetic_corpus
-    description = write(tmp_path / "corpus", 4, 2, 4, 0.5)
+    description = write_synthetic_corpus(tmp_path / "corpus", 4, 2, 4, 0.5)
     assert description["origin"] == "synthetic"
     assert description["split"] == {
         "train": {"speakers": 4, "utterances": 8, "seconds": 4.0},
@@ -785,9 +766,10 @@ def test_synthetic_corpus(tmp_path):
     trials = read_trials(tmp_path / "corpus" / "veri_test2.txt")
     assert len(trials) == 28 and sum(t[0] == "1" for t in trials) == 12
     files = contents(tmp_path / "corpus")
-    write(tmp_path / "other", 4, 2, 4, 0.5)
+    write_synthetic_corpus(tmp_path / "other", 4, 2, 4, 0.5)
     assert contents(tmp_path / "other") == files
-    assert write(tmp_path / "corpus", 4, 2, 3, 0.5)["split"]["test"] == {
+    description = write_synthetic_corpus(tmp_path / "corpus", 4, 2, 3, 0.5)
+    assert description["split"]["test"] == {
         "speakers": 2,
         "utterances": 6,
         "seconds": 3.0,

@@ -1,0 +1,106 @@
+"""The corpus of real voices, from packages to the finished folder.
+
+Authors
+-------
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import collections
+import itertools
+import pathlib
+
+from tqdm import tqdm
+
+from demo_corpus_builder.clips import read_clips
+from demo_corpus_builder.corpus_folder import find_corpus, write_corpus
+from demo_corpus_builder.debian_packages import unpacked_package
+from demo_corpus_builder.settings import SETTINGS
+from demo_corpus_builder.speakers import (
+    PACKAGES,
+    drop_duplicates,
+    find_sources,
+)
+from demo_corpus_builder.split import choose_speakers, make_utterances
+
+
+def write_real_corpus(output_folder, cache_folder):
+    """Writes a corpus of the voices in the packages.
+
+    Arguments
+    ---------
+    output_folder : str or pathlib.Path
+        Where to write the corpus; if this corpus is already there, it stays.
+    cache_folder : str or pathlib.Path
+        Where downloaded packages stay for the next run.
+
+    Returns
+    -------
+    description : dict
+        The content of ``corpus.json``.
+
+    Raises
+    ------
+    PackageError
+        If a package cannot be had.
+    CorpusError
+        If there are too few speakers, or the folder holds something else.
+    """
+    output_folder = pathlib.Path(output_folder)
+    cache_folder = pathlib.Path(cache_folder)
+    found = find_corpus(output_folder, "real", SETTINGS)
+    if found:
+        return found
+    trees = {
+        package: unpacked_package(package, cache_folder)
+        for package in tqdm(PACKAGES, desc="packages", unit="package")
+    }
+    sources = [
+        source
+        for package, tree in trees.items()
+        for source in find_sources(package, tree)
+    ]
+    distinct, duplicates = drop_duplicates(sources)
+    speakers, useless = read_clips(distinct)
+    dropped_files = duplicates | useless
+
+    languages = {source.speaker: source.language for source in sources}
+    seconds = {
+        speaker: sum(map(len, itertools.chain(*speakers[speaker].values())))
+        / SETTINGS["sample_rate"]
+        for speaker in languages
+    }
+    parts, dropped_speakers = choose_speakers(seconds, languages)
+    utterances = (
+        pair
+        for speaker, part in tqdm(
+            parts.items(), desc="writing utterances", unit="speaker"
+        )
+        for pair in make_utterances(speaker, part, speakers.pop(speaker))
+    )
+    description = {
+        "origin": "real",
+        "settings": SETTINGS,
+        "packages": [tree.name for tree in trees.values()],
+        "source_files": len(sources),
+        "dropped_files": dict(
+            collections.Counter(dropped_files.values()).most_common()
+        ),
+        "dropped_speakers": {
+            speaker: f"{reason} ({seconds[speaker]:.1f} s)"
+            for speaker, reason in dropped_speakers.items()
+        },
+        "speakers": {
+            speaker: {
+                "part": part,
+                "language": languages[speaker],
+                "seconds": round(seconds[speaker], 1),
+            }
+            for speaker, part in parts.items()
+        },
+    }
+    unpacked = cache_folder / "unpacked"
+    report = "".join(
+        f"{path.relative_to(unpacked)}: {reason}\n"
+        for path, reason in sorted(dropped_files.items())
+    )
+    return write_corpus(output_folder, utterances, description, report)

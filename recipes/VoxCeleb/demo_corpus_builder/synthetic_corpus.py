@@ -1,0 +1,90 @@
+"""The corpus of synthetic voices, which needs no packages.
+
+Authors
+-------
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import pathlib
+
+from synthetic_voices import synthetic_utterance
+from tqdm import tqdm
+
+from demo_corpus_builder.corpus_folder import (
+    Utterance,
+    find_corpus,
+    write_corpus,
+)
+from demo_corpus_builder.settings import SETTINGS
+
+
+def write_synthetic_corpus(
+    output_folder,
+    training_speakers=45,
+    test_speakers=15,
+    utterances_per_speaker=12,
+    seconds=3.0,
+):
+    """Writes a corpus of synthetic voices in the same layout.
+
+    Arguments
+    ---------
+    output_folder : str or pathlib.Path
+        Where to write the corpus; if this corpus is already there, it stays.
+    training_speakers : int
+        Number of voices for training. Two utterances of each (or half, if that
+        is less) are for validation.
+    test_speakers : int
+        Number of voices for testing.
+    utterances_per_speaker : int
+        Utterances of each voice.
+    seconds : float
+        Length of each utterance.
+
+    Returns
+    -------
+    description : dict
+        The content of ``corpus.json``.
+
+    Raises
+    ------
+    CorpusError
+        If the folder holds something else.
+    """
+    output_folder = pathlib.Path(output_folder)
+    settings = {
+        "training_speakers": training_speakers,
+        "test_speakers": test_speakers,
+        "utterances_per_speaker": utterances_per_speaker,
+        "seconds": seconds,
+        "most_validation_trials": SETTINGS["most_validation_trials"],
+    }
+    found = find_corpus(output_folder, "synthetic", settings)
+    if found:
+        return found
+    parts = {
+        f"synthetic-{seed:03d}": "train" if seed < training_speakers else "test"
+        for seed in range(training_speakers + test_speakers)
+    }
+    held_out = min(2, utterances_per_speaker // 2)
+
+    def speak():
+        for seed, (speaker, part) in enumerate(
+            tqdm(parts.items(), desc="writing utterances", unit="speaker")
+        ):
+            for index in range(utterances_per_speaker):
+                path = f"{speaker}/synthetic/{index + 1:05d}.wav"
+                validation = part == "train" and index < held_out
+                yield (
+                    Utterance(path, "validation" if validation else part),
+                    synthetic_utterance(seed, index, seconds),
+                )
+
+    description = {
+        "origin": "synthetic",
+        "settings": settings,
+        "speakers": {
+            speaker: {"part": part} for speaker, part in parts.items()
+        },
+    }
+    return write_corpus(output_folder, speak(), description)
