@@ -69,6 +69,7 @@ class RandomCrop:
 
     Example
     -------
+    >>> import torch
     >>> path = getfixture("tmp_path") / "utterance.wav"
     >>> audio_io.save(path, torch.randn(1, 48000), SAMPLE_RATE)
     >>> crop = RandomCrop(2.0, speeds=[1.0, 0.9, 1.1])

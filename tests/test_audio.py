@@ -193,7 +193,7 @@ def test_speechbrain_model_reads_through_it(tmp_path):
 
     bad = tmp_path / "silent.wav"
     soundfile.write(bad, np.zeros((800, 2)), 16000)
-    with pytest.raises(AudioError, match="^audio: silent; .*$"):
+    with pytest.raises(AudioError, match=f"^{bad}: silent; .*$"):
         model.load_audio(str(bad))
 
 
