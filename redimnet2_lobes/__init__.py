@@ -1,5 +1,21 @@
 """ReDimNet2 speaker encoders as SpeechBrain lobes.
 
+The network:
+ * redimnet2: the network, from waveforms to embeddings
+ * front_end: waveforms to log-mel features
+ * pooling: attentive statistics pooling
+ * lengths: lengths and masks of padded batches
+
+For training:
+ * losses, schedules: margin losses; learning rate and margin at every step
+ * crops, augment: random crops with speed perturbation; noise and gain
+
+For use:
+ * audio, inference: reading files; embeddings of many of them
+ * metrics, plots: error rates and their pictures
+ * model_folder: folders that SpeechBrain's inference classes load
+ * published, convert: the published checkpoints
+
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """

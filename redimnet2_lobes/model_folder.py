@@ -215,4 +215,6 @@ from speechbrain.inference.speaker import SpeakerRecognition
 model = SpeakerRecognition.from_hparams(source="path/to/this/folder")
 score, same_speaker = model.verify_files("a.wav", "b.wav")
 ```
+
+`same_speaker` compares with SpeechBrain's default threshold, 0.25.
 """

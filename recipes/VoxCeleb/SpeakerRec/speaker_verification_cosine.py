@@ -113,7 +113,7 @@ def check_hparams(hparams):
         )
 
 
-def find_files(trials, data_folder):
+def find_files(trials, data_folder, key="data_folder"):
     """Paths of the files that trials name.
 
     Arguments
@@ -122,6 +122,8 @@ def find_files(trials, data_folder):
         Trials (label, enrolment, test) from ``read_trials``.
     data_folder : str
         The folder that holds ``wav/``.
+    key : str
+        The key that gave the folder, for the error.
 
     Returns
     -------
@@ -138,7 +140,7 @@ def find_files(trials, data_folder):
     missing = [path for path in paths.values() if not os.path.isfile(path)]
     if missing:
         raise ValueError(
-            f"data_folder: {len(missing)} of the {len(paths)} files that the "
+            f"{key}: {len(missing)} of the {len(paths)} files that the "
             f"trials name are missing, the first is {missing[0]}"
         )
     return paths

@@ -119,7 +119,9 @@ class SpeakerBrain(sb.core.Brain):
                 },
                 train_stats={
                     "loss": loss,
-                    "accuracy": self.correct / self.seen,
+                    # Nothing is left to see if a run resumes at the very end
+                    # of an epoch.
+                    "accuracy": self.correct / max(self.seen, 1),
                 },
                 valid_stats={"EER": eer},
             )
@@ -220,6 +222,7 @@ def main(arguments):
         hparams,
         data_folder=str,
         validation_folder=str,
+        validation_trials=str,
         output_folder=str,
         number_of_epochs=int,
         batch_size=int,
@@ -227,8 +230,16 @@ def main(arguments):
         validation_seconds=float,
         validation_seconds_per_batch=float,
     )
+    if not os.path.isfile(hparams["validation_trials"]):
+        raise ValueError(
+            f"validation_trials: no file {hparams['validation_trials']}; pass "
+            "--validation_folder=..., the folder that holds wav/ and the trial "
+            "list of VoxCeleb1"
+        )
     trials = read_trials(hparams["validation_trials"])
-    paths = find_files(trials, hparams["validation_folder"])
+    paths = find_files(
+        trials, hparams["validation_folder"], key="validation_folder"
+    )
     sb.core.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
