@@ -194,18 +194,20 @@ def plot_training_curves(train_log, path):
         "train accuracy": "training accuracy",
         "valid EER": "validation EER (%)",
     }
-    epochs = []
+    epochs = {}
     with open(train_log, encoding="utf-8") as file:
         for line in file:
             values = dict(re.findall(r"([a-zA-Z][\w ]*): ([^\s,]+)", line))
             if {"epoch", *panels} <= set(values):
-                epochs.append(values)
+                # A run that was killed before its checkpoint was complete
+                # logs the epoch again.
+                epochs[int(values["epoch"])] = values
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels))
     for axis, (key, label) in zip(axes, panels.items(), strict=True):
         axis.plot(
-            [int(values["epoch"]) for values in epochs],
-            [float(values[key]) for values in epochs],
+            list(epochs),
+            [float(values[key]) for values in epochs.values()],
             marker="." if len(epochs) < 50 else None,
         )
         axis.set_xlabel("epoch")

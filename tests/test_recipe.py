@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,7 @@ def train(
         "data_folder": corpus,
         "output_folder": output,
         "device": "cpu",
+        "variant": "null",
         "base_channels": 4,
         "out_channels": "null",
         "stages": f"[{stages}]",
@@ -216,6 +218,39 @@ def test_published_recipe(corpus, tmp_path):
     assert cost["bias"].item() != 0
 
 
+def test_grad_accumulation_keeps_the_schedule(corpus, tmp_path):
+    process = train(
+        corpus,
+        tmp_path,
+        number_of_epochs=2,
+        batch_size=2,
+        grad_accumulation_factor=2,
+    )
+    assert process.returncode == 0, process.stderr
+    rates = re.findall(r"lr: (\S+),", (tmp_path / "train_log.txt").read_text())
+    whole = train(corpus, tmp_path / "whole", number_of_epochs=2, batch_size=4)
+    assert whole.returncode == 0, whole.stderr
+    log = (tmp_path / "whole" / "train_log.txt").read_text()
+    assert rates == re.findall(r"lr: (\S+),", log)
+
+
+def test_other_speakers_need_another_folder(corpus, trained, tmp_path):
+    changed = tmp_path / "corpus"
+    shutil.copytree(corpus, changed)
+    (changed / "wav" / "dora").rename(changed / "wav" / "dana")
+    for name in ("veri_test2.txt", "veri_validation.txt"):
+        text = (changed / name).read_text().replace("dora/", "dana/")
+        (changed / name).write_text(text)
+    output = tmp_path / "output"
+    shutil.copytree(trained, output)
+    process = train(changed, output, number_of_epochs=5)
+    assert process.returncode == 1
+    assert re.search(
+        "error: output_folder: .* holds a run on other speakers",
+        process.stderr.strip().splitlines()[-1],
+    )
+
+
 def test_bfloat16(corpus, tmp_path):
     process = train(corpus, tmp_path, number_of_epochs=1, precision="bf16")
     assert process.returncode == 0, process.stderr
@@ -230,6 +265,9 @@ def test_bfloat16(corpus, tmp_path):
         ({"number_of_epoch": 3}, "error: number_of_epoch: not a key"),
         ({"validation_trials": "none.txt"}, "error: .*none.txt"),
         ({"device": "cuda:99"}, "error: device: 'cuda:99'"),
+        ({"variant": "b9"}, "error: variant: 'b9' does not go with"),
+        ({"batch_size": 0}, "error: batch_size: 0 is less than 1"),
+        ({"num_workers": "two"}, "error: num_workers: expected a whole"),
     ],
 )
 def test_errors_are_one_line(corpus, tmp_path, overrides, message):

@@ -70,7 +70,7 @@ def main_with_one_line_errors(function):
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
@@ -289,6 +289,32 @@ def check_types(hparams, **types):
             raise ValueError(
                 f"{key}: expected {TYPES[expected]}, not {value!r}"
             )
+
+
+def check_at_least(hparams, **lowest):
+    """Checks numbers against their lowest value.
+
+    Arguments
+    ---------
+    hparams : dict
+        The hyperparameters.
+    **lowest : float
+        For each key its lowest value.
+
+    Raises
+    ------
+    ValueError
+        If a value is lower.
+
+    Example
+    -------
+    >>> check_at_least({"batch_size": 0}, batch_size=1)
+    Traceback (most recent call last):
+    ValueError: batch_size: 0 is less than 1
+    """
+    for key, limit in lowest.items():
+        if not hparams[key] >= limit:
+            raise ValueError(f"{key}: {hparams[key]} is less than {limit}")
 
 
 def _read_documents(param_file, overrides):

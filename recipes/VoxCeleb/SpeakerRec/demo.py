@@ -166,9 +166,8 @@ def main(arguments):
     )
     recognition = SpeakerRecognition.from_hparams(source=str(model))
     for label, *pair in pick_pairs(read_trials(corpus / "veri_test2.txt")):
-        score, _ = recognition.verify_files(
-            *(str(corpus / "wav" / name) for name in pair)
-        )
+        pair = [str(corpus / "wav" / name) for name in pair]
+        score, _ = recognition.verify_files(*pair)
         kind = "same speaker" if label else "different speakers"
         same = score.item() > after["eer_threshold"]
         print(

@@ -54,11 +54,7 @@ def main(arguments):
     hparams = load_hparams(hparams_file, overrides)
     check_hparams(hparams)
     trials = read_trials(hparams["verification_file"])
-    if {label for label, _, _ in trials} != {0, 1}:
-        raise ValueError(
-            f"verification_file: all trials in {hparams['verification_file']} "
-            f"have label {trials[0][0]}, but error rates need both labels"
-        )
+    check_labels(trials, "verification_file", hparams["verification_file"])
     paths = find_files(trials, hparams["data_folder"])
     encoder = load_encoder(
         hparams["checkpoint"],
@@ -110,6 +106,30 @@ def check_hparams(hparams):
     if not os.path.isfile(hparams["verification_file"]):
         raise ValueError(
             f"verification_file: no file {hparams['verification_file']}"
+        )
+
+
+def check_labels(trials, key, path):
+    """Checks that a trial list holds trials of both kinds.
+
+    Arguments
+    ---------
+    trials : list of tuple
+        Trials (label, enrolment, test) from ``read_trials``.
+    key : str
+        The key that gave the list.
+    path : str
+        The list.
+
+    Raises
+    ------
+    ValueError
+        If all labels are the same.
+    """
+    if {label for label, _, _ in trials} != {0, 1}:
+        raise ValueError(
+            f"{key}: all trials in {path} have label {trials[0][0]}, but "
+            "error rates need both labels"
         )
 
 
@@ -181,7 +201,9 @@ def load_encoder(checkpoint, variant, hparams_folder, run_opts):
                 "no model folder; for a training checkpoint pass the file "
                 "embedding_model.ckpt in it, with --variant"
             )
-    elif not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", checkpoint):
+    elif os.path.isdir(checkpoint.split("/")[0]) or not re.fullmatch(
+        r"\w[\w.-]*/\w[\w.-]*", checkpoint
+    ):
         raise ValueError(f"checkpoint: no file or folder {checkpoint}")
     return _load_model_folder(checkpoint, variant, run_opts)
 

@@ -22,16 +22,22 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from command_line import (
+    check_at_least,
     check_types,
     load_hparams,
     main_with_one_line_errors,
     parse_command_line,
 )
-from speaker_verification_cosine import cosine_scores, find_files
+from speaker_verification_cosine import (
+    check_labels,
+    cosine_scores,
+    find_files,
+)
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.logger import get_logger
 from trials import read_trials
 from voxceleb_prepare import prepare_voxceleb
 
@@ -39,6 +45,9 @@ from redimnet2_lobes.inference import encode_utterances
 from redimnet2_lobes.metrics import EER
 from redimnet2_lobes.model_folder import write_model_folder
 from redimnet2_lobes.plots import plot_training_curves
+from redimnet2_lobes.published import VARIANTS
+
+logger = get_logger(__name__)
 
 
 class SpeakerBrain(sb.core.Brain):
@@ -79,6 +88,12 @@ class SpeakerBrain(sb.core.Brain):
         self.optimizers_dict = {"opt_class": self.optimizer}
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
+    def on_fit_start(self):
+        """Validates the untrained network: a bad file shows before training."""
+        super().on_fit_start()
+        if self.hparams.epoch_counter.current == 0:
+            logger.info(f"EER before training: {self.validate():.2f} %")
+
     def on_stage_start(self, stage, epoch=None):
         """Other crops and noises in every epoch."""
         if stage == sb.Stage.TRAIN:
@@ -89,7 +104,9 @@ class SpeakerBrain(sb.core.Brain):
         """Moves the learning rate and the margin, step by step."""
         if should_step:
             self.hparams.lr_schedule(self.optimizer)
-            self.hparams.margin_schedule(self.modules.compute_cost)
+            self.margin = self.hparams.margin_schedule(
+                self.modules.compute_cost
+            )
 
     def compute_forward(self, batch, stage):
         """Waveforms to the cosines of all classes [batch, 1, classes]."""
@@ -105,7 +122,8 @@ class SpeakerBrain(sb.core.Brain):
         predictions = cosines.detach().squeeze(1).argmax(1)
         self.correct += (predictions == labels).sum().item()
         self.seen += len(labels)
-        return self.modules.compute_cost(cosines, labels)
+        # [batch, 1], as SpeechBrain's LogSoftmaxWrapper wants them.
+        return self.modules.compute_cost(cosines, labels.unsqueeze(1))
 
     def on_stage_end(self, stage, loss, epoch=None):
         """Validates, logs and saves a checkpoint."""
@@ -115,7 +133,7 @@ class SpeakerBrain(sb.core.Brain):
                 stats_meta={
                     "epoch": epoch,
                     "lr": self.optimizer.param_groups[0]["lr"],
-                    "margin": unwrap(self.modules.compute_cost).margin,
+                    "margin": self.margin,
                 },
                 train_stats={
                     "loss": loss,
@@ -207,6 +225,27 @@ def load_training_data(hparams):
     return dataset, speakers
 
 
+def keep_speakers(speakers, save_folder):
+    """Notes the speakers, or compares them with those of the run before.
+
+    Arguments
+    ---------
+    speakers : CategoricalEncoder
+        Speaker names.
+    save_folder : str
+        Where the run keeps its checkpoints.
+    """
+    path = Path(save_folder) / "label_encoder.txt"
+    if not path.exists():
+        speakers.save(path)
+    before = CategoricalEncoder.from_saved(path)
+    if before.lab2ind != speakers.lab2ind:
+        raise ValueError(
+            f"output_folder: {path.parent.parent} holds a run on other "
+            "speakers; choose another, or delete it"
+        )
+
+
 def main(arguments):
     """Prepares the data, trains, and writes the model folder.
 
@@ -226,9 +265,23 @@ def main(arguments):
         output_folder=str,
         number_of_epochs=int,
         batch_size=int,
+        num_workers=int,
+        crop_seconds=float,
+        minimum_seconds=float,
         loss_weight_decay=float,
         validation_seconds=float,
         validation_seconds_per_batch=float,
+    )
+    check_at_least(
+        hparams,
+        number_of_epochs=1,
+        batch_size=1,
+        num_workers=0,
+        crop_seconds=0.1,
+        minimum_seconds=0.1,
+        loss_weight_decay=0,
+        validation_seconds=0.1,
+        validation_seconds_per_batch=0.1,
     )
     if not os.path.isfile(hparams["validation_trials"]):
         raise ValueError(
@@ -237,9 +290,17 @@ def main(arguments):
             "list of VoxCeleb1"
         )
     trials = read_trials(hparams["validation_trials"])
+    check_labels(trials, "validation_trials", hparams["validation_trials"])
     paths = find_files(
         trials, hparams["validation_folder"], key="validation_folder"
     )
+    variant = VARIANTS.get(hparams["base_channels"])
+    if hparams["variant"] not in (None, variant):
+        raise ValueError(
+            f"variant: {hparams['variant']!r} does not go with base_channels: "
+            f"{hparams['base_channels']}; the variants are "
+            f"{', '.join(VARIANTS.values())}, and null is for other networks"
+        )
     sb.core.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
@@ -252,19 +313,25 @@ def main(arguments):
             "save_folder": hparams["save_folder"],
             "test_trials": hparams["test_trials"],
             "validation_trials": hparams["validation_trials"],
+            "minimum_seconds": hparams["minimum_seconds"],
+            "workers": hparams["preparation_workers"],
         },
     )
     dataset, speakers = load_training_data(hparams)
+    run_on_main(keep_speakers, args=[speakers, hparams["save_folder"]])
 
     processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
-    steps = len(dataset) // (hparams["batch_size"] * processes)
+    accumulated = run_opts.grad_accumulation_factor
+    global_batch = hparams["batch_size"] * processes * accumulated
+    steps = len(dataset) // global_batch
     if steps == 0:
         raise ValueError(
-            f"batch_size: {hparams['batch_size']} for each of {processes} "
-            f"processes is more than the {len(dataset)} training utterances"
+            f"batch_size: {hparams['batch_size']} for {processes} processes "
+            f"and {accumulated} accumulated batches is more than the "
+            f"{len(dataset)} training utterances"
         )
     hparams["lr_schedule"].steps_per_epoch = steps
-    hparams["lr_schedule"].scale = hparams["batch_size"] * processes / 64
+    hparams["lr_schedule"].scale = global_batch / 64
     hparams["margin_schedule"].steps_per_epoch = steps
 
     classifier = hparams["classifier"](
