@@ -54,6 +54,17 @@ ARCHITECTURE_SETTINGS = {
     "feat_type",
     "spec_params",
 }
+TYPES = {
+    "F": int,
+    "C": int,
+    "out_channels": (int, type(None)),
+    "stages_setup": (list, tuple),
+    "agg_gnorm": bool,
+    "dual_agg": bool,
+    "embed_dim": int,
+    "feat_type": str,
+    "spec_params": dict,
+}
 # Base channels tell the released variants apart.
 VARIANTS = {
     12: "b0",
@@ -116,6 +127,12 @@ def build_network(model_config):
     )
     if missing:
         raise ValueError(f"model_config.{missing[0]}: missing")
+    for key, value in model_config.items():
+        expected = TYPES.get(key, object)
+        if not isinstance(value, expected) or (
+            expected is int and (isinstance(value, bool) or value < 1)
+        ):
+            raise ValueError(f"model_config.{key}: unusable value {value!r}")
     return ReDimNet2(
         _front_end(model_config),
         base_channels=model_config["C"],

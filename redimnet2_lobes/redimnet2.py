@@ -92,6 +92,10 @@ class ReDimNet2(nn.Module):
         super().__init__()
         bins = front_end.mel_bins
         check_architecture(bins, base_channels, stages)
+        if out_channels is not None and not _positive(out_channels, int):
+            raise ValueError(
+                f"out_channels: {out_channels!r} is not a positive integer"
+            )
         self._arguments = {
             "base_channels": base_channels,
             "stages": [dict(stage) for stage in stages],
@@ -860,14 +864,7 @@ def check_architecture(bins, base_channels, stages):
     integers = ("frequency_stride", "time_stride", "blocks", "reduction")
     keys = {*integers, "expansion"}
 
-    def positive(value, kind):
-        return (
-            isinstance(value, kind)
-            and not isinstance(value, bool)
-            and value > 0
-        )
-
-    if not positive(base_channels, int):
+    if not _positive(base_channels, int):
         raise ValueError(
             f"base_channels: {base_channels!r} is not a positive integer"
         )
@@ -879,11 +876,11 @@ def check_architecture(bins, base_channels, stages):
         if not isinstance(stage, dict) or set(stage) != keys:
             raise ValueError(f"{where}: expected the keys {sorted(keys)}")
         for key in integers:
-            if not positive(stage[key], int):
+            if not _positive(stage[key], int):
                 raise ValueError(
                     f"{where}.{key}: {stage[key]!r} is not a positive integer"
                 )
-        if not positive(stage["expansion"], (int, float)):
+        if not _positive(stage["expansion"], (int, float)):
             raise ValueError(
                 f"{where}.expansion: {stage['expansion']!r} is not a positive "
                 "number"
@@ -900,3 +897,7 @@ def check_architecture(bins, base_channels, stages):
                 f"{where}.reduction: {size} channels / {stage['reduction']} "
                 f"are not a multiple of {ATTENTION_HEADS} attention heads"
             )
+
+
+def _positive(value, kind):
+    return isinstance(value, kind) and not isinstance(value, bool) and value > 0

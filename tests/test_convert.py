@@ -96,6 +96,13 @@ def test_weights_only_files_without_constants_are_fine(b0_case, tmp_path):
         ("group_divisor", 4, "model_config.group_divisor: 4"),
         ("feat_type", "pt_stft", "model_config.feat_type: 'pt_stft'"),
         ("subnet", 1, "model_config.subnet: unknown option"),
+        ("F", "72", "model_config.F: unusable value '72'"),
+        ("C", 0, "model_config.C: unusable value 0"),
+        ("stages_setup", None, "model_config.stages_setup: unusable value"),
+        ("spec_params", None, "model_config.spec_params: unusable value None"),
+        ("embed_dim", "x", "model_config.embed_dim: unusable value 'x'"),
+        ("out_channels", -1, "out_channels: -1 is not a positive integer"),
+        ("agg_gnorm", "no", "model_config.agg_gnorm: unusable value 'no'"),
         ("stages_setup", [[1, 2]], r"model_config.stages_setup\[0\]: expected"),
         ("spec_params", {"norm_signal": False}, "spec_params.norm_signal"),
         (

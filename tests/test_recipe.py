@@ -251,6 +251,26 @@ def test_other_speakers_need_another_folder(corpus, trained, tmp_path):
     )
 
 
+def test_speechbrains_additive_margin(corpus, tmp_path):
+    """A loss of SpeechBrain's in a copy of the YAML, as users would do it."""
+    text = (RECIPE / "hparams" / "demo_redimnet2_b0.yaml").read_text()
+    ours = """!new:redimnet2_lobes.losses.AdditiveAngularMarginLoss
+    scale: 32.0
+"""
+    theirs = """!new:speechbrain.nnet.losses.LogSoftmaxWrapper
+    loss_fn: !new:speechbrain.nnet.losses.AngularMargin
+        scale: 32.0
+"""
+    assert ours in text
+    hparams = tmp_path / "additive_margin.yaml"
+    hparams.write_text(text.replace(ours, theirs))
+    process = train(
+        corpus, tmp_path / "output", hparams=hparams, number_of_epochs=1
+    )
+    assert process.returncode == 0, process.stderr
+    assert sorted(losses(tmp_path / "output")) == [1]
+
+
 def test_bfloat16(corpus, tmp_path):
     process = train(corpus, tmp_path, number_of_epochs=1, precision="bf16")
     assert process.returncode == 0, process.stderr

@@ -35,9 +35,9 @@ from trials import read_trials
 from redimnet2_lobes.inference import encode_utterances
 from redimnet2_lobes.metrics import EER, det_curve, minDCF
 from redimnet2_lobes.plots import plot_det, plot_score_histogram
+from redimnet2_lobes.published import VARIANTS
 from redimnet2_lobes.redimnet2 import PassThrough
 
-VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6")
 P_TARGET = 0.01  # prior of a trial of one speaker in the minDCF
 TRIALS_PER_BLOCK = 65536  # 100 MB for embeddings of 192 values
 
@@ -94,10 +94,10 @@ def check_hparams(hparams):
         output_folder=str,
         seconds_per_batch=float,
     )
-    if hparams["variant"] not in (None, *VARIANTS):
+    if hparams["variant"] not in (None, *VARIANTS.values()):
         raise ValueError(
             f"variant: unknown value {hparams['variant']!r}, expected one of "
-            f"{', '.join(VARIANTS)}"
+            f"{', '.join(VARIANTS.values())}"
         )
     if not os.path.isdir(os.path.join(hparams["data_folder"], "wav")):
         raise ValueError(
@@ -174,7 +174,7 @@ def load_encoder(checkpoint, variant, hparams_folder, run_opts):
     checkpoint : str
         A model folder, a hub name, or a file ``embedding_model.ckpt``.
     variant : str or None
-        One of ``VARIANTS``. A file of weights needs it; what a model folder
+        b0 to b6. A file of weights needs it; what a model folder
         says of itself must agree with it.
     hparams_folder : str or Path
         Where ``redimnet2_<variant>.yaml`` is.
@@ -243,7 +243,7 @@ def _load_weights_file(path, variant, hparams_folder, run_opts):
     if variant is None:
         raise ValueError(
             f"variant: missing; for the weights in {path} pass --variant=..., "
-            f"one of {', '.join(VARIANTS)}"
+            f"one of {', '.join(VARIANTS.values())}"
         )
     hparams_file = Path(hparams_folder) / f"redimnet2_{variant}.yaml"
     if not hparams_file.is_file():
