@@ -225,19 +225,21 @@ def load_training_data(hparams):
     return dataset, speakers
 
 
-def keep_speakers(speakers, save_folder):
-    """Notes the speakers, or compares them with those of the run before.
+def keep_speakers(speakers, checkpointer):
+    """Notes the speakers, or compares them with those of the checkpoints.
 
     Arguments
     ---------
     speakers : CategoricalEncoder
         Speaker names.
-    save_folder : str
-        Where the run keeps its checkpoints.
+    checkpointer : Checkpointer
+        Has the checkpoints that the run may go on from.
     """
-    path = Path(save_folder) / "label_encoder.txt"
-    if not path.exists():
-        speakers.save(path)
+    path = checkpointer.checkpoints_dir / "label_encoder.txt"
+    if not checkpointer.list_checkpoints():
+        partial = path.with_name("label_encoder.txt.part")
+        speakers.save(partial)
+        os.replace(partial, path)
     before = CategoricalEncoder.from_saved(path)
     if before.lab2ind != speakers.lab2ind:
         raise ValueError(
@@ -318,7 +320,7 @@ def main(arguments):
         },
     )
     dataset, speakers = load_training_data(hparams)
-    run_on_main(keep_speakers, args=[speakers, hparams["save_folder"]])
+    run_on_main(keep_speakers, args=[speakers, hparams["checkpointer"]])
 
     processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
     accumulated = run_opts.grad_accumulation_factor
