@@ -40,6 +40,21 @@ def test_embeddings_through_speechbrain(parity_case, tmp_path):
         assert relative_difference(ours[0, 0], theirs) < 1e-5
 
 
+@torch.no_grad()
+def test_padded_batch(parity_case):
+    """Each architecture, with padding that would poison what it touches."""
+    network = build(parity_case)
+    sizes = [400, 8000, 16319, 52813]
+    waveforms = [parity_case.waveform(size) for size in sizes]
+    batch = torch.full((len(sizes), max(sizes)), torch.nan)
+    for row, waveform in zip(batch, waveforms, strict=True):
+        row[: len(waveform)] = waveform
+    together = network(batch, torch.tensor(sizes) / max(sizes))
+    for waveform, embedding in zip(waveforms, together, strict=True):
+        alone = network(waveform.unsqueeze(0))[0]
+        assert relative_difference(embedding, alone) < 1e-5, len(waveform)
+
+
 def test_parameters(parity_case):
     network = build_network(parity_case.manifest["model_config"])
     count = sum(parameter.numel() for parameter in network.parameters())
