@@ -104,9 +104,7 @@ class SpeakerBrain(sb.core.Brain):
         """Moves the learning rate and the margin, step by step."""
         if should_step:
             self.hparams.lr_schedule(self.optimizer)
-            self.margin = self.hparams.margin_schedule(
-                self.modules.compute_cost
-            )
+            self.hparams.margin_schedule(self.modules.compute_cost)
 
     def compute_forward(self, batch, stage):
         """Waveforms to the cosines of all classes [batch, 1, classes]."""
@@ -129,11 +127,12 @@ class SpeakerBrain(sb.core.Brain):
         """Validates, logs and saves a checkpoint."""
         eer = self.validate()
         if if_main_process():
+            margin = self.hparams.margin_schedule
             self.hparams.train_logger.log_stats(
                 stats_meta={
                     "epoch": epoch,
                     "lr": self.optimizer.param_groups[0]["lr"],
-                    "margin": self.margin,
+                    "margin": margin.value_at(margin.step - 1),
                 },
                 train_stats={
                     "loss": loss,
