@@ -23,9 +23,14 @@ import math
 import torch
 from torch import nn
 
-from redimnet2_lobes.front_end import SAMPLE_RATE, WINDOW
+from redimnet2_lobes.front_end import HOP, SAMPLE_RATE, WINDOW
 from redimnet2_lobes.lengths import repeat_short, valid_mask, valid_samples
 from redimnet2_lobes.pooling import AttentiveStatisticsPooling
+from redimnet2_lobes.tiles import (
+    TILE_BYTES,
+    groups_of_like_length,
+    in_tiles,
+)
 
 TIME_KERNELS = (7, 19, 31, 59)
 ATTENTION_HEADS = 4
@@ -163,6 +168,39 @@ class ReDimNet2(nn.Module):
                 f"{WINDOW} (25 ms) are needed"
             )
         wavs, samples = repeat_short(wavs, samples, self.minimum_samples)
+        if self._needs_one_piece(wavs):
+            return self._encode(wavs, samples)
+        with torch.no_grad():
+            return self._encode_in_groups(wavs, samples)
+
+    def _needs_one_piece(self, wavs):
+        """Whether a batch must stay together: for statistics or gradients, or
+        because the device is made for large batches.
+        """
+        if self.training or wavs.device.type != "cpu":
+            return True
+        return torch.is_grad_enabled() and (
+            wavs.requires_grad
+            or any(weight.requires_grad for weight in self.parameters())
+        )
+
+    def _encode_in_groups(self, wavs, samples):
+        lengths = [wavs.shape[1]] * len(wavs)
+        if samples is not None:
+            lengths = samples.tolist()
+        frame = self.bins * self.channels * wavs.element_size()
+        embeddings = [None] * len(wavs)
+        for group in groups_of_like_length(lengths, TILE_BYTES // frame * HOP):
+            longest = lengths[group[0]]
+            same = longest == lengths[group[-1]]
+            encoded = self._encode(
+                wavs[group, :longest], None if same else samples[group]
+            )
+            for position, embedding in zip(group, encoded, strict=True):
+                embeddings[position] = embedding
+        return torch.stack(embeddings)
+
+    def _encode(self, wavs, samples):
         features, frames = self.front_end(wavs, samples)
         return self.encode_features(features, frames).unsqueeze(1)
 
@@ -244,8 +282,9 @@ class ReDimNet2(nn.Module):
         strides = sorted(sums, reverse=True)
         total = sums[strides[0]]
         for slow, fast in zip(strides, strides[1:], strict=False):
-            total = total.repeat_interleave(slow // fast, dim=1) + sums[fast]
-        return total.repeat_interleave(strides[-1], dim=1)
+            repeated = sums[fast].unflatten(1, (-1, slow // fast))
+            total = (total.unsqueeze(2) + repeated).flatten(1, 2)
+        return total
 
 
 class PassThrough(nn.Module):
@@ -429,7 +468,7 @@ class Stage(nn.Module):
         if frames is not None:
             padding = ~valid_mask(frames, x.shape[2])
         for block in self.blocks:
-            x = block(x, padding)
+            x = in_tiles(block, x, padding)
         if self.contract is not None:
             x = self.contract(x)
         x = x.permute(0, 2, 3, 1).flatten(2)
@@ -492,7 +531,7 @@ class Aggregation(nn.Module):
         sums = {}
         for x, weight, stride in zip(maps, weights, self.strides, strict=True):
             if stride in sums:
-                sums[stride] = torch.addcmul(sums[stride], x, weight)
+                sums[stride].addcmul_(x, weight)
             else:
                 sums[stride] = x * weight
         return sums
@@ -546,19 +585,20 @@ class StridedConvolution(nn.Conv2d):
         """
         frames, bins = self.kernel_size
         bias = self.bias
-        total = 0
+        total = None
         for stride, x in sums.items():
             x = x.unflatten(2, (-1, self.in_channels)).permute(0, 3, 1, 2)
             weight = self.weight
             if stride > 1:
                 weight = weight.unflatten(2, (-1, stride)).sum(3)
-            total = total + nn.functional.conv2d(
+            y = nn.functional.conv2d(
                 x,
                 weight,
                 bias,
                 stride=(frames // stride, bins),
                 groups=self.groups,
             )
+            total = y if total is None else total.add_(y)
             bias = None
         return total
 
@@ -577,13 +617,16 @@ class ResidualBlock(nn.Module):
     torch.Size([2, 4, 8, 72])
     """
 
+    # Frames on either side that an output frame depends on.
+    context = 2
+
     def __init__(self, channels):
         super().__init__()
         self.depthwise_1 = nn.Conv2d(
             channels, channels, 3, padding=1, groups=channels, bias=False
         )
         self.pointwise_1 = nn.Conv2d(channels, channels, 1)
-        self.norm_1 = nn.BatchNorm2d(channels)
+        self.norm_1 = RectifiedNorm(channels)
         self.depthwise_2 = nn.Conv2d(
             channels, channels, 3, padding=1, groups=channels, bias=False
         )
@@ -607,10 +650,34 @@ class ResidualBlock(nn.Module):
         """
         if padding is not None:
             padding = padding[:, None, :, None]
-        y = self.pointwise_1(self.depthwise_1(blank(x, padding))).relu()
-        y = self.norm_1(y)
-        y = self.pointwise_2(self.depthwise_2(blank(y, padding)))
-        return (x + self.norm_2(y)).relu()
+        y = self.norm_1(self.pointwise_1(self.depthwise_1(blank(x, padding))))
+        y = self.norm_2(self.pointwise_2(self.depthwise_2(blank(y, padding))))
+        return y.add_(x).relu_()
+
+
+class RectifiedNorm(nn.BatchNorm2d):
+    """ReLU, in place, then BatchNorm.
+
+    Example
+    -------
+    >>> RectifiedNorm(4)(torch.randn(2, 4, 8, 72)).shape
+    torch.Size([2, 4, 8, 72])
+    """
+
+    def forward(self, x):
+        """Computes the layer.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            2-D view [batch, channels, time, bins]; overwritten.
+
+        Returns
+        -------
+        torch.Tensor
+            2-D view [batch, channels, time, bins].
+        """
+        return super().forward(x.relu_())
 
 
 class TimeContextBlock(nn.Module):
@@ -657,7 +724,7 @@ class TimeContextBlock(nn.Module):
         y = self.norm(self.contract(x))
         for convolution in self.convolutions:
             y = convolution(y, padding)
-        return x + self.expand(self.attention(y, padding))
+        return self.expand(self.attention(y, padding)).add_(x)
 
 
 class TimeConvolution(nn.Module):
@@ -705,7 +772,7 @@ class TimeConvolution(nn.Module):
         # As a 2-D view with one bin, which is channels_last without a copy.
         y = y.transpose(1, 2).unsqueeze(3)
         y = self.norm(self.depthwise(y)).squeeze(3).transpose(1, 2)
-        return x + self.pointwise(nn.functional.gelu(y))
+        return self.pointwise(nn.functional.gelu(y)).add_(x)
 
 
 class SelfAttention(nn.Module):

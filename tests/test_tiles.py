@@ -1,0 +1,101 @@
+"""Work in pieces: the same embeddings, only where it is allowed."""
+
+import pytest
+import torch
+from conftest import relative_difference
+from test_redimnet2 import OPTIONS, PADDINGS, build, pad, speech
+
+from redimnet2_lobes import redimnet2, tiles
+from redimnet2_lobes.tiles import groups_of_like_length
+
+
+@pytest.fixture
+def tile_bytes(monkeypatch):
+    def set_both(size):
+        monkeypatch.setattr(tiles, "TILE_BYTES", size)
+        monkeypatch.setattr(redimnet2, "TILE_BYTES", size)
+
+    return set_both
+
+
+# Tiles of a few frames, of about an utterance, of several utterances.
+@pytest.mark.parametrize("size", [20_000, 300_000, 1_000_000])
+@pytest.mark.parametrize("options", OPTIONS)
+@torch.no_grad()
+def test_tiles_change_nothing(options, size, tile_bytes):
+    network = build(**options)
+    sizes = [3000, 8000, 16000, 16319, 21234, 40000]
+    waveforms = [speech(size, seed) for seed, size in enumerate(sizes)]
+    batch, lengths = pad(waveforms, PADDINGS["NaN"])
+    tile_bytes(2**40)
+    whole = network(batch, lengths)
+    tile_bytes(size)
+    assert relative_difference(network(batch, lengths), whole) < 1e-5
+
+
+@torch.no_grad()
+def test_a_long_and_a_short_utterance_in_one_piece(tile_bytes):
+    """Masks alone, with 30 s beside 25 ms."""
+    tile_bytes(2**40)
+    network = build(aggregation_norm=True, dual_aggregation=True)
+    waveforms = [speech(400), speech(480_000, 1), speech(77_777, 2)]
+    batch, lengths = pad(waveforms, PADDINGS["NaN"])
+    together = network(batch, lengths)
+    for waveform, embedding in zip(waveforms, together, strict=True):
+        alone = network(waveform.unsqueeze(0))[0]
+        assert relative_difference(embedding, alone) < 1e-5, len(waveform)
+
+
+def test_training_sees_the_whole_batch(tile_bytes):
+    """Batch statistics and gradients must not depend on the pieces."""
+    batch = torch.stack([speech(16000, seed) for seed in range(4)])
+
+    def step(size):
+        tile_bytes(size)
+        network = build().train()
+        embeddings = network(batch)
+        embeddings.square().sum().backward()
+        gradient = network.stem.convolution.weight.grad
+        with torch.no_grad():  # batch statistics without gradient
+            again = network(batch)
+        return embeddings, gradient, again, network.norm.running_var
+
+    for whole, pieces in zip(step(2**40), step(20_000), strict=True):
+        assert relative_difference(pieces, whole) < 1e-5
+
+
+def test_gradient_to_the_waveform(tile_bytes):
+    tile_bytes(20_000)
+    network = build().requires_grad_(False)
+    waveform = speech(16000).unsqueeze(0).requires_grad_()
+    features, _ = network.front_end(waveform)
+    # The front-end has no gradient; features may have one.
+    features.requires_grad_()
+    network.encode_features(features).sum().backward()
+    assert features.grad.abs().sum() > 0
+
+
+def test_frozen_network_outside_no_grad(tile_bytes):
+    """SpeechBrain's encode_batch freezes the network, and no more."""
+    waveforms = [speech(9000), speech(20000, 1)]
+    batch, lengths = pad(waveforms, PADDINGS["zeros"])
+    network = build()
+    with torch.no_grad():
+        expected = network(batch, lengths)
+    tile_bytes(20_000)
+    frozen = network.requires_grad_(False)(batch, lengths)
+    assert not frozen.requires_grad
+    assert relative_difference(frozen, expected) < 1e-5
+    network.stem.convolution.weight.requires_grad_()
+    assert network(batch, lengths).requires_grad
+
+
+def test_groups():
+    lengths = [5, 100, 40, 60, 39, 41]
+    groups = groups_of_like_length(lengths, budget=120)
+    assert sorted(sum(groups, [])) == list(range(6))
+    for group in groups:
+        longest = max(lengths[position] for position in group)
+        assert lengths[group[0]] == longest
+        assert len(group) == 1 or len(group) * longest <= 120
+    assert groups_of_like_length([], 10) == []
