@@ -1,5 +1,6 @@
 # make demo   builds a small corpus of real voices, trains B0 and verifies
 # make test   lint, tests and doctests
+# make bench  measures speed and memory (tests/benchmarks/README.md)
 # make lint   ruff alone
 #
 # Each builds the environment in .venv first, if it is not there.
@@ -8,12 +9,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lint
+.PHONY: demo test bench lint
 demo: .venv/complete
 	$(BIN)/python recipes/VoxCeleb/SpeakerRec/demo.py demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+bench: .venv/complete
+	$(BIN)/python tests/benchmarks/benchmark.py
 
 lint: .venv/complete
 	$(BIN)/ruff check .

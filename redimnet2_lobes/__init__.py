@@ -5,12 +5,14 @@ The network:
  * front_end: waveforms to log-mel features
  * pooling: attentive statistics pooling
  * lengths: lengths and masks of padded batches
+ * tiles, weighted_sum: work in pieces that stay in the processor's cache
 
 For training:
  * losses, schedules: margin losses; learning rate and margin at every step
  * crops, augment: random crops with speed perturbation; noise and gain
 
 For use:
+ * folding: a faster copy of a trained network
  * audio, inference: reading files; embeddings of many of them
  * metrics, plots: error rates and their pictures
  * model_folder: folders that SpeechBrain's inference classes load

@@ -26,11 +26,16 @@ from torch import nn
 from redimnet2_lobes.front_end import HOP, SAMPLE_RATE, WINDOW
 from redimnet2_lobes.lengths import repeat_short, valid_mask, valid_samples
 from redimnet2_lobes.pooling import AttentiveStatisticsPooling
+from redimnet2_lobes.residual_training import (
+    in_full_precision_on_cpu,
+    residual_block,
+)
 from redimnet2_lobes.tiles import (
     TILE_BYTES,
     groups_of_like_length,
     in_tiles,
 )
+from redimnet2_lobes.weighted_sum import weighted_sum
 
 TIME_KERNELS = (7, 19, 31, 59)
 ATTENTION_HEADS = 4
@@ -529,11 +534,11 @@ class Aggregation(nn.Module):
         """
         weights = self.weight.softmax(0)
         sums = {}
-        for x, weight, stride in zip(maps, weights, self.strides, strict=True):
-            if stride in sums:
-                sums[stride].addcmul_(x, weight)
-            else:
-                sums[stride] = x * weight
+        for stride in dict.fromkeys(self.strides):
+            # Maps come in the order of their strides.
+            first = self.strides.index(stride)
+            last = first + self.strides.count(stride)
+            sums[stride] = weighted_sum(maps[first:last], weights[first:last])
         return sums
 
 
@@ -648,6 +653,8 @@ class ResidualBlock(nn.Module):
         torch.Tensor
             2-D view [batch, channels, time, bins].
         """
+        if self.training and padding is None and in_full_precision_on_cpu(x):
+            return residual_block(x, self)
         if padding is not None:
             padding = padding[:, None, :, None]
         y = self.norm_1(self.pointwise_1(self.depthwise_1(blank(x, padding))))

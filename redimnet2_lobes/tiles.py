@@ -51,6 +51,31 @@ def groups_of_like_length(lengths, budget):
     return groups
 
 
+def utterances(x):
+    """Splits a batch into utterances that stay in the cache together.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Map with the batch in front.
+
+    Returns
+    -------
+    list of slice
+        Rows of the batch.
+
+    Example
+    -------
+    >>> utterances(torch.zeros(5, 300, 1728))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 6, None)]
+    """
+    batch = len(x)
+    fit = max(1, TILE_BYTES // (x[0].numel() * x.element_size()))
+    # All about equal, and not a small rest at the end.
+    rows = -(-batch // -(-batch // fit))
+    return [slice(row, row + rows) for row in range(0, batch, rows)]
+
+
 def in_tiles(block, x, padding):
     """Applies a block to overlapping pieces of a map.
 

@@ -32,6 +32,7 @@ from command_line import (
 from speechbrain.inference.classifiers import EncoderClassifier
 from trials import read_trials
 
+from redimnet2_lobes.folding import fold
 from redimnet2_lobes.inference import encode_utterances
 from redimnet2_lobes.metrics import EER, det_curve, minDCF
 from redimnet2_lobes.plots import plot_det, plot_score_histogram
@@ -62,6 +63,7 @@ def main(arguments):
         Path(hparams_file).parent,
         run_opts,
     )
+    encoder.mods.embedding_model = fold(encoder.mods.embedding_model)
     output_folder = Path(hparams["output_folder"])
     output_folder.mkdir(parents=True, exist_ok=True)
     embeddings = encode_utterances(

@@ -1,0 +1,42 @@
+"""The benchmark's tables, figures and picture; no figure is judged."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+import benchmark  # noqa: E402
+
+
+def test_without_the_published_code(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv(benchmark.PUBLISHED_VARIABLE, raising=False)
+    arguments = ["--cases=file", "--variants=b0", "--repeats=1", "--threads=1"]
+    assert benchmark.main([*arguments, f"--output={tmp_path}"]) == 0
+    output = capfd.readouterr().out
+    assert (tmp_path / "table.txt").read_text() == output
+    assert "| b0 | ours |" in (tmp_path / "table.md").read_text()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["peak_operations_per_second"]["float32"] > 0
+    ours, ecapa = results["cases"][0]["rows"]
+    assert (ours["variant"], ours["implementation"]) == ("b0", "ours")
+    assert (ecapa["variant"], ecapa["implementation"]) == (None, "ECAPA-TDNN")
+    for row in (ours, ecapa):
+        assert len(row["samples_s"]) == 1
+        for key in ("median_s", "real_time_factor", "peak_memory_mib"):
+            assert 0 < row[key] < math.inf
+    assert 0 < ours["share_of_peak"] < math.inf
+    assert ours["speed_ratio"] is None
+    picture = (tmp_path / "benchmark.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_wrong_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(benchmark.PUBLISHED_VARIABLE, str(tmp_path))
+    assert benchmark.main([f"--output={tmp_path / 'results'}"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: REDIMNET2_PUBLISHED ")
+    assert output.err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
