@@ -26,10 +26,7 @@ from torch import nn
 from redimnet2_lobes.front_end import HOP, SAMPLE_RATE, WINDOW
 from redimnet2_lobes.lengths import repeat_short, valid_mask, valid_samples
 from redimnet2_lobes.pooling import AttentiveStatisticsPooling
-from redimnet2_lobes.residual_training import (
-    in_full_precision_on_cpu,
-    residual_block,
-)
+from redimnet2_lobes.residual_training import pays_in_tiles, residual_block
 from redimnet2_lobes.tiles import (
     TILE_BYTES,
     groups_of_like_length,
@@ -653,7 +650,7 @@ class ResidualBlock(nn.Module):
         torch.Tensor
             2-D view [batch, channels, time, bins].
         """
-        if self.training and padding is None and in_full_precision_on_cpu(x):
+        if self.training and padding is None and pays_in_tiles(x):
             return residual_block(x, self)
         if padding is not None:
             padding = padding[:, None, :, None]

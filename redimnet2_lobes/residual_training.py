@@ -24,8 +24,8 @@ from redimnet2_lobes.tiles import utterances
 ROW_VALUES = 512
 
 
-def in_full_precision_on_cpu(x):
-    """Whether ``residual_block`` is made for a map.
+def pays_in_tiles(x):
+    """Whether ``residual_block`` is made for a map, and gains by it.
 
     Arguments
     ---------
@@ -35,21 +35,21 @@ def in_full_precision_on_cpu(x):
     Returns
     -------
     bool
+        True for a map in full precision on a CPU that has several tiles. For
+        smaller ones the calls cost more than memory does.
 
     Example
     -------
-    >>> x = torch.zeros(1, 4, 8, 72)
-    >>> in_full_precision_on_cpu(x)
-    True
-    >>> with torch.autocast("cpu", torch.bfloat16):
-    ...     in_full_precision_on_cpu(x)
-    False
+    >>> x = torch.zeros(8, 24, 200, 72)
+    >>> pays_in_tiles(x), pays_in_tiles(x[:, :, :10])
+    (True, False)
     """
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and len(utterances(x)) > 1
     )
 
 

@@ -48,20 +48,28 @@ def test_a_long_and_a_short_utterance_in_one_piece(tile_bytes):
 
 def test_training_sees_the_whole_batch(tile_bytes):
     """Batch statistics and gradients must not depend on the pieces."""
-    batch = torch.stack([speech(16000, seed) for seed in range(4)])
+    features = torch.randn(4, 80, 72).double()
 
     def step(size):
         tile_bytes(size)
-        network = build().train()
-        embeddings = network(batch)
-        embeddings.square().sum().backward()
-        gradient = network.stem.convolution.weight.grad
+        # In float64: BatchNorm of fresh networks magnifies rounding.
+        network = build(aggregation_norm=True).train().double()
+        maps, _ = network.feature_maps(features)
+        sum(x.square().mean() for x in maps).backward()
         with torch.no_grad():  # batch statistics without gradient
-            again = network(batch)
-        return embeddings, gradient, again, network.norm.running_var
+            again, _ = network.feature_maps(features)
+        results = {f"map {i}": x.detach() for i, x in enumerate(again)}
+        results.update(network.named_buffers())
+        for name, parameter in network.named_parameters():
+            if parameter.grad is not None:
+                results[name] = parameter.grad
+        return results
 
-    for whole, pieces in zip(step(2**40), step(20_000), strict=True):
-        assert relative_difference(pieces, whole) < 1e-5
+    whole, pieces = step(2**40), step(20_000)
+    assert any("running_var" in name for name in whole)
+    assert "stem.convolution.weight" in whole
+    for name, value in whole.items():
+        assert torch.allclose(pieces[name].double(), value.double()), name
 
 
 def test_gradient_to_the_waveform(tile_bytes):
