@@ -5,7 +5,7 @@ The network:
  * front_end: waveforms to log-mel features
  * pooling: attentive statistics pooling
  * lengths: lengths and masks of padded batches
- * tiles, weighted_sum: work in pieces that stay in the processor's cache
+ * tiles, weighted_sum, residual_training: work in pieces that fit the cache
 
 For training:
  * losses, schedules: margin losses; learning rate and margin at every step

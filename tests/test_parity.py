@@ -7,6 +7,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from redimnet2_lobes import redimnet2
 from redimnet2_lobes.convert import convert
 from redimnet2_lobes.published import build_network, take_weights
 
@@ -40,16 +41,38 @@ def test_embeddings_through_speechbrain(parity_case, tmp_path):
         assert relative_difference(ours[0, 0], theirs) < 1e-5
 
 
-@torch.no_grad()
-def test_padded_batch(parity_case):
-    """Each architecture, with padding that would poison what it touches."""
-    network = build(parity_case)
-    sizes = [400, 8000, 16319, 52813]
+def padded(parity_case, sizes):
+    """Waveforms, their batch and relative lengths; every kind of padding."""
     waveforms = [parity_case.waveform(size) for size in sizes]
-    batch = torch.full((len(sizes), max(sizes)), torch.nan)
+    batch = torch.zeros(len(sizes), max(sizes))
+    batch[1::3] = torch.nan
+    batch[2::3] = torch.randn(1, max(sizes))
     for row, waveform in zip(batch, waveforms, strict=True):
         row[: len(waveform)] = waveform
-    together = network(batch, torch.tensor(sizes) / max(sizes))
+    return waveforms, batch, torch.tensor(sizes) / max(sizes)
+
+
+def test_padded_batch_through_speechbrain(parity_case, tmp_path):
+    """Each architecture, from the shortest utterance to 30 s in a batch."""
+    torch.save(parity_case.checkpoint(), tmp_path / "published.pt")
+    convert(tmp_path / "published.pt", tmp_path / "model")
+    encoder = EncoderClassifier.from_hparams(source=str(tmp_path / "model"))
+    waveforms, batch, lengths = padded(
+        parity_case, [8000, 400, 16319, 480_000, 52813]
+    )
+    together = encoder.encode_batch(batch, lengths)
+    for waveform, embedding in zip(waveforms, together, strict=True):
+        alone = encoder.encode_batch(waveform.unsqueeze(0))[0]
+        assert relative_difference(embedding, alone) < 1e-5, len(waveform)
+
+
+@torch.no_grad()
+def test_padded_batch_in_one_piece(parity_case, monkeypatch):
+    """As on accelerators: masks alone keep the utterances apart."""
+    monkeypatch.setattr(redimnet2, "TILE_BYTES", 2**40)
+    network = build(parity_case)
+    waveforms, batch, lengths = padded(parity_case, [400, 8000, 16319, 52813])
+    together = network(batch, lengths)
     for waveform, embedding in zip(waveforms, together, strict=True):
         alone = network(waveform.unsqueeze(0))[0]
         assert relative_difference(embedding, alone) < 1e-5, len(waveform)

@@ -22,6 +22,7 @@ from implementations import (
     OURS,
     OURS_BFLOAT16,
     OURS_COMPILED,
+    OURS_WITH_LENGTHS,
     PUBLISHED,
     PUBLISHED_COMPILED,
     PUBLISHED_VARIABLE,
@@ -46,6 +47,7 @@ class Case:
     variants: tuple = VARIANTS
     training: bool = False
     bfloat16: bool = False
+    lengths: bool = False
     batch_on_cuda: int | None = None
 
     def batch_on(self, device):
@@ -79,6 +81,13 @@ CASES = (
         8,
         3,
         bfloat16=True,
+    ),
+    Case(
+        "lengths",
+        "inference with and without equal lengths",
+        8,
+        3,
+        lengths=True,
     ),
 )
 
@@ -194,6 +203,8 @@ def implementations_of(case, options):
     """What is measured side by side."""
     if case.bfloat16:
         return [OURS, OURS_BFLOAT16]
+    if case.lengths:
+        return [OURS, OURS_WITH_LENGTHS]
     published = published_checkout() is not None
     chosen = [PUBLISHED] * published + [OURS]
     if options.compiled:
@@ -203,7 +214,7 @@ def implementations_of(case, options):
 
 def reference(case):
     """What the others are compared with."""
-    return OURS if case.bfloat16 else PUBLISHED
+    return OURS if case.bfloat16 or case.lengths else PUBLISHED
 
 
 def list_jobs(cases, options):
@@ -233,7 +244,7 @@ def list_jobs(cases, options):
                 "task": "time",
                 "implementations": [each.name for each in implementations],
             }
-            if case.bfloat16:
+            if reference(case) is OURS:
                 continue
             for each in implementations:
                 # ECAPA-TDNN is the same beside every variant, and what

@@ -33,6 +33,7 @@ class Implementation:
     family: str  # "published", "ours" or "ecapa"
     compiled: bool = False
     bfloat16: bool = False
+    lengths: bool = False
 
 
 PUBLISHED = Implementation("published", "published")
@@ -43,6 +44,7 @@ PUBLISHED_COMPILED = Implementation(
 )
 OURS_COMPILED = Implementation("ours, compiled", "ours", compiled=True)
 OURS_BFLOAT16 = Implementation("ours, bfloat16", "ours", bfloat16=True)
+OURS_WITH_LENGTHS = Implementation("ours, with lengths", "ours", lengths=True)
 IMPLEMENTATIONS = {
     implementation.name: implementation
     for implementation in (
@@ -52,6 +54,7 @@ IMPLEMENTATIONS = {
         PUBLISHED_COMPILED,
         OURS_COMPILED,
         OURS_BFLOAT16,
+        OURS_WITH_LENGTHS,
     )
 }
 

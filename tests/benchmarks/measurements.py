@@ -44,17 +44,22 @@ def measure(job):
 class Inference:
     """Computes the embeddings of a batch."""
 
-    def __init__(self, network, batch, bfloat16):
+    def __init__(self, network, batch, implementation):
         self.network = network
         self.batch = batch
-        self.bfloat16 = bfloat16
+        self.bfloat16 = implementation.bfloat16
+        self.lengths = None
+        if implementation.lengths:
+            self.lengths = torch.ones(len(batch))
 
     def __call__(self):
         precision = contextlib.nullcontext()
         if self.bfloat16:
             precision = torch.autocast(self.batch.device.type, torch.bfloat16)
         with torch.no_grad(), precision:
-            return self.network(self.batch).flatten(1)
+            if self.lengths is None:
+                return self.network(self.batch).flatten(1)
+            return self.network(self.batch, self.lengths).flatten(1)
 
 
 class TrainingStep:
@@ -84,7 +89,7 @@ def prepare(job, name):
     batch = waveforms(job["variant"], job["batch"], samples).to(job["device"])
     if job["training"]:
         return TrainingStep(network, batch)
-    return Inference(network, batch, implementation.bfloat16)
+    return Inference(network, batch, implementation)
 
 
 def measure_times(job):
@@ -117,8 +122,9 @@ def compare_embeddings(runs):
             run = runs[name]
             mode = run.network.training
             run.network.eval()
-            bfloat16 = IMPLEMENTATIONS[name].bfloat16
-            embeddings[name] = Inference(run.network, run.batch, bfloat16)()
+            embeddings[name] = Inference(
+                run.network, run.batch, IMPLEMENTATIONS[name]
+            )()
             run.network.train(mode)
     ours = embeddings[OURS.name].double()
     comparison = {}

@@ -36,6 +36,7 @@ COLOURS = {
     "ours, compiled": "tab:green",
     "published, compiled": "tab:orange",
     "ours, bfloat16": "tab:purple",
+    "ours, with lengths": "tab:olive",
 }
 
 
