@@ -206,3 +206,20 @@ def test_bfloat16_stays_close():
         coarse = network(waveform)
     similarity = torch.cosine_similarity(exact, coarse.float(), dim=2)
     assert similarity.item() > 0.999
+
+
+def test_training_in_bfloat16():
+    batch = torch.stack([speech(16000, seed) for seed in range(4)])
+
+    def step(enabled):
+        network = build(aggregation_norm=True).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            embeddings = network(batch)
+        embeddings.float().square().sum().backward()
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad.isfinite().all(), name
+        return embeddings.float()
+
+    similarity = torch.cosine_similarity(step(True), step(False), dim=2)
+    assert similarity.min() > 0.99
