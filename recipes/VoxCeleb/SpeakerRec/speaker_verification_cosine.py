@@ -37,7 +37,7 @@ from redimnet2_lobes.inference import encode_utterances
 from redimnet2_lobes.metrics import EER, det_curve, minDCF
 from redimnet2_lobes.plots import plot_det, plot_score_histogram
 from redimnet2_lobes.published import VARIANTS
-from redimnet2_lobes.redimnet2 import PassThrough
+from redimnet2_lobes.redimnet2 import PassThrough, ReDimNet2
 
 P_TARGET = 0.01  # prior of a trial of one speaker in the minDCF
 TRIALS_PER_BLOCK = 65536  # 100 MB for embeddings of 192 values
@@ -63,7 +63,9 @@ def main(arguments):
         Path(hparams_file).parent,
         run_opts,
     )
-    encoder.mods.embedding_model = fold(encoder.mods.embedding_model)
+    network = encoder.mods.embedding_model
+    if isinstance(network, ReDimNet2):  # other encoders are verified as well
+        encoder.mods.embedding_model = fold(network)
     output_folder = Path(hparams["output_folder"])
     output_folder.mkdir(parents=True, exist_ok=True)
     embeddings = encode_utterances(
