@@ -59,18 +59,17 @@ class AttentiveStatisticsPooling(nn.Module):
         # Sums of squares over an utterance need float32 whatever the precision.
         x = x.float()
         padding = None
-        if frames is None:
-            # Twice as fast as var_mean over this axis.
-            mean = x.mean(1)
-            centred = x - mean.unsqueeze(1)
-            variance = centred.square().sum(1) / (x.shape[1] - 1)
-        else:
+        count = x.shape[1]
+        if frames is not None:
             padding = ~valid_mask(frames, x.shape[1]).unsqueeze(2)
             x = x.masked_fill(padding, 0)
             count = frames.unsqueeze(1)
-            mean = x.sum(1) / count
-            centred = (x - mean.unsqueeze(1)).masked_fill(padding, 0)
-            variance = centred.square().sum(1) / (count - 1)
+        # Twice as fast as var_mean over this axis.
+        mean = x.sum(1) / count
+        centred = x - mean.unsqueeze(1)
+        if padding is not None:
+            centred = centred.masked_fill(padding, 0)
+        variance = centred.square().sum(1) / (count - 1)
         deviation = (variance + 1e-7).sqrt()
 
         frame_weight, statistics_weight = self.context.weight.split(

@@ -284,8 +284,8 @@ class ReDimNet2(nn.Module):
         strides = sorted(sums, reverse=True)
         total = sums[strides[0]]
         for slow, fast in zip(strides, strides[1:], strict=False):
-            repeated = sums[fast].unflatten(1, (-1, slow // fast))
-            total = (total.unsqueeze(2) + repeated).flatten(1, 2)
+            frames = sums[fast].unflatten(1, (-1, slow // fast))
+            total = (total.unsqueeze(2) + frames).flatten(1, 2)
         return total
 
 

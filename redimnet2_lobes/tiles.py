@@ -1,11 +1,12 @@
-"""Inference in pieces that stay in the processor's cache.
+"""Work in pieces that stay in the processor's cache.
 
 The maps of one stage have up to 16 MiB for an utterance of 3 s, and as many
 times that as there are utterances in a batch. Operations one after the other
 over such maps wait for memory, and memory fresh from the system costs more
 than the arithmetic. On a CPU, where no gradient is needed, a batch is therefore
 taken in groups of a few utterances of like length, and residual blocks run over
-some frames at a time. No embedding changes by it.
+some frames at a time. No embedding changes by it. Training takes a few
+utterances at a time where it can (``residual_training``, ``weighted_sum``).
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -122,15 +123,13 @@ def in_tiles(block, x, padding):
         return block(x, padding)
 
     # Whole utterances if they fit, or else parts of one, all about equal.
-    rows = max(1, frames // time)
     tile = -(-time // -(-time // frames))
     by_time = x.transpose(1, 2)
-    for row in range(0, batch, rows):
-        utterances = slice(row, row + rows)
+    for rows in utterances(x):
         place = done = None
         for start in range(0, time, tile):
             first = max(0, start - block.context)
-            piece = utterances, slice(first, start + tile + block.context)
+            piece = rows, slice(first, start + tile + block.context)
             y = block(
                 by_time[piece].transpose(1, 2),
                 None if padding is None else padding[piece],
@@ -138,7 +137,7 @@ def in_tiles(block, x, padding):
             # One piece late, as this one still needed the frames before it.
             if done is not None:
                 by_time[place] = done
-            place = utterances, slice(start, start + tile)
+            place = rows, slice(start, start + tile)
             done = y.transpose(1, 2)[:, start - first :][:, :tile]
         by_time[place] = done
     return x

@@ -2,11 +2,8 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-import benchmark  # noqa: E402
+import benchmark
 
 
 def test_without_the_published_code(tmp_path, monkeypatch, capfd):

@@ -3,12 +3,10 @@
 import pytest
 import torch
 from conftest import relative_difference
-from speechbrain.inference.classifiers import EncoderClassifier
-from test_parity import build
+from test_parity import build, load_encoder
 from test_redimnet2 import OPTIONS, PADDINGS, pad, speech
 from test_redimnet2 import build as build_small
 
-from redimnet2_lobes.convert import convert
 from redimnet2_lobes.folding import fold
 
 
@@ -52,9 +50,7 @@ def test_the_network_is_left_alone(b0_case):
 
 
 def test_in_place_of_speechbrains_network(b0_case, tmp_path):
-    torch.save(b0_case.checkpoint(), tmp_path / "published.pt")
-    convert(tmp_path / "published.pt", tmp_path / "model")
-    encoder = EncoderClassifier.from_hparams(source=str(tmp_path / "model"))
+    encoder = load_encoder(b0_case, tmp_path)
     batch, lengths = pad([speech(9000), speech(20000, 1)], PADDINGS["zeros"])
     expected = encoder.encode_batch(batch, lengths)
     encoder.mods.embedding_model = fold(encoder.mods.embedding_model)

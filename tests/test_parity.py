@@ -30,10 +30,15 @@ def build(case):
     return network
 
 
+def load_encoder(case, folder):
+    """The published checkpoint, converted, as SpeechBrain loads it."""
+    torch.save(case.checkpoint(), folder / "published.pt")
+    convert(folder / "published.pt", folder / "model")
+    return EncoderClassifier.from_hparams(source=str(folder / "model"))
+
+
 def test_embeddings_through_speechbrain(parity_case, tmp_path):
-    torch.save(parity_case.checkpoint(), tmp_path / "published.pt")
-    convert(tmp_path / "published.pt", tmp_path / "model")
-    encoder = EncoderClassifier.from_hparams(source=str(tmp_path / "model"))
+    encoder = load_encoder(parity_case, tmp_path)
     for samples in parity_case.lengths:
         ours = encoder.encode_batch(parity_case.waveform(samples))
         theirs = parity_case.figure(f"embedding_{samples}")
@@ -54,9 +59,7 @@ def padded(parity_case, sizes):
 
 def test_padded_batch_through_speechbrain(parity_case, tmp_path):
     """Each architecture, from the shortest utterance to 30 s in a batch."""
-    torch.save(parity_case.checkpoint(), tmp_path / "published.pt")
-    convert(tmp_path / "published.pt", tmp_path / "model")
-    encoder = EncoderClassifier.from_hparams(source=str(tmp_path / "model"))
+    encoder = load_encoder(parity_case, tmp_path)
     waveforms, batch, lengths = padded(
         parity_case, [8000, 400, 16319, 480_000, 52813]
     )

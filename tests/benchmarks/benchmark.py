@@ -32,8 +32,10 @@ from measurements import has_bfloat16, measure
 from report import agrees, write_report
 from tqdm import tqdm
 
+from redimnet2_lobes import published
+
 ROOT = Path(__file__).resolve().parents[2]
-VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6")
+VARIANTS = tuple(published.VARIANTS.values())
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,10 @@ def implementations_of(case, options):
         return [OURS, OURS_BFLOAT16]
     if case.lengths:
         return [OURS, OURS_WITH_LENGTHS]
-    published = published_checkout() is not None
-    chosen = [PUBLISHED] * published + [OURS]
+    has_published = published_checkout() is not None
+    chosen = [PUBLISHED] * has_published + [OURS]
     if options.compiled:
-        chosen += [PUBLISHED_COMPILED] * published + [OURS_COMPILED]
+        chosen += [PUBLISHED_COMPILED] * has_published + [OURS_COMPILED]
     return [*chosen, ECAPA]
 
 

@@ -20,7 +20,7 @@ from redimnet2_lobes.front_end import SAMPLE_RATE
 from redimnet2_lobes.published import build_network, take_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import ParityCase  # noqa: E402
+from conftest import ParityCase
 
 PUBLISHED_VARIABLE = "REDIMNET2_PUBLISHED"
 

@@ -17,8 +17,8 @@ from implementations import OURS, build, waveforms
 from tqdm import tqdm
 
 from redimnet2_lobes.front_end import SAMPLE_RATE
+from redimnet2_lobes.published import VARIANTS
 
-VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6")
 # The first that fits a module's name; parts lie side by side.
 PARTS = {
     "front-end": r"front_end",
@@ -43,7 +43,7 @@ def main():
     torch.set_num_threads(2)
     shares = {
         variant: measure(variant, options.batch, options.seconds)
-        for variant in tqdm(VARIANTS, unit="variant")
+        for variant in tqdm(VARIANTS.values(), unit="variant")
     }
     print(f"| part, % of {options.batch} x {options.seconds:g} s |", end="")
     print("".join(f" {variant} |" for variant in shares))
