@@ -593,13 +593,7 @@ class StridedConvolution(nn.Conv2d):
             weight = self.weight
             if stride > 1:
                 weight = weight.unflatten(2, (-1, stride)).sum(3)
-            y = nn.functional.conv2d(
-                x,
-                weight,
-                bias,
-                stride=(frames // stride, bins),
-                groups=self.groups,
-            )
+            y = convolve(x, weight, bias, (frames // stride, bins), self.groups)
             total = y if total is None else total.add_(y)
             bias = None
         return total
@@ -773,7 +767,9 @@ class TimeConvolution(nn.Module):
         y = x
         if padding is not None:
             y = blank(y, padding.unsqueeze(2))
-        # As a 2-D view with one bin, which is channels_last without a copy.
+        # As a 2-D view with one bin, which is channels_last without a copy. As
+        # one with one frame it would take half the time, but torch 2.11 never
+        # returns from some convolutions with 59 taps in bfloat16 then.
         y = y.transpose(1, 2).unsqueeze(3)
         y = self.norm(self.depthwise(y)).squeeze(3).transpose(1, 2)
         return self.pointwise(nn.functional.gelu(y)).add_(x)
@@ -889,6 +885,57 @@ class MapNorm(nn.Module):
         bias = self.bias.unflatten(0, (self.groups, -1))
         bias = bias - weight * mean.unsqueeze(2)
         return x * weight.flatten(1)[:, None] + bias.flatten(1)[:, None]
+
+
+def convolve(x, weight, bias, stride, groups):
+    """Grouped convolution, by depthwise ones where those are faster.
+
+    torch has fast kernels where each group has one channel in and one out. For
+    two or three out, as many depthwise convolutions take half the time of one
+    grouped convolution, forward and backward.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        2-D view [batch, channels, time, bins].
+    weight : torch.Tensor
+        Weight [out, channels / groups, frames, bins].
+    bias : torch.Tensor or None
+        Bias [out].
+    stride : tuple of int
+        Stride in frames and bins.
+    groups : int
+        Groups.
+
+    Returns
+    -------
+    torch.Tensor
+        2-D view [batch, out, time / stride, bins / stride].
+
+    Example
+    -------
+    >>> x, weight = torch.randn(2, 3, 8, 6), torch.randn(6, 1, 2, 3)
+    >>> y = convolve(x, weight, None, (2, 3), groups=3)
+    >>> expected = nn.functional.conv2d(x, weight, stride=(2, 3), groups=3)
+    >>> torch.allclose(y, expected, atol=1e-6)
+    True
+    """
+    out, size, *kernel = weight.shape
+    count = out // groups
+    if size > 1 or count not in (2, 3) or kernel == [1, 1]:
+        return nn.functional.conv2d(x, weight, bias, stride, groups=groups)
+    maps = []
+    for i in range(count):
+        y = nn.functional.conv2d(
+            x,
+            weight[i::count],
+            None if bias is None else bias[i::count],
+            stride,
+            groups=groups,
+        )
+        maps.append(y.permute(0, 2, 3, 1))
+    # Back to the order of a grouped convolution: outputs of a group together.
+    return torch.stack(maps, 4).flatten(3).permute(0, 3, 1, 2)
 
 
 def blank(x, padding):
