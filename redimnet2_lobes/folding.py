@@ -117,7 +117,8 @@ def _fold_rectified_norm(block):
     scale = torch.where(scale == 0, 1e-12, scale)
     floor = shift / scale
     block.pointwise_1.bias += floor
-    block.norm_1 = Floor(floor)
+    block.rectify = Floor(floor)
+    block.norm_1 = nn.Identity()
     block.depthwise_2.weight *= scale[:, None, None, None]
 
 

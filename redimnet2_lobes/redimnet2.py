@@ -622,7 +622,8 @@ class ResidualBlock(nn.Module):
             channels, channels, 3, padding=1, groups=channels, bias=False
         )
         self.pointwise_1 = nn.Conv2d(channels, channels, 1)
-        self.norm_1 = RectifiedNorm(channels)
+        self.rectify = nn.ReLU(inplace=True)
+        self.norm_1 = nn.BatchNorm2d(channels)
         self.depthwise_2 = nn.Conv2d(
             channels, channels, 3, padding=1, groups=channels, bias=False
         )
@@ -644,38 +645,14 @@ class ResidualBlock(nn.Module):
         torch.Tensor
             2-D view [batch, channels, time, bins].
         """
-        if self.training and padding is None and pays_in_tiles(x):
+        if self.norm_1.training and padding is None and pays_in_tiles(x):
             return residual_block(x, self)
         if padding is not None:
             padding = padding[:, None, :, None]
-        y = self.norm_1(self.pointwise_1(self.depthwise_1(blank(x, padding))))
+        y = self.pointwise_1(self.depthwise_1(blank(x, padding)))
+        y = self.norm_1(self.rectify(y))
         y = self.norm_2(self.pointwise_2(self.depthwise_2(blank(y, padding))))
         return y.add_(x).relu_()
-
-
-class RectifiedNorm(nn.BatchNorm2d):
-    """ReLU, in place, then BatchNorm.
-
-    Example
-    -------
-    >>> RectifiedNorm(4)(torch.randn(2, 4, 8, 72)).shape
-    torch.Size([2, 4, 8, 72])
-    """
-
-    def forward(self, x):
-        """Computes the layer.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            2-D view [batch, channels, time, bins]; overwritten.
-
-        Returns
-        -------
-        torch.Tensor
-            2-D view [batch, channels, time, bins].
-        """
-        return super().forward(x.relu_())
 
 
 class TimeContextBlock(nn.Module):

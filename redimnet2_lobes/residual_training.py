@@ -68,7 +68,7 @@ def residual_block(x, block):
     block : torch.nn.Module
         Has ``depthwise_1``, ``pointwise_1``, ``norm_1``, ``depthwise_2``,
         ``pointwise_2`` and ``norm_2``. Their parameters are used, their
-        ``forward`` is not. The ReLU before ``norm_1`` is applied here.
+        ``forward`` is not. The ReLU before ``norm_1`` is applied here too.
 
     Returns
     -------

@@ -223,3 +223,16 @@ def test_training_in_bfloat16():
 
     similarity = torch.cosine_similarity(step(True), step(False), dim=2)
     assert similarity.min() > 0.99
+
+
+def test_synchronized_batchnorm_changes_nothing_but_the_statistics():
+    network = build()
+    wavs = torch.stack([speech(16000), speech(16000, seed=1)])
+    expected = network(wavs)
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    assert not [
+        module
+        for module in converted.modules()
+        if type(module) in (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    ]
+    assert relative_difference(converted(wavs), expected) < 1e-6

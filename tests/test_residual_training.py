@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from redimnet2_lobes import residual_training, tiles
-from redimnet2_lobes.redimnet2 import RectifiedNorm
 from redimnet2_lobes.residual_training import residual_block
 
 
@@ -22,14 +21,15 @@ class Block(nn.Module):
             )
             self.add_module(f"depthwise_{i}", depthwise)
             self.add_module(f"pointwise_{i}", nn.Conv2d(channels, channels, 1))
-        self.norm_1 = RectifiedNorm(channels, momentum=momentum)
+        self.norm_1 = nn.BatchNorm2d(channels, momentum=momentum)
         self.norm_2 = nn.BatchNorm2d(channels, momentum=momentum)
         for norm in (self.norm_1, self.norm_2):
             nn.init.normal_(norm.weight)
             nn.init.normal_(norm.bias)
 
     def forward(self, x):
-        y = self.norm_1(self.pointwise_1(self.depthwise_1(x)))
+        y = torch.relu(self.pointwise_1(self.depthwise_1(x)))
+        y = self.norm_1(y)
         y = self.norm_2(self.pointwise_2(self.depthwise_2(y)))
         return torch.relu(y + x)
 
