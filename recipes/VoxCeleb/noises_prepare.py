@@ -1,0 +1,158 @@
+"""Downloads and extracts MUSAN and RIRS_NOISES, the noises for training.
+
+::
+
+    python noises_prepare.py FOLDER [--musan=ARCHIVE] [--rirs=ARCHIVE]
+
+makes FOLDER/musan and FOLDER/RIRS_NOISES, for ``musan_folder`` and
+``rirs_folder`` in the YAML files. Archives that are not given are downloaded
+from OpenSLR (12.4 GB in all); what is there already is used again.
+
+MUSAN (D. Snyder, G. Chen, D. Povey, 2015) is OpenSLR's resource 17,
+RIRS_NOISES (T. Ko et al., ICASSP 2017) resource 28; they hold their licences.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+
+from download import download
+from tqdm import tqdm
+
+# For each corpus the folder in its archive, the folders that must be in that,
+# and where the archive is.
+CORPORA = {
+    "musan": (
+        "musan",
+        ("music", "noise", "speech"),
+        "https://www.openslr.org/resources/17/musan.tar.gz",
+        "0c472d4fc0c5141eca47ad1ffeb2a7df",
+    ),
+    "rirs": (
+        "RIRS_NOISES",
+        ("simulated_rirs",),
+        "https://www.openslr.org/resources/28/rirs_noises.zip",
+        "e6f48e257286e05de56413b4779d8ffb",
+    ),
+}
+
+
+def prepare_noises(folder, musan=None, rirs=None):
+    """Extracts both corpora, unless they are there already.
+
+    Arguments
+    ---------
+    folder : str
+        Receives ``musan/`` and ``RIRS_NOISES/``, each when it is complete.
+    musan : str, optional
+        The archive musan.tar.gz. Without it, it is downloaded into the folder.
+    rirs : str, optional
+        The archive rirs_noises.zip, likewise.
+
+    Raises
+    ------
+    ValueError
+        If an archive is damaged or another one. The message is one line.
+    OSError
+        If the network or the disk fails.
+    """
+    os.makedirs(folder, exist_ok=True)
+    for corpus, archive in (("musan", musan), ("rirs", rirs)):
+        name, parts, url, md5 = CORPORA[corpus]
+        target = os.path.join(folder, name)
+        if os.path.exists(target):
+            _check_parts(target, parts, "remove it and run this again")
+            continue
+        remedy = f"pass {os.path.basename(url)} of OpenSLR as --{corpus}"
+        if archive is None:
+            archive = os.path.join(folder, os.path.basename(url))
+            download(url, archive, md5)
+            remedy = "remove it and run this again"
+        # On the same disk, so that the last step is a renaming.
+        with tempfile.TemporaryDirectory(
+            prefix=".incomplete.", dir=folder
+        ) as temporary:
+            _extract(archive, temporary, remedy)
+            extracted = os.path.join(temporary, name)
+            _check_parts(extracted, parts, remedy, archive)
+            os.replace(extracted, target)
+
+
+def _check_parts(target, parts, remedy, shown=None):
+    for part in parts:
+        if not os.path.isdir(os.path.join(target, part)):
+            name = os.path.basename(target)
+            raise ValueError(
+                f"{shown or target}: no folder {name}/{part}/ in it; {remedy}"
+            )
+
+
+def _extract(archive, folder, remedy):
+    """Extract an archive with a progress bar; nothing gets out of the folder.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged or no archive.
+    """
+    bar = {"desc": os.path.basename(archive)}
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as members:
+                for member in tqdm(members.infolist(), unit="file", **bar):
+                    members.extract(member, folder)
+            return
+        with contextlib.ExitStack() as stack:
+            # Read from front to back: a list of the members would mean to
+            # decompress it twice.
+            stream = stack.enter_context(open(archive, "rb"))
+            size = os.path.getsize(archive)
+            watched = stack.enter_context(
+                tqdm.wrapattr(stream, "read", total=size, **bar)
+            )
+            members = stack.enter_context(
+                tarfile.open(fileobj=watched, mode="r|*")
+            )
+            members.extractall(folder, filter="data")
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"{archive}: damaged or no archive ({error}); {remedy}"
+        ) from error
+
+
+def main(arguments=None):
+    """Runs the script; errors are one line on stderr and exit status 1."""
+    parser = argparse.ArgumentParser(
+        description="Download and extract MUSAN and RIRS_NOISES."
+    )
+    parser.add_argument("folder", help="where to put both")
+    parser.add_argument("--musan", help="musan.tar.gz, if it is here already")
+    parser.add_argument("--rirs", help="rirs_noises.zip, likewise")
+    options = parser.parse_args(arguments)
+    try:
+        prepare_noises(options.folder, options.musan, options.rirs)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    musan, rirs = (
+        os.path.join(options.folder, name) for name, *_ in CORPORA.values()
+    )
+    print(f"For training: --musan_folder={musan} --rirs_folder={rirs}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Downloads from a server that cuts, resumes, or cannot resume."""
+
+import hashlib
+import http.server
+import os
+import threading
+
+import pytest
+from download import download
+
+CONTENT = os.urandom(300_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT; the server says how well."""
+
+    def do_GET(self):
+        self.server.ranges.append(self.headers["Range"])
+        if self.path != "/file":
+            self.send_error(404)
+            return
+        start = 0
+        if self.server.can_resume and self.headers["Range"]:
+            start = int(self.headers["Range"][len("bytes=") : -1])
+            if start >= len(CONTENT):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                self.end_headers()
+                return
+            self.send_response(206)
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        self.wfile.write(CONTENT[start : self.server.cut_at])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.can_resume = True
+        server.cut_at = None
+        server.ranges = []
+        server.url = f"http://127.0.0.1:{server.server_port}/file"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("can_resume", [True, False])
+def test_a_cut_connection_is_resumed(server, tmp_path, can_resume):
+    path = tmp_path / "file.bin"
+    server.can_resume = can_resume
+    server.cut_at = 100_000
+    with pytest.raises(OSError) as failure:
+        download(server.url, path, MD5)
+    message = str(failure.value)
+    assert message.startswith(f"{server.url}: cannot be fetched (")
+    assert "100000 of 300000 bytes" in message and str(path) in message
+    assert "\n" not in message and not path.exists()
+    server.cut_at = None
+    download(server.url, path, MD5)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=100000-"]
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_a_file_that_is_there_is_not_fetched(server, tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"by hand")
+    download(server.url, path, MD5)
+    assert path.read_bytes() == b"by hand" and not server.ranges
+
+
+def test_a_wrong_sum_is_named_and_nothing_stays(server, tmp_path):
+    with pytest.raises(ValueError) as failure:
+        download(server.url, tmp_path / "file.bin", "0" * 32)
+    assert MD5 in str(failure.value) and "0" * 32 in str(failure.value)
+    assert "\n" not in str(failure.value)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("partial", [CONTENT, CONTENT + b"more"])
+def test_a_partial_file_of_full_length(server, tmp_path, partial):
+    (tmp_path / "file.bin.partial").write_bytes(partial)
+    download(server.url, tmp_path / "file.bin", MD5)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert len(server.ranges) == (1 if partial == CONTENT else 2)
+
+
+def test_missing_files_and_dead_servers_are_named(server, tmp_path):
+    missing = server.url.replace("file", "none")
+    with pytest.raises(OSError, match=f"{missing}: .*404"):
+        download(missing, tmp_path / "file.bin")
+    server.server_close()
+    with pytest.raises(OSError, match=f"{server.url}: .*by hand"):
+        download(server.url, tmp_path / "file.bin")
