@@ -1,18 +1,21 @@
 """Shared by all tests: published parity cases and the recipe's modules."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS / "parity"))
 import fill  # noqa: E402
 
-torch.set_num_threads(2)
+# With pytest-xdist each process has a core of its own.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 class ParityCase:
@@ -59,6 +62,32 @@ def b3_case():
 @pytest.fixture
 def b0_case():
     return ParityCase("b0-vox2")
+
+
+@pytest.fixture(scope="session")
+def noise_corpora(tmp_path_factory):
+    """MUSAN and RIRS_NOISES with a few short files, in their layouts."""
+    folder = tmp_path_factory.mktemp("noises")
+    random = np.random.default_rng(1)
+
+    def write(name, waveform):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, waveform, 16000, subtype="FLOAT")
+
+    for part in ("noise/free-sound", "music/fma", "speech/us-gov"):
+        for index, samples in enumerate([400, 8000, 48000]):
+            noise = random.normal(0, 0.1, samples)
+            write(f"musan/{part}/{index}.wav", noise)
+    for size in ("smallroom", "largeroom"):
+        for index, samples in enumerate([200, 1500, 20000]):
+            tail = random.normal(0, 1, samples)
+            tail *= np.geomspace(1, 0.001, samples)
+            write(f"rirs/simulated_rirs/{size}/Room001/{index}.wav", tail)
+    return {
+        "musan_folder": str(folder / "musan"),
+        "rirs_folder": str(folder / "rirs"),
+    }
 
 
 def relative_difference(ours, theirs):
