@@ -8,10 +8,12 @@ import math
 import zlib
 
 import numpy as np
+import torch
 import torchaudio
-from speechbrain.dataio import audio_io
 
+from redimnet2_lobes.audio import AudioError, CheckedAudioNormalizer
 from redimnet2_lobes.front_end import SAMPLE_RATE
+from redimnet2_lobes.shards import open_audio
 
 
 class EpochRandom:
@@ -69,9 +71,9 @@ class RandomCrop:
 
     Example
     -------
-    >>> import torch
+    >>> import soundfile
     >>> path = getfixture("tmp_path") / "utterance.wav"
-    >>> audio_io.save(path, torch.randn(1, 48000), SAMPLE_RATE)
+    >>> soundfile.write(path, np.sin(np.arange(48000)), SAMPLE_RATE)
     >>> crop = RandomCrop(2.0, speeds=[1.0, 0.9, 1.1])
     >>> waveform, speed = crop(str(path), np.random.default_rng(1))
     >>> waveform.shape, speed in (0, 1, 2)
@@ -83,6 +85,7 @@ class RandomCrop:
             raise ValueError(f"speeds: {speeds!r} must begin with 1.0")
         self.speeds = list(speeds)
         self.samples = round(seconds * SAMPLE_RATE)
+        self._check = CheckedAudioNormalizer(SAMPLE_RATE)
         # A speed of 1.1 is a resampling from 17,600 to 16,000 Hz.
         self._resample = {
             speed: torchaudio.transforms.Resample(
@@ -91,13 +94,14 @@ class RandomCrop:
             for speed in speeds[1:]
         }
 
-    def __call__(self, path, random):
+    def __call__(self, source, random):
         """Reads a crop.
 
         Arguments
         ---------
-        path : str
-            A 16 kHz mono file.
+        source : str
+            An utterance, 16 kHz mono: an audio file or its place in a shard
+            (see :func:`redimnet2_lobes.shards.open_audio`).
         random : numpy.random.Generator
             Draws the speed and the place.
 
@@ -107,17 +111,41 @@ class RandomCrop:
             The crop [samples].
         speed : int
             Index of its speed in ``speeds``.
+
+        Raises
+        ------
+        AudioError
+            If the utterance is missing, unreadable, not 16 kHz mono or empty,
+            or the crop is incomplete, silent (all samples equal) or holds NaN
+            or infinite samples. What lies outside the crop is not looked at.
         """
         index = int(random.integers(len(self.speeds)))
         speed = self.speeds[index]
         needed = math.ceil(self.samples * speed)
-        available = audio_io.info(path).frames
-        start = int(random.integers(max(1, available - needed + 1)))
-        waveform, _ = audio_io.load(
-            path, frame_offset=start, num_frames=min(needed, available)
-        )
-        waveform = waveform[0]
+        with open_audio(source) as audio:
+            if (audio.samplerate, audio.channels) != (SAMPLE_RATE, 1):
+                raise AudioError(
+                    "not 16 kHz mono",
+                    f"it has {audio.samplerate} Hz and {audio.channels} "
+                    "channels, so prepare the corpus again",
+                    source,
+                )
+            start = int(random.integers(max(1, audio.frames - needed + 1)))
+            frames = min(needed, audio.frames)
+            waveform = torch.from_numpy(audio.read_part(start, frames))
+        if len(waveform) < frames:
+            raise AudioError(
+                "cut short",
+                f"it ends within {frames} samples from {start}, against its "
+                "header, so replace it or leave it out",
+                source,
+            )
+        try:
+            waveform = self._check(waveform, SAMPLE_RATE)
+        except AudioError as error:
+            raise AudioError(error.reason, error.remedy, source) from None
         if index:
             waveform = self._resample[speed](waveform)
-        repeats = math.ceil(self.samples / len(waveform))
-        return waveform.repeat(repeats)[: self.samples], index
+        if len(waveform) < self.samples:
+            waveform = waveform.repeat(math.ceil(self.samples / len(waveform)))
+        return waveform[: self.samples], index

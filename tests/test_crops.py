@@ -1,11 +1,13 @@
-"""Training crops and their augmentation."""
+"""Training crops."""
+
+import math
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from redimnet2_lobes.augment import NoiseAndGain, coloured_noise
+from redimnet2_lobes.audio import AudioError
 from redimnet2_lobes.crops import EpochRandom, RandomCrop
 
 
@@ -42,20 +44,81 @@ def test_crop_is_a_piece_of_the_file(ramp):
     assert min(starts) < 4000 and max(starts) > 12000
 
 
-def test_only_the_crop_is_read(ramp, monkeypatch):
-    from speechbrain.dataio import audio_io
+def test_speed_is_drawn_before_the_place(ramp):
+    crop = RandomCrop(0.5, speeds=[1.0, 0.9, 1.1])
+    for seed in range(10):
+        waveform, speed = crop(ramp, np.random.default_rng(seed))
+        random = np.random.default_rng(seed)
+        assert speed == random.integers(3)
+        samples = [8000, 7200, 8801][speed]  # 8801: 8000 * 1.1, rounded up
+        start = random.integers(48000 - samples + 1)
+        # In the middle, where the resampling has no borders.
+        middle = (start + samples / 2) / 48000
+        assert waveform[4000].item() == pytest.approx(middle, rel=1e-3)
 
-    read = []
-    load = audio_io.load
 
-    def counting_load(path, **arguments):
-        result = load(path, **arguments)
-        read.append(result[0].shape[1])
-        return result
+@pytest.mark.parametrize("speed", [0.8, 0.9, 1.1, 1.2])
+@pytest.mark.parametrize("seconds", [0.3, 1.0001])
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+def test_crops_have_exactly_the_samples(tmp_path, speed, seconds, excess):
+    crop = RandomCrop(seconds, speeds=[1.0, speed])
+    needed = math.ceil(round(16000 * seconds) * speed)
+    path = tmp_path / "exact.wav"
+    soundfile.write(path, tone(2)[: needed + excess], 16000)
+    random = np.random.default_rng(1)
+    crops = [crop(str(path), random) for _ in range(6)]
+    assert {index for _, index in crops} == {0, 1}
+    for waveform, _ in crops:
+        assert waveform.shape == (round(16000 * seconds),)
+        assert waveform.dtype == torch.float32
 
-    monkeypatch.setattr("redimnet2_lobes.crops.audio_io.load", counting_load)
-    RandomCrop(0.5, speeds=[1.0])(ramp, np.random.default_rng(1))
-    assert read == [8000]
+
+def faulty(path, fault):
+    """Writes a file with a fault."""
+    samples, rate, options = tone(4), 16000, {"subtype": "FLOAT"}
+    if fault == "not finite":
+        samples[::1000] = np.nan
+    elif fault == "silent":
+        samples[:] = 0.25
+    elif fault == "empty":
+        samples = samples[:0]
+    elif fault == "not 16 kHz mono":
+        rate = 8000
+    elif fault == "stereo":
+        samples = np.stack([samples, samples], axis=1)
+    elif fault in ("MP3", "FLAC"):
+        options = {"format": fault}
+    soundfile.write(path, samples, rate, **options)
+    if fault in ("MP3", "FLAC"):
+        path.write_bytes(path.read_bytes()[:3000])
+    elif fault == "no bytes":
+        path.write_bytes(b"")
+    elif fault == "unreadable":
+        path.write_bytes(b"no audio" * 100)
+    elif fault == "missing":
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "fault, reason",
+    [
+        *((reason, reason) for reason in ("not finite", "silent", "empty")),
+        *((reason, reason) for reason in ("unreadable", "missing")),
+        ("MP3", "cut short"),
+        ("FLAC", "unreadable"),
+        ("not 16 kHz mono", "not 16 kHz mono"),
+        ("stereo", "not 16 kHz mono"),
+        ("no bytes", "empty"),
+    ],
+)
+def test_faulty_audio_is_refused(tmp_path, fault, reason):
+    path = tmp_path / "faulty.wav"
+    faulty(path, fault)
+    with pytest.raises(AudioError) as raised:
+        RandomCrop(3.9, speeds=[1.0])(str(path), np.random.default_rng(1))
+    assert raised.value.reason == reason
+    assert str(raised.value).startswith(f"{path}: {reason}; ")
+    assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("speed", [0.8, 0.9, 1.1, 1.2])
@@ -99,60 +162,3 @@ def test_random_numbers_follow_from_seed_epoch_and_utterance():
     assert first(1, 2, "a") == first(1, 2, "a")
     values = {first(1, 2, "a"), first(2, 2, "a"), first(1, 3, "a")}
     assert len(values | {first(1, 2, "b")}) == 4
-
-
-def measured_snr(clean, noisy):
-    noise = noisy - clean
-    return 10 * torch.log10(clean.square().mean() / noise.square().mean())
-
-
-def test_noise_ratios_and_share():
-    augment = NoiseAndGain(0.6, snr=[5.0, 10.0], gain=[0.0, 0.0])
-    clean = torch.from_numpy(tone(0.25))
-    ratios = []
-    for seed in range(400):
-        noisy = augment(clean, np.random.default_rng(seed))
-        if not torch.equal(noisy, clean):
-            # What exceeded full scale was scaled down: scale it back.
-            scale = (noisy @ clean) / (clean @ clean)
-            if noisy.abs().max() < 1:
-                scale = 1
-            ratios.append(measured_snr(clean, noisy / scale).item())
-    assert 0.5 < len(ratios) / 400 < 0.7
-    assert 4.8 < min(ratios) < 5.5 and 9.5 < max(ratios) < 10.2
-
-
-def test_gain_range_and_full_scale():
-    augment = NoiseAndGain(0.0, gain=[-18.0, 6.0])
-    clean = torch.from_numpy(tone(0.1))
-    levels = [
-        augment(clean, np.random.default_rng(seed)).abs().max().item()
-        for seed in range(300)
-    ]
-    assert min(levels) == pytest.approx(0.5 * 10 ** (-18 / 20), rel=0.1)
-    assert max(levels) <= 1.0 and max(levels) > 0.95
-    loud = augment(4 * clean, np.random.default_rng(1))
-    assert loud.abs().max() <= 1
-
-
-@pytest.mark.parametrize("slope", [0.0, 1.0, 2.0])
-def test_noise_colour(slope):
-    noise = coloured_noise(160000, slope, np.random.default_rng(1))
-    power = torch.fft.rfft(noise).abs().square()
-    # Mean power around two frequencies three octaves apart.
-    low, high = power[5000:7000].mean(), power[40000:56000].mean()
-    fall = 10 * torch.log10(low / high) / 3
-    assert fall.item() == pytest.approx(3.01 * slope, abs=0.15)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"noise_probability": 1.5}, "noise_probability: 1.5"),
-        ({"snr": [10, 5]}, r"snr: \[10, 5\]"),
-        ({"gain": [1]}, r"gain: \[1\]"),
-    ],
-)
-def test_wrong_values_name_the_key(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        NoiseAndGain(**arguments)

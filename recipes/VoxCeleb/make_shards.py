@@ -1,0 +1,319 @@
+"""Writes the training utterances of a corpus into shards.
+
+A shard is a tar file of some thousands of utterances, for file systems that are
+slow with millions of small files. Anything that reads WebDataset reads it: each
+utterance has the members ``<ID>.wav`` (or another extension, the file as it is)
+and ``<ID>.json`` with its speaker. Utterances are dealt to shards at random,
+numbers of utterances differing by at most one, so shards can also be streamed
+in balance by the ranks and workers of other programs::
+
+    OUTPUT/shard-000000.tar ...
+    OUTPUT/train.csv    where each utterance lies in them, written last
+    OUTPUT/plan.json    what the shards are made of
+
+The columns and the order are those of TRAIN_CSV, and so is what training draws
+from them. An interrupted run goes on where it was; the result is the same, byte
+for byte.
+
+Example
+-------
+python make_shards.py results/b3/save/train.csv /corpora/shards \
+    --data_folder=/corpora/VoxCeleb2
+
+Authors
+-------
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import webdataset
+from speechbrain.dataio.dataio import load_data_csv
+from speechbrain.utils.parallel import get_available_cpu_count
+from tqdm import tqdm
+
+COLUMNS = ["ID", "duration", "wav", "spk_id"]
+
+
+def make_shards(
+    train_csv,
+    output,
+    data_folder,
+    save_folder=None,
+    utterances_per_shard=4000,
+    workers=None,
+    seed=0,
+):
+    r"""Writes shards and their index.
+
+    Arguments
+    ---------
+    train_csv : str
+        The utterances, as ``prepare_voxceleb`` lists them.
+    output : str
+        A new folder, or that of an interrupted run with the same arguments.
+    data_folder : str
+        The folder of the corpus, ``$data_root`` in ``train_csv``.
+    save_folder : str, optional
+        The folder of converted files, ``$save_root`` in ``train_csv``; by
+        default the one that holds ``train_csv``.
+    utterances_per_shard : int
+        Largest number of utterances of a shard. The default makes shards of
+        1 GB of VoxCeleb2.
+    workers : int, optional
+        Number of processes; by default one for each available CPU.
+    seed : int
+        Seed of the random order.
+
+    Raises
+    ------
+    ValueError
+        If ``train_csv`` is of another form, a name cannot be written, or
+        ``output`` holds something else. The message is one line.
+    OSError
+        If a file cannot be read or written.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> folder = getfixture("tmp_path")
+    >>> soundfile.write(folder / "a.wav", [0.0, 0.5, 0.25], 16000)
+    >>> _ = (folder / "train.csv").write_text(
+    ...     "ID,duration,wav,spk_id\nalice/home/a,1.5,$data_root/a.wav,alice"
+    ... )
+    >>> make_shards(folder / "train.csv", folder / "shards", folder, workers=1)
+    >>> print((folder / "shards" / "train.csv").read_text().rstrip())
+    ID,duration,wav,spk_id
+    alice/home/a,1.5,$data_root/shard-000000.tar:1536:50,alice
+    """
+    for name, value in (
+        ("utterances_per_shard", utterances_per_shard),
+        ("workers", workers),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {value} is less than 1")
+    output = Path(output)
+    utterances = _read_utterances(
+        train_csv, data_folder, save_folder or Path(train_csv).parent
+    )
+    _claim(
+        output,
+        {
+            "train_csv_sha256": hashlib.sha256(
+                Path(train_csv).read_bytes()
+            ).hexdigest(),
+            "utterances_per_shard": utterances_per_shard,
+            "seed": seed,
+        },
+    )
+    order = np.random.default_rng(seed).permutation(len(utterances))
+    shards = np.array_split(order, math.ceil(len(order) / utterances_per_shard))
+    tasks = [
+        (output / f"shard-{number:06}.tar", [utterances[i] for i in members])
+        for number, members in enumerate(shards)
+    ]
+    sources = [None] * len(utterances)
+    places = _make_all(tasks, workers)
+    for (path, _), members, ranges in zip(tasks, shards, places, strict=True):
+        for i, (offset, size) in zip(members, ranges, strict=True):
+            sources[i] = f"$data_root/{path.name}:{offset}:{size}"
+    with (
+        _complete_or_absent(output / "train.csv") as partial,
+        open(partial, "w", newline="", encoding="utf-8") as stream,
+    ):
+        index = csv.writer(stream, lineterminator="\n")
+        index.writerow(COLUMNS)
+        for (name, duration, _, speaker), source in zip(
+            utterances, sources, strict=True
+        ):
+            index.writerow([name, duration, source, speaker])
+
+
+def _read_utterances(train_csv, data_folder, save_folder):
+    """A tuple of the columns for each utterance."""
+    replacements = {"data_root": data_folder, "save_root": save_folder}
+    try:
+        rows = load_data_csv(train_csv, replacements)
+        utterances = [
+            (name, *(row[column] for column in COLUMNS[1:]))
+            for name, row in rows.items()
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{train_csv}: not a list of utterances as the preparation writes "
+            f"it ({error}); name its train.csv"
+        ) from None
+    if not utterances:
+        raise ValueError(f"{train_csv}: no utterances; prepare a corpus first")
+    for name, *_ in utterances:
+        # WebDataset takes what follows the first dot for the kind of the data.
+        if "." in name.rpartition("/")[2]:
+            raise ValueError(
+                f"{train_csv}: utterance {name} has a dot in its name, which "
+                "WebDataset does not allow; rename its file and prepare again"
+            )
+    return utterances
+
+
+def _claim(output, plan):
+    """Notes the plan in a new folder, or compares it with that of the last."""
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "plan.json"
+    if path.exists():
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in plan.items():
+            if noted.get(key) != value:
+                raise ValueError(
+                    f"{output}: its shards were made with another {key} "
+                    f"({noted.get(key)}, now {value}); name a new folder"
+                )
+    elif any(output.iterdir()):
+        raise ValueError(
+            f"{output}: holds other files, but no shards; name a new folder"
+        )
+    else:
+        with _complete_or_absent(path) as partial:
+            partial.write_text(json.dumps(plan), encoding="utf-8")
+
+
+def _make_all(tasks, workers):
+    """Makes the shards, with a progress bar."""
+    workers = min(workers or get_available_cpu_count(), len(tasks))
+    try:
+        with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
+            return list(
+                tqdm(
+                    pool.map(_make_shard, tasks),
+                    desc="Writing shards",
+                    unit="shard",
+                    total=len(tasks),
+                )
+            )
+    except BrokenProcessPool:
+        raise OSError(
+            f"one of the {workers} workers was killed, perhaps for want of "
+            "memory; run the same command again with fewer --workers"
+        ) from None
+
+
+def _start_worker():
+    # Ctrl-C reaches the whole group; the parent then stops the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _make_shard(task):
+    """Writes a shard if it is not there yet (in a worker process).
+
+    Returns
+    -------
+    list of (int, int)
+        Where each utterance begins and its size, in bytes.
+    """
+    path, utterances = task
+    audio = [
+        f"{name}{os.path.splitext(wav)[1].lower()}"
+        for name, _, wav, _ in utterances
+    ]
+    ranges = _read_shard(path)
+    if set(audio) - set(ranges):  # it is not there, or was damaged
+        _write_shard(path, utterances)
+        ranges = _read_shard(path)
+    return [ranges[name] for name in audio]
+
+
+def _read_shard(path):
+    """The place of each member, {name: (offset, size)}."""
+    try:
+        with tarfile.open(path) as shard:
+            return {
+                member.name: (member.offset_data, member.size)
+                for member in shard
+            }
+    except (FileNotFoundError, tarfile.ReadError):
+        return {}
+
+
+def _write_shard(path, utterances):
+    with (
+        _complete_or_absent(path) as partial,
+        open(partial, "wb") as stream,
+        # Without times, the same utterances make the same bytes.
+        webdataset.TarWriter(stream, mtime=0) as shard,
+    ):
+        for name, duration, wav, speaker in utterances:
+            shard.write(
+                {
+                    "__key__": name,
+                    "json": {"spk_id": speaker, "duration": duration},
+                    Path(wav).suffix[1:].lower(): Path(wav).read_bytes(),
+                }
+            )
+
+
+@contextlib.contextmanager
+def _complete_or_absent(path):
+    """Yields a temporary name; what it holds becomes ``path`` on success."""
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(
+            f"{path}: {error.strerror}; once that is mended, run the same "
+            "command again, which keeps the shards that are complete"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main(arguments=None):
+    """Runs the script; errors are one line on stderr and exit status 1."""
+    parser = argparse.ArgumentParser(
+        description="Write training utterances into WebDataset shards."
+    )
+    parser.add_argument("train_csv", help="the list that preparation wrote")
+    parser.add_argument("output", help="a new folder for the shards")
+    parser.add_argument(
+        "--data_folder", required=True, help="the folder of the corpus"
+    )
+    parser.add_argument(
+        "--save_folder",
+        help="the folder of converted files (default: that of TRAIN_CSV)",
+    )
+    parser.add_argument(
+        "--utterances_per_shard",
+        type=int,
+        default=4000,
+        help="default: %(default)s, 1 GB of VoxCeleb2",
+    )
+    parser.add_argument(
+        "--workers", type=int, help="processes (default: one for each CPU)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the order (default: 0)"
+    )
+    try:
+        make_shards(**vars(parser.parse_args(arguments)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

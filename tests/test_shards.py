@@ -1,0 +1,296 @@
+"""Shards: written whole, read in part, the same as plain files."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import make_shards
+import numpy as np
+import pytest
+import soundfile
+import torch
+import webdataset
+from speechbrain.dataio.dataio import load_data_csv
+
+from redimnet2_lobes.audio import AudioError
+from redimnet2_lobes.crops import RandomCrop
+
+UTTERANCES = 23
+PER_SHARD = 6
+
+
+class Corpus:
+    """Utterances in a folder and what makes shards of them."""
+
+    def __init__(self, folder):
+        self.data = folder / "corpus"
+        self.save = folder / "save"
+        self.csv = self.save / "train.csv"
+        self.shards = folder / "shards"
+
+    def write(self):
+        random = np.random.default_rng(1)
+        rows = []
+        for number in range(UTTERANCES):
+            speaker = f"id{number % 4:05}"
+            name = f"{speaker}/-a_{number % 2}/{number:05}"
+            extension = "flac" if number % 3 == 0 else "wav"
+            root = "save_root" if number % 5 == 0 else "data_root"
+            path = f"${root}/wav/{name}.{extension}"
+            rows.append([name, 0.5 + number / 10, path, speaker])
+            file = Path(self.expand(path))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            samples = random.uniform(-0.5, 0.5, round(16000 * rows[-1][1]))
+            soundfile.write(file, samples, 16000)
+        with self.csv.open("w", newline="") as stream:
+            csv.writer(stream).writerows([make_shards.COLUMNS, *sorted(rows)])
+
+    def expand(self, path):
+        roots = {"$data_root": self.data, "$save_root": self.save}
+        return re.sub(r"^\$\w+", lambda match: str(roots[match[0]]), path)
+
+    def arguments(self, **options):
+        options = {"utterances_per_shard": PER_SHARD, "workers": 1, **options}
+        return [
+            *(str(self.csv), str(self.shards), f"--data_folder={self.data}"),
+            *(f"--{key}={value}" for key, value in options.items()),
+        ]
+
+    def make(self, **options):
+        return make_shards.main(self.arguments(**options))
+
+    def files(self):
+        """Utterances as training finds them in the plain files."""
+        return load_data_csv(
+            self.csv, {"data_root": self.data, "save_root": self.save}
+        )
+
+    def indexed(self):
+        """Utterances as training finds them in the shards."""
+        return load_data_csv(
+            self.shards / "train.csv", {"data_root": self.shards}
+        )
+
+    def streamed(self):
+        """Samples of each shard, by WebDataset."""
+        return [
+            list(webdataset.WebDataset(str(shard), shardshuffle=False))
+            for shard in sorted(self.shards.glob("*.tar"))
+        ]
+
+    def contents(self):
+        return {path.name: path.read_bytes() for path in self.shards.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """A corpus with shards, not to be changed."""
+    corpus = Corpus(tmp_path_factory.mktemp("complete"))
+    corpus.write()
+    assert corpus.make() == 0
+    return corpus
+
+
+@pytest.fixture
+def corpus(complete, tmp_path):
+    """The same, in a place of its own."""
+    shutil.copytree(complete.data.parent, tmp_path, dirs_exist_ok=True)
+    return Corpus(tmp_path)
+
+
+def bytes_read():
+    """What the process has read so far: from files, and from the disk."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    counts = dict(line.split(": ") for line in lines)
+    return np.array([int(counts["rchar"]), int(counts["read_bytes"])])
+
+
+def test_webdataset_reads_them(complete):
+    utterances = complete.files()
+    streamed = [sample for samples in complete.streamed() for sample in samples]
+    assert len(streamed) == len(utterances)
+    for sample in streamed:
+        row = utterances.pop(sample["__key__"])
+        assert json.loads(sample["json"]) == {
+            "spk_id": row["spk_id"],
+            "duration": row["duration"],
+        }
+        path = Path(row["wav"])
+        assert sample[path.suffix[1:]] == path.read_bytes()
+
+
+def test_shards_are_balanced_and_shuffled(complete, corpus):
+    streamed = complete.streamed()
+    assert sorted(map(len, streamed)) == [5, 6, 6, 6]
+    order = [sample["__key__"] for samples in streamed for sample in samples]
+    assert order != sorted(order)
+    shutil.rmtree(corpus.shards)
+    assert corpus.make(seed=1) == 0
+    assert [
+        sample["__key__"] for samples in corpus.streamed() for sample in samples
+    ] != order
+
+
+def test_same_crops_from_files_and_shards(complete):
+    files, indexed = complete.files(), complete.indexed()
+    assert list(files) == list(indexed)
+    crop = RandomCrop(1.0, speeds=[1.0, 0.9, 1.1])
+    for seed, (name, row) in enumerate(files.items()):
+        in_shard = indexed[name]
+        assert in_shard["duration"] == row["duration"]
+        assert in_shard["spk_id"] == row["spk_id"]
+        expected = crop(row["wav"], np.random.default_rng(seed))
+        waveform, speed = crop(in_shard["wav"], np.random.default_rng(seed))
+        assert torch.equal(waveform, expected[0]) and speed == expected[1]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="needs Linux")
+@pytest.mark.parametrize("extension, factor", [("wav", 1.2), ("flac", 2.0)])
+def test_only_the_crop_is_read(tmp_path, extension, factor):
+    samples = np.random.default_rng(1).uniform(-0.5, 0.5, 120 * 16000)
+    path = tmp_path / f"long.{extension}"
+    soundfile.write(path, samples, 16000)
+    audio = path.read_bytes()
+    shard = tmp_path / "shard.tar"
+    shard.write_bytes(bytes(512) + audio + bytes(512))
+    crop = RandomCrop(2.0, speeds=[1.0])
+    for source in (str(path), f"{shard}:512:{len(audio)}"):
+        crop(source, np.random.default_rng(1))  # imports what it needs
+        for file in (path, shard):
+            with file.open() as stream:
+                os.fsync(stream.fileno())
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        before = bytes_read()
+        crop(source, np.random.default_rng(2))
+        from_files, from_disk = bytes_read() - before
+        # The crop has 64,000 bytes; noise in FLAC has nearly as many.
+        assert 60000 < from_files < factor * 64000
+        # None where the file system is in memory.
+        assert from_disk < factor * 64000
+
+
+def test_killed_run_goes_on(complete, corpus):
+    shutil.rmtree(corpus.shards)
+    first = complete.streamed()[1][-1]["__key__"]
+    blocking = Path(corpus.files()[first]["wav"])
+    audio = blocking.read_bytes()
+    blocking.unlink()
+    os.mkfifo(blocking)
+    run = subprocess.Popen(
+        [sys.executable, make_shards.__file__, *corpus.arguments()],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    with blocking.open("wb"):  # waits until the run has come to this file
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert {path.name for path in corpus.shards.iterdir()} == {
+        *("plan.json", "shard-000000.tar", "shard-000001.tar.part")
+    }
+    blocking.unlink()
+    blocking.write_bytes(audio)
+    kept = (corpus.shards / "shard-000000.tar").stat()
+    assert corpus.make(workers=2) == 0
+    assert (corpus.shards / "shard-000000.tar").stat() == kept
+    assert corpus.contents() == complete.contents()
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.5, 0.95])
+def test_damaged_shard_is_written_again(complete, corpus, share):
+    shard = corpus.shards / "shard-000002.tar"
+    os.truncate(shard, int(share * shard.stat().st_size))
+    assert corpus.make() == 0
+    assert corpus.contents() == complete.contents()
+
+
+def test_full_disk(complete, corpus, capsys):
+    shard = corpus.shards / "shard-000002.tar"
+    (corpus.shards / "train.csv").unlink()
+    shard.unlink()
+    partial = shard.with_name(f"{shard.name}.part")
+    partial.symlink_to("/dev/full")
+    assert corpus.make() == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {shard}: No space left on device; ")
+    missing = complete.contents().keys() - corpus.contents().keys()
+    assert missing == {"train.csv", shard.name}
+    assert not partial.is_symlink()
+    assert corpus.make() == 0
+    assert corpus.contents() == complete.contents()
+
+
+def other_list(corpus):
+    corpus.csv.write_text(corpus.csv.read_text().replace("0.5", "0.6"))
+    return "made with another train_csv_sha256"
+
+
+def other_form(corpus):
+    corpus.csv.write_text("ID,wav\na,a.wav\n")
+    return "not a list of utterances"
+
+
+def unknown_root(corpus):
+    corpus.csv.write_text(corpus.csv.read_text().replace("$data", "$else"))
+    return "not a list of utterances"
+
+
+def no_utterances(corpus):
+    corpus.csv.write_text("ID,duration,wav,spk_id\n")
+    return "no utterances"
+
+
+def dot_in_a_name(corpus):
+    corpus.csv.write_text(corpus.csv.read_text().replace("/00001,", "/0.1,"))
+    return "utterance id00001/-a_1/0.1 has a dot"
+
+
+def strange_folder(corpus):
+    (corpus.shards / "plan.json").unlink()
+    return "holds other files"
+
+
+def lost_file(corpus):
+    shutil.rmtree(corpus.data)
+    (corpus.shards / "shard-000000.tar").unlink()
+    return "No such file or directory: .*corpus/wav"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(other_list, other_form, unknown_root, no_utterances),
+        *(dot_in_a_name, strange_folder, lost_file),
+    ],
+)
+def test_errors_are_one_line(corpus, capsys, change):
+    message = change(corpus)
+    assert corpus.make() == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(f"error: .*{message}", error)
+
+
+def test_numbers_below_one(corpus, capsys):
+    assert corpus.make(workers=0) == 1
+    assert capsys.readouterr().err == "error: workers: 0 is less than 1\n"
+
+
+def test_shard_cut_short_or_missing(corpus):
+    crop = RandomCrop(0.1, speeds=[1.0])
+    samples = corpus.streamed()[1]
+    shard = corpus.shards / "shard-000001.tar"
+    indexed = corpus.indexed()
+    first, last = (indexed[samples[i]["__key__"]]["wav"] for i in (0, -1))
+    os.truncate(shard, int(last.split(":")[1]) + 1000)
+    waveform, _ = crop(first, np.random.default_rng(1))
+    assert waveform.shape == (1600,)
+    with pytest.raises(AudioError, match=r"shard-000001.tar:\d+:\d+: cut sh"):
+        crop(last, np.random.default_rng(1))
+    shard.unlink()
+    with pytest.raises(AudioError, match=r"shard-000001.tar:\d+:\d+: missing"):
+        crop(first, np.random.default_rng(1))
