@@ -3,9 +3,10 @@
 import csv
 import importlib
 import logging
+import multiprocessing
 import os
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_every_bad_kind(corpus, save, caplog):
         path.relative_to(save).as_posix() for path in save.rglob("*.*")
     ) == sorted(
         [f"converted/{name}.wav" for name in odd]
-        + ["preparation_index.csv", "preparation_report.csv", "train.csv"]
+        + ["preparation_index.tsv", "preparation_report.csv", "train.csv"]
     )
     for line in (
         "Preparation: 2 skipped: empty",
@@ -253,7 +254,7 @@ def test_result_does_not_depend_on_the_workers_or_the_place(
         assert text == (save / "three" / name).read_text()
         assert str(tmp_path) not in text
     assert str(tmp_path) not in (
-        save / "one" / "preparation_index.csv"
+        save / "one" / "preparation_index.tsv"
     ).read_text(encoding="utf-8")
 
 
@@ -409,9 +410,12 @@ def test_fault_while_converting_leaves_nothing_half_written(
     if expected is OSError:
         assert "odd/x/13.wav: cannot write" in str(caught.value)
         assert "\n" not in str(caught.value)
-    left = [path for path in save.rglob("*") if path.is_file()]
+    assert {path.name for path in save.iterdir()} <= {
+        "converted",
+        "preparation_index.tsv.part",
+    }
+    left = list((save / "converted/odd/x").iterdir())
     assert save / "converted/odd/x/13.wav" not in left
-    assert {path.parent for path in left} <= {save / "converted/odd/x"}
     for path in left:
         assert soundfile.info(path).frames == 16000
         assert not path.name.startswith(".")
@@ -432,7 +436,9 @@ def test_fault_keeps_the_earlier_result(corpus, save, monkeypatch):
     monkeypatch.setattr(voxceleb_prepare, "load_waveform", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare_voxceleb(corpus, save, workers=1)
-    assert snapshot(save) == before
+    after = snapshot(save)
+    assert after.pop(Path("preparation_index.tsv.part")) is not None
+    assert after == before
 
 
 def test_killed_worker_is_one_line(corpus, save, monkeypatch):
@@ -441,7 +447,9 @@ def test_killed_worker_is_one_line(corpus, save, monkeypatch):
     )
     with pytest.raises(OSError, match="^.*workers was killed.*$"):
         prepare_voxceleb(corpus, save, workers=2)
-    assert list(save.iterdir()) == []
+    assert [path.name for path in save.iterdir()] == [
+        "preparation_index.tsv.part"
+    ]
 
 
 def test_nothing_left_is_an_error_and_the_report_tells_why(save, tmp_path):
@@ -469,6 +477,166 @@ def test_corpus_without_audio_or_without_wav(save, tmp_path):
         prepare_voxceleb(tmp_path / "corpus", save)
 
 
+def garble(path):
+    """Spoil a file without a trace in its size and time."""
+    status = path.stat()
+    path.write_bytes(b"x" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_headers_alone_give_the_same_list(corpus, save, checked):
+    write(corpus, "e/x/plain.wav", tone(seconds=0.7))
+    write(corpus, "e/x/plain.flac.flac", tone(seconds=0.7))
+    write(corpus, "e/x/float.wav", tone(seconds=0.7), subtype="FLOAT")
+    write(corpus, "e/x/vorbis.ogg", tone(seconds=0.7))
+    write(corpus, "e/x/8k.flac", tone(8000), 8000)
+    write(corpus, "e/x/stereo.wav", np.stack([tone()] * 2, 1))
+    write(corpus, "e/x/short.wav", tone(seconds=0.3))
+    write(corpus, "e/x/text.wav").write_bytes(b"no audio " * 100)
+    write(corpus, "e/x/header-only.wav", np.zeros(0))
+    cut = write(corpus, "e/x/cut.wav")
+    os.truncate(cut, cut.stat().st_size - 2)
+    prepare_voxceleb(corpus, save / "decoded", check_audio=True, workers=1)
+    checked()
+    prepare_voxceleb(corpus, save / "headers", check_audio=False, workers=1)
+    assert checked() == ["e/x/8k.flac", "e/x/stereo.wav"]
+    for name in ("train.csv", "preparation_report.csv"):
+        text = (save / "decoded" / name).read_text()
+        assert text == (save / "headers" / name).read_text()
+    assert report(save / "headers")["e/x/cut.wav"] == ("skipped", "cut off")
+    assert len(trained(save / "headers")) == 22
+
+
+def test_length_in_the_header_of_a_stream_is_not_believed(corpus, save):
+    path = write(corpus, "e/x/stream.wav")
+    with open(path, "r+b") as stream:
+        stream.seek(40)
+        stream.write(b"\xff\xff\xff\xff")
+    prepare_voxceleb(corpus, save, check_audio=False, workers=1)
+    assert rows(save / "train.csv")[-1]["duration"] == "1.0"
+
+
+def test_second_call_reads_no_headers(corpus, save):
+    prepare_voxceleb(corpus, save, check_audio=False, workers=1)
+    garble(corpus / "wav/a/x/1.wav")
+    prepare_voxceleb(corpus, save, check_audio=False, workers=1)
+    assert trained(save)[0] == "a/x/1"
+    os.utime(corpus / "wav/a/x/1.wav")
+    prepare_voxceleb(corpus, save, check_audio=False, workers=1)
+    assert report(save) == {"a/x/1.wav": ("skipped", "unreadable")}
+
+
+def test_headers_read_are_no_audio_checked(corpus, save, checked):
+    prepare_voxceleb(corpus, save, check_audio=False, workers=1)
+    prepare_voxceleb(corpus, save, check_audio=True, workers=1)
+    assert len(checked()) == 16
+    prepare_voxceleb(corpus, save, check_audio=False, workers=1)
+    prepare_voxceleb(corpus, save, check_audio=True, workers=1)
+    assert checked() == []
+
+
+def test_killed_call_is_resumed(corpus, save, checked, monkeypatch):
+    noting = voxceleb_prepare.load_waveform
+    part = save / "preparation_index.tsv.part"
+
+    def dying(path, sample_rate):
+        if path.endswith("c/x/2.wav"):
+            deadline = time.monotonic() + 60
+            while "b/y/2" not in part.read_text():
+                assert time.monotonic() < deadline
+            os._exit(9)
+        return noting(path, sample_rate)
+
+    monkeypatch.setattr(voxceleb_prepare, "load_waveform", dying)
+    with pytest.raises(OSError, match="killed"):
+        prepare_voxceleb(corpus, save, workers=1)
+    with open(part, "a") as stream:
+        stream.write("c/x/2.wav\t\t\tdamaged\t\n")
+        stream.write("c/x/1.wav\t32")  # cut off while being written
+    # A second one, killed at once, loses nothing.
+    monkeypatch.setattr(
+        voxceleb_prepare, "load_waveform", lambda path, rate: os._exit(9)
+    )
+    with pytest.raises(OSError, match="killed"):
+        prepare_voxceleb(corpus, save, workers=1)
+    monkeypatch.setattr(voxceleb_prepare, "load_waveform", noting)
+    checked()
+    prepare_voxceleb(corpus, save, workers=1)
+    assert checked() == [
+        f"{speaker}/{session}/{number}.wav"
+        for speaker in "cd"
+        for session in "xy"
+        for number in "12"
+    ]
+    assert len(trained(save)) == 16
+    assert not part.exists()
+
+
+def test_counts_of_official_corpora(save, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(
+        voxceleb_prepare,
+        "CORPORA",
+        {
+            "voxceleb1-dev": (2, 3),
+            "voxceleb1-test": (1, 1),
+            "voxceleb2-dev": (1, 2),
+            "voxceleb2-test": (1, 1),
+        },
+    )
+    corpus = tmp_path / "corpus"
+    for name in (
+        *("id10001/x/1", "id10001/x/2", "id11251/x/1", "id10270/x/1"),
+        *("id00012/x/1", "id00012/x/2", "id09272/x/1", "someone/x/1"),
+    ):
+        write(corpus, f"{name}.wav")
+    everything = list(voxceleb_prepare.CORPORA)
+    # Those that stay out of training count as well.
+    trials = trial_list(tmp_path / "test.txt", "id10270/x/1.wav")
+    prepare_voxceleb(corpus, save, trials, corpora=everything, workers=1)
+    assert len(trained(save)) == 7
+
+    (corpus / "wav/id11251/x/1.wav").unlink()
+    prepare_voxceleb(corpus, save, corpora=everything[1:], workers=1)
+    before = (save / "train.csv").read_text()
+    with pytest.raises(ValueError, match="allow_incomplete=True$") as caught:
+        prepare_voxceleb(corpus, save, corpora=everything, workers=1)
+    expected = (
+        "voxceleb1-dev should have 2 speakers and 3 utterances, found 1 and 2"
+    )
+    assert expected in str(caught.value)
+    assert (save / "train.csv").read_text() == before
+    prepare_voxceleb(
+        corpus, save, corpora=everything, allow_incomplete=True, workers=1
+    )
+    assert any(expected in message for message in caplog.messages)
+    with pytest.raises(
+        ValueError,
+        match="voxceleb2-dev should have 1 speakers and 2 .* found 2 and 3",
+    ):
+        prepare_voxceleb(corpus, save, corpora=["voxceleb2-dev"], workers=1)
+
+
+def test_voxceleb1_does_not_train_what_e_and_h_test(save, tmp_path):
+    own = trial_list(tmp_path / "own.txt", "id10270/x/1.wav")
+    hard = trial_list(tmp_path / "hard.txt", "id10309/x/1.wav")
+    hard.write_text(f"{hard.read_text()}0 id10309/x/1.wav id10310/x/1.wav\n")
+    corpus = tmp_path / "corpus"
+    write(corpus, "id00012/x/1.wav")
+    prepare_voxceleb(corpus, save, [own, str(hard)], workers=1)
+    write(corpus, "id11251/x/1.wav")
+    prepare_voxceleb(corpus, save, [own], workers=1)
+    assert trained(save) == ["id00012/x/1", "id11251/x/1"]
+    with pytest.raises(ValueError, match="^test_trials: .*hard.txt tests on"):
+        prepare_voxceleb(corpus, save, [own, str(hard)], workers=1)
+
+
+def test_altered_list_is_not_silent(save, tmp_path, caplog):
+    trials = trial_list(tmp_path / "veri_test2.txt", "id10270/x/1.wav")
+    write(tmp_path / "corpus", "id00012/x/1.wav")
+    prepare_voxceleb(tmp_path / "corpus", save, trials, workers=1)
+    assert any("not the published list" in line for line in caplog.messages)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -477,31 +645,30 @@ def test_corpus_without_audio_or_without_wav(save, tmp_path):
         ("minimum_seconds", float("nan")),
         ("workers", 0),
         ("workers", 1.5),
+        ("check_audio", "yes"),
+        ("corpora", "voxceleb2-dev"),
+        ("corpora", ["voxceleb2"]),
     ],
 )
 def test_wrong_settings_are_named(corpus, save, setting, value):
-    with pytest.raises(ValueError, match=f"^{setting} must be .*{value!r}$"):
+    with pytest.raises(ValueError, match=f"^{setting} must be ") as caught:
         prepare_voxceleb(corpus, save, **{setting: value})
+    assert str(caught.value).endswith(repr(value))
     assert not save.exists()
 
 
-def test_from_the_recipe_folder_with_spawned_workers(corpus, save):
-    """The training script's import, and workers that inherit nothing."""
+def test_workers_that_inherit_nothing(corpus, save):
     write(corpus, "odd/x/1.wav", tone(8000), 8000)
-    script = (
-        "import multiprocessing, sys\n"
-        "from voxceleb_prepare import prepare_voxceleb\n"
-        "multiprocessing.set_start_method('spawn')\n"
-        "prepare_voxceleb(sys.argv[1], sys.argv[2], workers=1)\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", script, str(corpus), str(save)],
-        cwd=RECIPE / "SpeakerRec",
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        check=True,
-        capture_output=True,
-    )
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        prepare_voxceleb(corpus, save, workers=1)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
     assert len(trained(save)) == 17
+
+
+def test_the_scripts_folder_has_links():
     for name in ("voxceleb_prepare.py", "trials.py"):
         assert os.readlink(RECIPE / "SpeakerRec" / name) == f"../{name}"
 

@@ -4,6 +4,16 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import hashlib
+import os
+
+# VoxCeleb1-O, -E and -H, cleaned, as published with VoxCeleb.
+MD5_SUMS = {
+    "veri_test2.txt": "b73110731c9223c1461fe49cb48dddfc",
+    "list_test_all2.txt": "a53e059deb562ffcfc092bf5d90d9f3a",
+    "list_test_hard2.txt": "857790e09d579a68eb2e339a090343c8",
+}
+
 
 def read_trials(path):
     """Read a trial list: one ``label enrol test`` per line.
@@ -63,3 +73,31 @@ def read_trials(path):
             "'label enrol test'"
         )
     return trials
+
+
+def has_published_sum(path):
+    """Compare a file with the published list of its name.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        A trial list.
+
+    Returns
+    -------
+    bool
+        False if its name is in ``MD5_SUMS`` and its own MD5 sum is another.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir") / "veri_test2.txt"
+    >>> path.write_text("1 a/x/1.wav a/y/1.wav", encoding="utf-8")
+    >>> has_published_sum(path)
+    False
+    """
+    published = MD5_SUMS.get(os.path.basename(path))
+    if published is None:
+        return True
+    with open(path, "rb") as stream:
+        found = hashlib.md5(stream.read(), usedforsecurity=False)
+    return found.hexdigest() == published

@@ -1,11 +1,13 @@
 """Data preparation for corpora in VoxCeleb's layout.
 
-Every audio file is decoded once, because a header does not tell silence, NaNs
-or a cut-off body. What training can read is listed, what it could read after a
-conversion is converted, and the rest is left out; the report tells which.
+What training can read is listed, what it could read after a conversion is
+converted, and the rest is left out; the report tells which. Lengths come from
+the headers of the files. A header does not tell silence or NaNs: on request,
+every file is decoded once.
 
-Everything is kept in the order of the utterances, so the result does not depend
-on the number of workers.
+The work goes speaker by speaker, each in one of the worker processes, and the
+results are kept in the order of the speakers, so they do not depend on the
+number of workers.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -14,18 +16,23 @@ Authors
 import contextlib
 import csv
 import functools
+import io
+import itertools
 import os
+import re
 import signal
+import struct
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
 
 import torch
 from speechbrain.dataio import audio_io
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parallel import get_available_cpu_count, parallel_map
 from tqdm import tqdm
-from trials import read_trials
+from trials import has_published_sum, read_trials
 
 from redimnet2_lobes.audio import AudioError, load_waveform
 
@@ -40,11 +47,31 @@ AUDIO_EXTENSIONS = (
     *(".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".voc"),
     *(".m4a", ".aac", ".wma"),
 )
+PREFERENCE = {
+    extension: rank for rank, extension in enumerate(AUDIO_EXTENSIONS)
+}
 
 TRAIN_CSV = "train.csv"
 REPORT_CSV = "preparation_report.csv"
-INDEX_CSV = "preparation_index.csv"
-INDEX_HEADER = ["file", "size", "mtime_ns", "reason", "duration"]
+INDEX = "preparation_index.tsv"
+
+MISPLACED = "not in wav/<speaker>/<session>/"
+
+# The plain header of a wav file, up to its samples; a flac file's up to the
+# number of its samples.
+WAV_HEADER = struct.Struct("<4s4x8sI2H2I2H4sI")
+FLAC_HEADER = struct.Struct(">4s14xQ")
+HEADER_BYTES = WAV_HEADER.size
+
+# Speakers and utterances as published, at robots.ox.ac.uk/~vgg/data/voxceleb.
+CORPORA = {
+    "voxceleb1-dev": (1211, 148642),
+    "voxceleb1-test": (40, 4874),
+    "voxceleb2-dev": (5994, 1092009),
+    "voxceleb2-test": (118, 36237),
+}
+VOXCELEB1 = range(10001, 11252)
+VOXCELEB1_TEST = range(10270, 10310)
 
 
 def prepare_voxceleb(
@@ -53,6 +80,9 @@ def prepare_voxceleb(
     test_trials=None,
     validation_trials=None,
     minimum_seconds=0.5,
+    check_audio=True,
+    corpora=None,
+    allow_incomplete=False,
     workers=None,
 ):
     """Check a corpus and list its training utterances.
@@ -69,8 +99,9 @@ def prepare_voxceleb(
       other rates.
     - ``preparation_report.csv`` (file, action, reason): each file that was
       converted or skipped. The log counts every reason.
-    - ``preparation_index.csv``: the state of each file used. The next call
-      decodes only what is new, has changed or was skipped.
+    - ``preparation_index.tsv``: the state of each file used. The next call
+      reads only what is new, has changed or was skipped. What an interrupted
+      call has found out is in ``preparation_index.tsv.part``.
 
     Each of them appears under its name only when complete.
 
@@ -80,20 +111,32 @@ def prepare_voxceleb(
         The folder that holds ``wav/``.
     save_folder : str
         The folder for the results.
-    test_trials : str, optional
-        A trial list; its *speakers* stay out of training.
+    test_trials : str or list of str, optional
+        Trial lists; their *speakers* stay out of training.
     validation_trials : str, optional
         A trial list; its *utterances* stay out of training.
     minimum_seconds : float
         Shorter files are skipped.
+    check_audio : bool
+        Whether all files are decoded, to skip those that are silent, hold NaN
+        or cannot be decoded. If not, only headers are read, and files that
+        need a conversion are decoded.
+    corpora : list of str, optional
+        What the folder is meant to hold in full: names in ``CORPORA``. Their
+        speakers and utterances are counted. VoxCeleb2's parts cannot be told
+        from each other by the speakers' names: their sum is checked.
+    allow_incomplete : bool
+        Whether other counts are a warning, not an error.
     workers : int, optional
         Number of processes; by default one for each available CPU.
 
     Raises
     ------
     ValueError
-        If there is no ``wav/``, no utterance is left for training, or a
-        setting or a trial list is wrong. The message is one line.
+        If there is no ``wav/``, no utterance is left for training, a corpus
+        is not complete, the test trials are about VoxCeleb1's training
+        speakers and the folder holds VoxCeleb1, or a setting or a trial list
+        is wrong. The message is one line.
     OSError
         If the save folder cannot be written.
 
@@ -109,93 +152,104 @@ def prepare_voxceleb(
     id00012/21Uxsk56VDQ/00001,1.0,$data_root/wav/id00012/21Uxsk56VDQ/00001.wav,\
 id00012
     """
-    _check_settings(minimum_seconds, workers)
+    _check_settings(minimum_seconds, check_audio, corpora, workers)
     wav_folder = os.path.join(data_folder, "wav")
     if not os.path.isdir(wav_folder):
         raise ValueError(
             f"data_folder {data_folder}: it has no folder wav/ with "
             "<speaker>/<session>/<utterance>.wav in it; give the folder of "
-            "the corpus, or run `make demo` for a small one"
+            "the corpus (voxceleb_unpack.py makes it from what VoxCeleb "
+            "distributes), or run `make demo` for a small one"
         )
-    test_speakers = {
-        utterance.split("/")[0] for utterance in _utterances_of(test_trials)
-    }
-    validation_utterances = _utterances_of(validation_trials)
-    if not test_speakers.isdisjoint(
-        utterance.split("/")[0] for utterance in validation_utterances
-    ):
-        logger.warning(
-            "Preparation: validation_trials and test_trials share speakers, "
-            "so a choice made in validation is not independent of the test."
-        )
-
+    speakers, misplaced = _find_speakers(wav_folder)
+    test_speakers, validation_utterances = _read_held_out(
+        test_trials, validation_trials, data_folder, speakers
+    )
     os.makedirs(save_folder, exist_ok=True)
-    counts = Counter()  # of (action, reason)
-    with _csv_file(
-        os.path.join(save_folder, REPORT_CSV), ["file", "action", "reason"]
-    ) as report:
-
-        def leave_out(file, reason):
-            counts["skipped", reason] += 1
-            report.writerow([file, "skipped", reason])
-
-        files = []
-        for file in _one_file_per_utterance(wav_folder, leave_out):
-            if file[0].split("/")[0] in test_speakers:
-                counts["kept out", "test speaker"] += 1
-            elif file[0] in validation_utterances:
-                counts["kept out", "validation utterance"] += 1
-            else:
-                files.append(file)
-
-        check = functools.partial(
-            _check_file,
-            wav_folder=wav_folder,
-            save_folder=save_folder,
-            minimum_seconds=minimum_seconds,
+    earlier = _earlier_verdicts(save_folder)
+    tasks = [
+        Task(
+            speaker,
+            speaker in test_speakers,
+            validation_utterances.get(speaker, frozenset()),
+            earlier.pop(speaker, ""),
         )
-        earlier = list(_earlier_verdicts(files, save_folder, minimum_seconds))
-        unknown = [
-            file
-            for file, verdict in zip(files, earlier, strict=True)
-            if verdict is None
-        ]
-        fresh = iter(_check_files(check, unknown, workers))
-        with _csv_file(
-            os.path.join(save_folder, INDEX_CSV), INDEX_HEADER
-        ) as index:
-            for file, verdict in zip(files, earlier, strict=True):
-                utterance, extension, size, mtime_ns = file
-                name = utterance + extension
-                action, reason, duration = verdict or next(fresh)
-                counts[action, reason] += 1
-                if action != "used":
-                    report.writerow([name, action, reason])
-                if action != "skipped":
-                    index.writerow([name, size, mtime_ns, reason, duration])
-
-    summary = [
-        f"{count} {action}: {reason}"
-        for (action, reason), count in sorted(counts.items())
-        if action != "used"
+        for speaker in speakers
     ]
-    for line in summary:
-        logger.info("Preparation: %s", line)
-    if not any(action in ("used", "converted") for action, _ in counts):
-        raise ValueError(
-            f"data_folder {data_folder}: no utterance is left for training "
-            f"({', '.join(summary) or 'wav/ holds no audio file'}); see "
-            f"{os.path.join(save_folder, REPORT_CSV)}"
+    check = functools.partial(
+        _check_speaker,
+        wav_folder=wav_folder,
+        save_folder=save_folder,
+        minimum_seconds=minimum_seconds,
+        check_audio=check_audio,
+    )
+    found, counts = {}, Counter()  # of (action, reason)
+    with _text_file(os.path.join(save_folder, TRAIN_CSV)) as train:
+        train.write("ID,duration,wav,spk_id\n")
+        with (
+            _text_file(os.path.join(save_folder, REPORT_CSV)) as report,
+            _index_file(os.path.join(save_folder, INDEX)) as index,
+        ):
+            report.write("file,action,reason\n")
+            for name in misplaced:
+                counts["skipped", MISPLACED] += 1
+                csv.writer(report, lineterminator="\n").writerow(
+                    [name, "skipped", MISPLACED]
+                )
+            training_speakers, seconds = 0, 0.0
+            for task, result in zip(
+                tasks, _check_speakers(check, tasks, workers), strict=True
+            ):
+                found[task.speaker] = result.utterances
+                counts.update(result.counts)
+                training_speakers += bool(result.train)
+                seconds += result.seconds
+                train.write(result.train)
+                report.write(result.report)
+                index.write(result.index)
+                index.flush()
+        summary = [
+            f"{count} {action}: {reason}"
+            for (action, reason), count in sorted(counts.items())
+            if action != "used"
+        ]
+        for line in summary:
+            logger.info("Preparation: %s", line)
+        utterances = sum(
+            count
+            for (action, _), count in counts.items()
+            if action in ("used", "converted")
         )
-    _write_train_csv(save_folder)
+        if not utterances:
+            raise ValueError(
+                f"data_folder {data_folder}: no utterance is left for "
+                f"training ({', '.join(summary) or 'wav/ holds no audio file'}"
+                f"); see {os.path.join(save_folder, REPORT_CSV)}"
+            )
+        _check_complete(found, corpora or [], allow_incomplete, data_folder)
+    logger.info(
+        "Preparation: %d utterances of %d speakers for training, %.2f hours",
+        utterances,
+        training_speakers,
+        seconds / 3600,
+    )
 
 
-def _check_settings(minimum_seconds, workers):
+def _check_settings(minimum_seconds, check_audio, corpora, workers):
     """Refuse wrong settings by the name that they have in a YAML file."""
     if not (isinstance(minimum_seconds, (int, float)) and minimum_seconds >= 0):
         raise ValueError(
             "minimum_seconds must be a number of seconds from 0 on, "
             f"not {minimum_seconds!r}"
+        )
+    if not isinstance(check_audio, bool):
+        raise ValueError(
+            f"check_audio must be True or False, not {check_audio!r}"
+        )
+    if isinstance(corpora, str) or not set(corpora or []) <= set(CORPORA):
+        raise ValueError(
+            f"corpora must be a list of names among {', '.join(CORPORA)}, "
+            f"not {corpora!r}"
         )
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise ValueError(
@@ -203,140 +257,170 @@ def _check_settings(minimum_seconds, workers):
         )
 
 
+def _read_held_out(test_trials, validation_trials, data_folder, speakers):
+    """Give the test speakers, and the validation utterances by speaker."""
+    if isinstance(test_trials, (str, os.PathLike)):
+        test_trials = [test_trials]
+    test_speakers = set()
+    for trial_list in test_trials or []:
+        tested = {name.split("/")[0] for name in _utterances_of(trial_list)}
+        _check_voxceleb1_training(trial_list, tested, data_folder, speakers)
+        test_speakers |= tested
+    validation_utterances = {}
+    for utterance in _utterances_of(validation_trials):
+        speaker = utterance.split("/")[0]
+        validation_utterances.setdefault(speaker, set()).add(utterance)
+    if not test_speakers.isdisjoint(validation_utterances):
+        logger.warning(
+            "Preparation: validation_trials and test_trials share speakers, "
+            "so a choice made in validation is not independent of the test."
+        )
+    return test_speakers, validation_utterances
+
+
 def _utterances_of(trial_list):
     """Give the set of utterance IDs that a trial list (or None) names."""
     if trial_list is None:
         return set()
+    trials = read_trials(trial_list)
+    files = dict.fromkeys(file for _, *pair in trials for file in pair)
+    # The demo corpus has a veri_test2.txt too.
+    is_voxceleb = any(_corpus_of(file.split("/")[0]) for file in files)
+    if is_voxceleb and not has_published_sum(trial_list):
+        logger.warning(
+            "Preparation: %s is not the published list of this name (another "
+            "MD5 sum); trial_lists.py fetches it.",
+            trial_list,
+        )
     utterances = set()
-    for _, *pair in read_trials(trial_list):
-        for file in pair:
-            parts = file.split("/")
-            # A name that matches nothing would let the utterance into training.
-            if len(parts) != 3 or not all(parts) or parts[0] in (".", ".."):
-                raise ValueError(
-                    f"{trial_list}: {file!r} is not of the form "
-                    "speaker/session/utterance.wav, relative to wav/"
-                )
-            utterances.add(os.path.splitext(file)[0])
+    for file in files:
+        parts = file.split("/")
+        # A name that matches nothing would let the utterance into training.
+        if len(parts) != 3 or not all(parts) or parts[0] in (".", ".."):
+            raise ValueError(
+                f"{trial_list}: {file!r} is not of the form "
+                "speaker/session/utterance.wav, relative to wav/"
+            )
+        utterances.add(os.path.splitext(file)[0])
     return utterances
 
 
-def _find_audio(folder, prefix="", depth=0):
-    """Yield (path without extension, extension, size, mtime in ns).
+def _corpus_of(speaker):
+    """Give the part of VoxCeleb that a speaker's name belongs to, or None."""
+    if not re.fullmatch(r"id\d{5}", speaker):
+        return None
+    number = int(speaker[2:])
+    if number in VOXCELEB1_TEST:
+        return "voxceleb1-test"
+    return "voxceleb1-dev" if number in VOXCELEB1 else "voxceleb2"
 
-    Paths are relative. The search goes one level too deep, to report what lies
-    there, but not further: links could go in circles.
-    """
-    with os.scandir(folder) as entries:
+
+def _check_voxceleb1_training(trial_list, tested, data_folder, speakers):
+    """Refuse VoxCeleb1-E, -H and -B if VoxCeleb1 is there for training."""
+    if any(_corpus_of(speaker) == "voxceleb1-dev" for speaker in tested):
+        for speaker in speakers:
+            if (_corpus_of(speaker) or "").startswith("voxceleb1"):
+                raise ValueError(
+                    f"test_trials: {trial_list} tests on VoxCeleb1's training "
+                    "speakers, as VoxCeleb1-E, -H and -B do, and data_folder "
+                    f"{data_folder} holds VoxCeleb1 ({speaker}); train "
+                    "without VoxCeleb1, or leave that list out"
+                )
+
+
+def _check_complete(found, corpora, allow_incomplete, data_folder):
+    """Compare the speakers and utterances found with the published counts."""
+    by_corpus = {}
+    for name in corpora:
+        # VoxCeleb2's test speakers have names among those of dev.
+        key = "voxceleb2" if name.startswith("voxceleb2") else name
+        by_corpus.setdefault(key, []).append(name)
+    for key, names in by_corpus.items():
+        utterances = [
+            count
+            for speaker, count in found.items()
+            if count and _corpus_of(speaker) == key
+        ]
+        counted = len(utterances), sum(utterances)
+        expected = tuple(map(sum, zip(*map(CORPORA.get, names), strict=True)))
+        if counted == expected:
+            continue
+        message = (
+            f"data_folder {data_folder}: {' and '.join(names)} should have "
+            f"{expected[0]:,} speakers and {expected[1]:,} utterances, found "
+            f"{counted[0]:,} and {counted[1]:,}"
+        )
+        if not allow_incomplete:
+            raise ValueError(
+                f"{message}; unpack the rest, or pass --allow_incomplete=True"
+            )
+        logger.warning("Preparation: %s", message)
+
+
+def _find_speakers(wav_folder):
+    """Give the folders in ``wav/``, and the audio files beside them."""
+    speakers, misplaced = [], []
+    with os.scandir(wav_folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                if depth < 3:
-                    yield from _find_audio(
-                        entry.path, f"{prefix}{entry.name}/", depth + 1
-                    )
-                continue
-            stem, extension = os.path.splitext(entry.name)
-            if extension.lower() not in AUDIO_EXTENSIONS:
-                continue
-            try:
-                status = entry.stat()
-                size, mtime_ns = status.st_size, status.st_mtime_ns
-            except OSError:  # a link to nowhere: its check will tell
-                size, mtime_ns = -1, -1
-            yield prefix + stem, extension, size, mtime_ns
+                speakers.append(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() in PREFERENCE:
+                misplaced.append(_printable(entry.name))
+    # As utterances are sorted, where "a-b/x/1" is before "a/x/1".
+    return sorted(speakers, key=lambda name: f"{name}/"), sorted(misplaced)
 
 
-def _one_file_per_utterance(wav_folder, leave_out):
-    """Yield what `_find_audio` finds, sorted, one file per utterance."""
-    files = sorted(
-        _find_audio(wav_folder),
-        key=lambda file: (
-            file[0],
-            AUDIO_EXTENSIONS.index(file[1].lower()),
-            file[1],
-        ),
-    )
-    last = None
-    for file in files:
-        name = file[0] + file[1]
-        if "$" in name or not name.isprintable() or name != name.strip():
-            # SpeechBrain's CSV reader would change it.
-            printable = name.encode("unicode_escape").decode("ascii")
-            leave_out(printable, "name with $, control or odd characters")
-        elif name.count("/") != 2:
-            leave_out(name, "not in wav/<speaker>/<session>/")
-        elif file[0] == last:
-            leave_out(name, "second file of one utterance")
-        else:
-            last = file[0]
-            yield file
+# How a file was checked ("audio", "header" or not), reason and duration.
+NOT_CHECKED = "", "", 0.0
 
 
-def _read_csv(path, header):
-    """Yield the rows of a CSV file, or none if it is of another kind."""
-    with open(path, newline="", encoding="utf-8") as stream:
-        rows = csv.reader(stream)
-        if next(rows, None) == header:
-            yield from rows
+class Task(NamedTuple):
+    """What a worker process needs to know of a speaker."""
+
+    speaker: str
+    is_test_speaker: bool
+    validation_utterances: frozenset
+    earlier: str  # lines of the index
 
 
-def _earlier_verdicts(files, save_folder, minimum_seconds):
-    """Yield for each file the verdict of the last call if it still holds.
+class Result(NamedTuple):
+    """What it finds: counts and parts of the files to write."""
 
-    Both the files and the index are sorted by utterance, so the two are read
-    side by side.
-    """
-    index_path = os.path.join(save_folder, INDEX_CSV)
-    if not os.path.exists(index_path):
-        yield from (None for _ in files)
-        return
-    rows = _read_csv(index_path, INDEX_HEADER)
-    row = next(rows, None)
-    for utterance, extension, size, mtime_ns in files:
-        while row and os.path.splitext(row[0])[0] < utterance:
-            row = next(rows, None)
-        verdict = None
-        if row and row[:3] == [utterance + extension, str(size), str(mtime_ns)]:
-            reason, duration = row[3], float(row[4])
-            converted = _converted_path(save_folder, utterance)
-            if duration >= minimum_seconds and (
-                not reason or os.path.exists(converted)
-            ):
-                verdict = "converted" if reason else "used", reason, duration
-        yield verdict
-
-
-def _converted_path(save_folder, utterance):
-    return os.path.join(save_folder, "converted", f"{utterance}.wav")
+    utterances: int  # in the folder
+    counts: Counter  # of (action, reason)
+    seconds: float  # for training
+    train: str
+    report: str
+    index: str
 
 
 def _start_worker():
     # Ctrl-C reaches the whole group; the parent then stops the workers, between
-    # two files. One thread each: the processes share the cores already.
+    # two speakers. One thread each: the processes share the cores already.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
-def _check_files(check, files, workers):
-    """Return ``[check(file) for file in files]``, with a progress bar."""
-    if not files:
-        return []
-    workers = min(workers or get_available_cpu_count(), len(files))
+def _check_speakers(check, tasks, workers):
+    """Yield ``check(task)`` for all tasks, with a progress bar."""
+    workers = min(workers or get_available_cpu_count(), max(len(tasks), 1))
     try:
         with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-            verdicts = parallel_map(
-                check, files, executor=pool, progress_bar=False
+            results = parallel_map(
+                check,
+                tasks,
+                executor=pool,
+                chunk_size=max(1, min(8, len(tasks) // (4 * workers))),
+                progress_bar=False,
             )
             # Unlike parallel_map's own bar, this one also ends on an error.
-            return list(
-                tqdm(
-                    verdicts,
-                    desc="Checking audio",
-                    unit="file",
-                    total=len(files),
-                )
+            yield from tqdm(
+                results,
+                desc="Checking audio",
+                unit="speaker",
+                total=len(tasks),
             )
     except BrokenProcessPool:
         raise OSError(
@@ -345,8 +429,128 @@ def _check_files(check, files, workers):
         ) from None
 
 
-def _check_file(file, wav_folder, save_folder, minimum_seconds):
-    """Decode one file and convert it if need be (in a worker process).
+def _check_speaker(task, wav_folder, save_folder, minimum_seconds, check_audio):
+    """Check the files of one speaker (in a worker process)."""
+    utterances, counts, seconds = 0, Counter(), 0.0
+    train, report, index = io.StringIO(), io.StringIO(), []
+    write_train = csv.writer(train, lineterminator="\n").writerow
+    write_report = csv.writer(report, lineterminator="\n").writerow
+    earlier = {}
+    for line in task.earlier.splitlines():
+        try:
+            state, how, reason, duration = line.rsplit("\t", 3)
+            earlier[state] = how, reason, float(duration)
+        except ValueError:  # the line is damaged: the file is checked again
+            continue
+    checked = "audio" if check_audio else "header"
+
+    last = None
+    folder = os.path.join(wav_folder, task.speaker)
+    files = sorted(_find_audio(folder, f"{task.speaker}/"))
+    for utterance, _, name, size, mtime_ns in files:
+        fault = _fault_of_name(name, utterance == last)
+        if fault:
+            counts["skipped", fault] += 1
+            write_report([_printable(name), "skipped", fault])
+            continue
+        last = utterance
+        utterances += 1
+        if task.is_test_speaker:
+            counts["kept out", "test speaker"] += 1
+            continue
+        if utterance in task.validation_utterances:
+            counts["kept out", "validation utterance"] += 1
+            continue
+        state = f"{name}\t{size}\t{mtime_ns}"
+        converted = _converted_path(save_folder, utterance)
+        how, reason, duration = earlier.get(state, NOT_CHECKED)
+        if (
+            how in ("audio", checked)
+            and duration >= minimum_seconds
+            and (not reason or os.path.exists(converted))
+        ):
+            action = "converted" if reason else "used"
+        else:
+            how = checked
+            action, reason, duration = _check_file(
+                f"{wav_folder}/{name}",
+                size,
+                converted,
+                minimum_seconds,
+                check_audio,
+            )
+        counts[action, reason] += 1
+        if action != "used":
+            write_report([name, action, reason])
+        if action != "skipped":
+            index.append(f"{state}\t{how}\t{reason}\t{duration}\n")
+            seconds += duration
+            wav = (
+                _converted_path("$save_root", utterance)
+                if reason
+                else f"$data_root/wav/{name}"
+            )
+            write_train([utterance, duration, wav, task.speaker])
+    return Result(
+        utterances,
+        counts,
+        seconds,
+        train.getvalue(),
+        report.getvalue(),
+        "".join(index),
+    )
+
+
+def _find_audio(folder, prefix, depth=1):
+    """Yield (utterance, rank of extension, name, size, mtime in ns).
+
+    Names are relative to ``wav/``. The search goes one level too deep, to
+    report what lies there, but not further: links could go in circles.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            if entry.is_dir():
+                if depth < 3:
+                    yield from _find_audio(
+                        entry.path, f"{prefix}{name}/", depth + 1
+                    )
+                continue
+            stem, extension = os.path.splitext(name)
+            rank = PREFERENCE.get(extension.lower())
+            if rank is None:
+                continue
+            try:
+                status = entry.stat()
+                size, mtime_ns = status.st_size, status.st_mtime_ns
+            except OSError:  # a link to nowhere
+                size, mtime_ns = -1, -1
+            yield prefix + stem, rank, prefix + name, size, mtime_ns
+
+
+def _fault_of_name(name, is_second):
+    if "$" in name or not name.isprintable() or name != name.strip():
+        # SpeechBrain's CSV reader would change it.
+        return "name with $, control or odd characters"
+    if name.count("/") != 2:
+        return MISPLACED
+    return "second file of one utterance" if is_second else None
+
+
+def _printable(name):
+    if name.isprintable():
+        return name
+    return name.encode("unicode_escape").decode("ascii")
+
+
+def _converted_path(save_folder, utterance):
+    return f"{save_folder}/converted/{utterance}.wav"
+
+
+def _check_file(path, size, converted, minimum_seconds, check_audio):
+    """Check one file and convert it if need be.
 
     Returns
     -------
@@ -356,24 +560,32 @@ def _check_file(file, wav_folder, save_folder, minimum_seconds):
     duration : float
         In seconds, at 16 kHz.
     """
-    utterance, extension, _, _ = file
-    path = os.path.join(wav_folder, utterance + extension)
+    if size < 0:
+        return "skipped", "missing", 0.0
+    if size == 0:
+        return "skipped", "empty", 0.0
     try:
-        waveform = load_waveform(path, SAMPLE_RATE)
+        header = _read_plain_header(path) or _read_any_header(path)
+        rate, channels, frames, end = header
+        if end > size:
+            return "skipped", "cut off", 0.0
+        deviations = []
+        if channels != 1:
+            deviations.append(f"{channels} channels")
+        if rate != SAMPLE_RATE:
+            deviations.append(f"{rate} Hz")
+        if check_audio or deviations:
+            waveform = load_waveform(path, SAMPLE_RATE)
+            frames = len(waveform)
+        elif frames == 0:
+            return "skipped", "empty", 0.0
     except AudioError as error:
         return "skipped", error.reason, 0.0
-    duration = len(waveform) / SAMPLE_RATE
+    duration = frames / SAMPLE_RATE
     if duration < minimum_seconds:
         return "skipped", f"shorter than {minimum_seconds:g} s", duration
-    header = audio_io.info(path)
-    deviations = []
-    if header.channels != 1:
-        deviations.append(f"{header.channels} channels")
-    if header.sample_rate != SAMPLE_RATE:
-        deviations.append(f"{header.sample_rate} Hz")
     if not deviations:
         return "used", "", duration
-    converted = _converted_path(save_folder, utterance)
     os.makedirs(os.path.dirname(converted), exist_ok=True)
     try:
         with _complete_or_absent(converted) as temporary:
@@ -386,6 +598,86 @@ def _check_file(file, wav_folder, save_folder, minimum_seconds):
             f"({error.__cause__}); check the free space and permissions"
         ) from None
     return "converted", ", ".join(deviations), duration
+
+
+def _read_plain_header(path):
+    """Read the usual headers of wav and flac; 15 times as fast as libsndfile.
+
+    Returns
+    -------
+    tuple or None
+        Rate in Hz, channels, frames, and the size in bytes that the file must
+        have at least. None for any other header.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        header = os.read(file, HEADER_BYTES)
+    finally:
+        os.close(file)
+    if len(header) < HEADER_BYTES:
+        return None
+    if header.startswith(b"RIFF"):
+        _, kind, length, code, channels, rate, _, block, _, chunk, body = (
+            WAV_HEADER.unpack(header)
+        )
+        if (
+            (kind, length, code, chunk) == (b"WAVEfmt ", 16, 1, b"data")
+            and block
+            and body < 2**31 - 2**16  # above it is what streams have
+        ):
+            return rate, channels, body // block, HEADER_BYTES + body
+    elif header.startswith(b"fLaC"):
+        _, packed = FLAC_HEADER.unpack_from(header)
+        frames = packed & (2**36 - 1)
+        if frames:  # 0 stands for unknown
+            return packed >> 44, (packed >> 41 & 7) + 1, frames, 0
+    return None
+
+
+def _read_any_header(path):
+    try:
+        header = audio_io.info(path)
+    except RuntimeError:
+        raise AudioError("unreadable", "convert it", path) from None
+    return header.sample_rate, header.channels, header.frames, 0
+
+
+def _earlier_verdicts(save_folder):
+    """Give the lines of the index for each speaker.
+
+    What an interrupted call has left is put into the index first, so that it
+    outlives a second interruption.
+    """
+    path = os.path.join(save_folder, INDEX)
+    lines = {}
+    for name in (path, f"{path}.part"):
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(name, encoding="utf-8", errors="replace") as stream,
+        ):
+            text = stream.read()
+            text = text[: text.rfind("\n") + 1]  # the last may be cut off
+            for speaker, group in itertools.groupby(
+                text.splitlines(keepends=True),
+                key=lambda line: line.split("/", 1)[0],
+            ):
+                lines[speaker] = lines.get(speaker, "") + "".join(group)
+    if os.path.exists(f"{path}.part"):
+        with _text_file(path) as index:
+            index.writelines(lines.values())
+        os.remove(f"{path}.part")
+    return lines
+
+
+@contextlib.contextmanager
+def _index_file(path):
+    """Yield a text file; incomplete, it keeps the ending ``.part``."""
+    with open(f"{path}.part", "w", encoding="utf-8") as stream:
+        yield stream
+    os.replace(f"{path}.part", path)
 
 
 @contextlib.contextmanager
@@ -402,40 +694,10 @@ def _complete_or_absent(path):
 
 
 @contextlib.contextmanager
-def _csv_file(path, header):
-    """Yield a CSV writer for a file that appears when it is complete."""
+def _text_file(path):
+    """Yield a text file that appears when it is complete."""
     with (
         _complete_or_absent(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as stream,
+        open(temporary, "w", encoding="utf-8") as stream,
     ):
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        yield writer
-
-
-def _write_train_csv(save_folder):
-    """Write train.csv from the index."""
-    utterances, seconds, speakers = 0, 0.0, set()
-    index_path = os.path.join(save_folder, INDEX_CSV)
-    with _csv_file(
-        os.path.join(save_folder, TRAIN_CSV),
-        ["ID", "duration", "wav", "spk_id"],
-    ) as train:
-        for file, _, _, reason, duration in _read_csv(index_path, INDEX_HEADER):
-            utterance = os.path.splitext(file)[0]
-            speaker = utterance.split("/")[0]
-            wav = (
-                _converted_path("$save_root", utterance)
-                if reason
-                else f"$data_root/wav/{file}"
-            )
-            train.writerow([utterance, duration, wav, speaker])
-            utterances += 1
-            seconds += float(duration)
-            speakers.add(speaker)
-    logger.info(
-        "Preparation: %d utterances of %d speakers for training, %.2f hours",
-        utterances,
-        len(speakers),
-        seconds / 3600,
-    )
+        yield stream

@@ -1,0 +1,455 @@
+"""Unpacks VoxCeleb1 and VoxCeleb2, as distributed, into one folder.
+
+To run it:
+
+> python voxceleb_unpack.py OUTPUT SOURCE... [--format=flac] [--workers=8]
+
+Afterwards OUTPUT holds ``wav/<speaker>/<session>/<utterance>.wav`` (or .flac),
+16 kHz, mono, 16 bit, which is what ``prepare_voxceleb`` and the recipe read. A
+SOURCE is
+
+- an archive: vox1_dev_wav.zip, vox1_test_wav.zip, vox2_dev_aac.zip,
+  vox2_test_aac.zip or any other zip;
+- one part of a split archive, such as vox2_dev_aac_partaa: all parts beside it
+  are read as one file, without joining them on the disk;
+- a folder with archives, or with what was extracted from them.
+
+In all of them an utterance is any .wav, .flac or .m4a file, and the last three
+parts of its path are the speaker, the session and the utterance. Files that
+have the wanted format already are taken as they are (from a folder as hard
+links, where the file system has them); ffmpeg converts the others. Sources are
+only read.
+
+The same command goes on where it was interrupted: it skips utterances that
+OUTPUT has, in either format. Files that cannot be unpacked are named in
+OUTPUT/unpack_report.csv, and the exit status is 1; a further run tries them
+again.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import argparse
+import contextlib
+import csv
+import errno
+import fcntl
+import functools
+import io
+import itertools
+import os
+import re
+import shutil
+import string
+import subprocess
+import sys
+import threading
+import zipfile
+import zlib
+from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
+
+import imageio_ffmpeg
+from tqdm import tqdm
+
+AUDIO_EXTENSIONS = (".wav", ".flac", ".m4a")
+FORMATS = {"wav": "pcm_s16le", "flac": "flac"}
+REPORT_CSV = "unpack_report.csv"
+PART = re.compile(r"(.+_part)([a-z]{2})")
+DEEPEST = 6  # levels of folders; links could go in circles
+
+
+class Recording(NamedTuple):
+    """An audio file in a folder or an archive."""
+
+    utterance: str  # speaker/session/utterance
+    extension: str
+    path: str  # in the archive if there is one
+    archive: zipfile.ZipFile | None = None
+
+
+class JoinedFiles(io.RawIOBase):
+    """Reads several files as if they were one.
+
+    Arguments
+    ---------
+    paths : list of str
+        The files, in order.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> for name in ("ab", "cde"):
+    ...     _ = (folder / name).write_text(name)
+    >>> joined = JoinedFiles([folder / "ab", folder / "cde"])
+    >>> joined.seek(1), joined.read(1), joined.read(9)
+    (1, b'b', b'cde')
+    """
+
+    def __init__(self, paths):
+        self._files = [io.FileIO(path) for path in paths]
+        sizes = [os.fstat(file.fileno()).st_size for file in self._files]
+        self._ends = list(itertools.accumulate(sizes))
+        self._position = 0
+
+    def readable(self):
+        """It can be read."""
+        return True
+
+    def seekable(self):
+        """It can be sought in."""
+        return True
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        """Moves to a place, as in any file."""
+        start = {
+            io.SEEK_SET: 0,
+            io.SEEK_CUR: self._position,
+            io.SEEK_END: self._ends[-1],
+        }
+        self._position = start[whence] + offset
+        return self._position
+
+    def tell(self):
+        """The place, in bytes from the start."""
+        return self._position
+
+    def readinto(self, buffer):
+        """Reads up to the end of one of the files."""
+        start = 0
+        for file, end in zip(self._files, self._ends, strict=True):
+            if self._position < end:
+                file.seek(self._position - start)
+                count = file.readinto(buffer)
+                self._position += count
+                return count
+            start = end
+        return 0
+
+    def close(self):
+        """Closes the files."""
+        for file in self._files:
+            file.close()
+        super().close()
+
+
+def unpack(output, sources, audio_format="wav", workers=None):
+    """Unpacks archives and extracted trees; see the top of this file.
+
+    Arguments
+    ---------
+    output : str
+        The folder that gets ``wav/``.
+    sources : list of str
+        Archives and folders.
+    audio_format : {"wav", "flac"}
+        What .m4a files become.
+    workers : int, optional
+        Conversions at a time; by default one for each available CPU.
+
+    Returns
+    -------
+    unpacked : int
+        Number of new utterances.
+    present : int
+        Number of utterances that were there before.
+    failures : int
+        Number of files in the report.
+
+    Raises
+    ------
+    ValueError
+        If a source is missing, holds no audio or is no archive.
+    OSError
+        If the output cannot be written, or another process is writing it.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> with zipfile.ZipFile(folder / "vox1_test_wav.zip", "w") as archive:
+    ...     archive.writestr("wav/id10270/x6uYqmx31kE/00001.wav", b"RIFF")
+    >>> unpack(str(folder / "VoxCeleb1"), [str(folder / "vox1_test_wav.zip")])
+    (1, 0, 0)
+    """
+    os.makedirs(output, exist_ok=True)
+    with (
+        _work_folder(output) as work_folder,
+        contextlib.ExitStack() as archives,
+    ):
+        there = {
+            recording.utterance
+            for recording, _ in _in_folder(os.path.join(output, "wav"))
+        }
+        present, failures, recordings = 0, [], []
+        found = {}  # audio files in each place
+        for source in sources:
+            places = list(_places(source))
+            for place in places:
+                if place in found:  # each part of an archive may be given
+                    continue
+                found[place] = 0
+                for recording, fault in _recordings(place, output, archives):
+                    found[place] += 1
+                    if fault:
+                        failures.append((source, recording.path, fault))
+                    elif recording.utterance in there:
+                        present += 1
+                    else:
+                        there.add(recording.utterance)
+                        recordings.append(recording)
+            if not any(found[place] for place in places):
+                raise ValueError(
+                    f"{source}: there is no .wav, .flac or .m4a file in it; "
+                    "give an archive of VoxCeleb or a folder with archives or "
+                    "with wav/ or aac/"
+                )
+        unpack_one = functools.partial(
+            _unpack_one,
+            wav_folder=os.path.join(output, "wav"),
+            work_folder=work_folder,
+            audio_format=audio_format,
+        )
+        with ThreadPool(workers or len(os.sched_getaffinity(0))) as pool:
+            faults = list(
+                tqdm(
+                    pool.imap(unpack_one, recordings),
+                    desc="Unpacking",
+                    unit="file",
+                    total=len(recordings),
+                )
+            )
+        for recording, fault in zip(recordings, faults, strict=True):
+            if fault:
+                archive = recording.archive
+                source = archive.filename if archive else ""
+                failures.append((source, recording.path, fault))
+        report = os.path.join(work_folder, REPORT_CSV)
+        with open(report, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["source", "file", "reason"])
+            writer.writerows(failures)
+        os.replace(report, os.path.join(output, REPORT_CSV))
+    return len(recordings) - sum(map(bool, faults)), present, len(failures)
+
+
+@contextlib.contextmanager
+def _work_folder(output):
+    """Give a folder for unfinished files, to one process at a time."""
+    lock = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            # The kernel lets go of it whatever ends the process.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"{output}: another voxceleb_unpack.py is writing it; wait "
+                "until it has ended"
+            ) from None
+        folder = os.path.join(output, ".unpacking")
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
+        os.mkdir(folder)
+        yield folder
+        shutil.rmtree(folder)
+    finally:
+        os.close(lock)
+
+
+def _places(source):
+    """Yield the archives of a source, each as its parts, and the folder."""
+    if os.path.isfile(source):
+        yield _all_parts(source)
+    elif os.path.isdir(source):
+        for name in sorted(os.listdir(source)):
+            if name.endswith(".zip") or PART.fullmatch(name):
+                yield _all_parts(os.path.join(source, name))
+        yield source
+    else:
+        raise ValueError(f"{source}: no such file or folder")
+
+
+def _recordings(place, output, archives):
+    """Yield (recording, fault or None) for the audio files of a place."""
+    if isinstance(place, tuple):
+        return _in_archive(place, archives)
+    return _in_folder(place, os.path.join(output, "wav"))
+
+
+def _all_parts(path):
+    """Give the paths of all parts of an archive, in order."""
+    folder, name = os.path.split(path)
+    match = PART.fullmatch(name)
+    if not match:
+        return (path,)
+    stem = match[1]
+    beside = {
+        other
+        for other in os.listdir(folder or ".")
+        if PART.fullmatch(other) and other.startswith(stem)
+    }
+    letters = itertools.product(string.ascii_lowercase, repeat=2)
+    expected = [f"{stem}{''.join(pair)}" for pair in letters]
+    parts = expected[: expected.index(max(beside)) + 1]
+    for part in parts:
+        if part not in beside:
+            raise ValueError(
+                f"{os.path.join(folder, part)}: this part of the archive is "
+                "missing; download it"
+            )
+    return tuple(os.path.join(folder, part) for part in parts)
+
+
+def _in_archive(paths, archives):
+    try:
+        joined = archives.enter_context(io.BufferedReader(JoinedFiles(paths)))
+        archive = archives.enter_context(zipfile.ZipFile(joined))
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{paths[-1]}: no zip archive, or cut off ({error}); download it "
+            "again, and if it is one of several parts, all of them"
+        ) from None
+    archive.filename = paths[0]
+    for member in archive.namelist():
+        yield from _recording(member, member, archive)
+
+
+def _in_folder(folder, left_out=None):
+    for path, folders, names in os.walk(folder, followlinks=True):
+        inner = os.path.relpath(path, folder)
+        too_deep = inner.count(os.sep) >= DEEPEST
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not too_deep
+            and name[0] != "."
+            and not (
+                left_out
+                and name == "wav"
+                and os.path.exists(left_out)
+                and os.path.samefile(os.path.join(path, name), left_out)
+            )
+        ]
+        for name in sorted(names):
+            yield from _recording(
+                os.path.join(inner, name), os.path.join(path, name)
+            )
+
+
+def _recording(inner, path, archive=None):
+    """Yield the recording that a path names, if it is one."""
+    stem, extension = os.path.splitext(inner)
+    parts = stem.split("/")
+    if extension.lower() not in AUDIO_EXTENSIONS or parts[-1][:1] == ".":
+        return
+    fault = None
+    if len(parts) < 3 or not all(part.strip(".") for part in parts[-3:]):
+        fault = "not in <speaker>/<session>/"
+    utterance = "/".join(parts[-3:])
+    yield Recording(utterance, extension.lower(), path, archive), fault
+
+
+def _unpack_one(recording, wav_folder, work_folder, audio_format):
+    """Unpack one file; give None, or the reason why it failed."""
+    target = os.path.join(wav_folder, f"{recording.utterance}.{audio_format}")
+    working = os.path.join(work_folder, str(threading.get_ident()))
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        original = recording.path
+        if recording.archive:
+            original = f"{working}{recording.extension}"
+            with (
+                recording.archive.open(recording.path) as packed,
+                open(original, "wb") as extracted,
+            ):
+                shutil.copyfileobj(packed, extracted, 1 << 20)
+        if recording.extension != f".{audio_format}":
+            converted = f"{working}.converted.{audio_format}"
+            _convert(original, converted, audio_format)
+            os.replace(converted, target)
+        elif recording.archive:
+            os.replace(original, target)
+        else:
+            _link_or_copy(original, target, working)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                f"{target}: {error.strerror}; make room and run it again"
+            ) from None
+        return error.strerror
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        return f"damaged in the archive: {error}"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _link_or_copy(original, target, working):
+    try:
+        os.link(os.path.realpath(original), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(original, working)
+        os.replace(working, target)
+
+
+def _convert(original, converted, audio_format):
+    """Convert to 16 kHz, mono, 16 bit."""
+    completed = subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            *("-nostdin", "-v", "error", "-xerror", "-y", "-threads", "1"),
+            *("-i", f"file:{original}", "-map", "0:a:0"),
+            *("-ac", "1", "-ar", "16000", "-sample_fmt", "s16"),
+            *("-c:a", FORMATS[audio_format], "-map_metadata", "-1"),
+            # No tags of the encoder: the plain header of 44 bytes.
+            *("-fflags", "+bitexact", "-flags:a", "+bitexact"),
+            f"file:{converted}",
+        ],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    if completed.returncode:
+        message = completed.stderr.decode(errors="replace")
+        if os.strerror(errno.ENOSPC) in message:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        first_line = message.strip().partition("\n")[0]
+        # "[mov @ 0x55d0] ...": the number differs from call to call.
+        first_line = re.sub(r"^\[.*?\] ", "", first_line)
+        raise ValueError(f"ffmpeg: {first_line or completed.returncode}")
+
+
+def main():
+    """Runs the script; errors are one line on stderr and exit status 1."""
+    parser = argparse.ArgumentParser(
+        description="Unpack VoxCeleb into OUTPUT/wav, in 16 kHz mono."
+    )
+    parser.add_argument("output", help="the folder that gets wav/")
+    parser.add_argument(
+        "source", nargs="+", help="archives, their parts, or folders"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="wav")
+    parser.add_argument(
+        "--workers", type=int, help="default: one for each available CPU"
+    )
+    options = parser.parse_args()
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers: {options.workers} is less than 1")
+    try:
+        unpacked, present, failures = unpack(
+            options.output, options.source, options.format, options.workers
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{unpacked:,} utterances unpacked, {present:,} were there before")
+    if failures:
+        report = os.path.join(options.output, REPORT_CSV)
+        print(
+            f"error: {failures:,} files failed, see {report}", file=sys.stderr
+        )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
