@@ -13,6 +13,7 @@ Authors
 """
 
 import math
+from functools import partial
 from numbers import Real
 
 import torch
@@ -21,6 +22,9 @@ from torch import nn
 
 # The margin at which the inter-top-k penalty has its nominal size.
 NOMINAL_MARGIN = 0.2
+# SphereFace2 holds its intermediate results for so many classes at a time: with
+# 160 utterances each of them takes 5 MB.
+CLASSES_PER_BLOCK = 8192
 
 
 class SphereFace2(nn.Module):
@@ -44,6 +48,10 @@ class SphereFace2(nn.Module):
 
     The bias is a parameter: give it to the optimizer along with the weights of
     the classifier.
+
+    With hundreds of thousands of classes the cosines are large, and so would be
+    every intermediate result. The loss is therefore computed in blocks of
+    classes, and again in the backward pass.
 
     Arguments
     ---------
@@ -125,26 +133,77 @@ class SphereFace2(nn.Module):
             many labels as rows of cosines.
         """
         cosines, labels = _to_rows(cosines, labels)
-        target = cosines.gather(1, labels)
-        if self.margin_type == "A":
-            target = self._spread(_add_margin_to_angle(target, self.margin))
-            others = self._spread(_rotate(cosines, -self.margin))
-        else:
-            target = self._spread(target) - self.margin
-            others = self._spread(cosines) + self.margin
-
-        target_loss = F.softplus(-(self.scale * target + self.bias))
-        other_losses = F.softplus(self.scale * others + self.bias)
-        # The target's own column is no other class.
-        other_losses = other_losses.scatter(1, labels, 0.0)
-        return (
-            self.positive_weight * target_loss.squeeze(1)
-            + (1 - self.positive_weight) * other_losses.sum(1)
+        # The margin may have changed when the backward pass computes again.
+        binary_losses = partial(self._binary_losses, self.margin)
+        return _SumOfBlocks.apply(
+            binary_losses, labels, cosines, self.bias
         ).mean()
+
+    def _binary_losses(self, margin, labels, cosines, bias):
+        """Loss of each utterance over a block of classes [batch].
+
+        Labels count from the first class of the block: where the target is in
+        another block, the label is none of these columns.
+        """
+        last = cosines.shape[1] - 1
+        target = cosines.gather(1, labels.clamp(0, last))
+        if self.margin_type == "A":
+            target = self._spread(_add_margin_to_angle(target, margin))
+            others = self._spread(_rotate(cosines, -margin))
+        else:
+            target = self._spread(target) - margin
+            others = self._spread(cosines) + margin
+        target_loss = F.softplus(-(self.scale * target + bias))
+        other_losses = F.softplus(self.scale * others + bias)
+        columns = torch.arange(last + 1, device=cosines.device)
+        return torch.where(
+            columns == labels,
+            self.positive_weight * target_loss,
+            (1 - self.positive_weight) * other_losses,
+        ).sum(1)
 
     def _spread(self, cosines):
         """The function g, which uses the range of similarities better."""
         return 2 * ((cosines + 1) / 2) ** self.exponent - 1
+
+
+class _SumOfBlocks(torch.autograd.Function):
+    """Sum of a function of each block of classes, in the memory of one block.
+
+    Autograd would keep each intermediate result of all classes, and another
+    gradient of all cosines for every use of them. Here the backward pass
+    computes each block again and writes its gradient in place.
+    """
+
+    @staticmethod
+    def forward(ctx, function, labels, cosines, bias):
+        ctx.function = function
+        ctx.save_for_backward(cosines, labels, bias)
+        return sum(
+            function(labels - start, block, bias)
+            for start, block in _blocks(cosines)
+        )
+
+    @staticmethod
+    def backward(ctx, gradient):
+        cosines, labels, bias = ctx.saved_tensors
+        to_cosines = torch.empty_like(cosines)
+        to_bias = torch.zeros_like(bias)
+        for (start, block), (_, to_block) in zip(
+            _blocks(cosines), _blocks(to_cosines), strict=True
+        ):
+            function = partial(ctx.function, labels - start)
+            _, vjp = torch.func.vjp(function, block, bias)
+            block_gradient, bias_gradient = vjp(gradient)
+            to_block.copy_(block_gradient)
+            to_bias += bias_gradient
+        return None, None, to_cosines, to_bias
+
+
+def _blocks(cosines):
+    """Each block of columns with the index of its first one."""
+    starts = range(0, cosines.shape[1], CLASSES_PER_BLOCK)
+    return zip(starts, cosines.split(CLASSES_PER_BLOCK, dim=1), strict=True)
 
 
 class AdditiveAngularMarginLoss(nn.Module):

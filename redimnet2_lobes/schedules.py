@@ -106,7 +106,60 @@ class _StepSchedule:
             self.steps_per_epoch = current
 
 
-class WarmupExponentialSchedule(_StepSchedule):
+class _WarmupSchedule(_StepSchedule):
+    """A learning rate that starts with a linear warm-up from zero.
+
+    Arguments
+    ---------
+    initial_lr : float
+        The learning rate without warm-up and decay.
+    warmup_epochs : float
+        Length of the warm-up in epochs.
+    steps_per_epoch : int
+        Calls per epoch, or None if it is known later.
+    scale : float
+        Factor of the whole curve.
+    """
+
+    def __init__(self, initial_lr, warmup_epochs, steps_per_epoch, scale):
+        _require_positive("initial_lr", initial_lr)
+        _require_not_negative("warmup_epochs", warmup_epochs)
+        _require_positive("scale", scale)
+        super().__init__(steps_per_epoch)
+        self.initial_lr = initial_lr
+        self.warmup_epochs = warmup_epochs
+        self.scale = scale
+
+    def __call__(self, optimizer):
+        """Sets the learning rate of this step in every parameter group.
+
+        Arguments
+        ---------
+        optimizer : torch.optim.Optimizer
+            The optimizer.
+
+        Returns
+        -------
+        lr : float
+            The learning rate.
+        """
+        lr = self.value_at(self.step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        self.step += 1
+        return lr
+
+    def _value_after(self, epochs_passed):
+        lr = self.scale * self.initial_lr
+        if epochs_passed < self.warmup_epochs:
+            lr *= epochs_passed / self.warmup_epochs
+        return lr * self._decay_after(epochs_passed)
+
+    def _decay_after(self, epochs_passed):
+        raise NotImplementedError
+
+
+class WarmupExponentialSchedule(_WarmupSchedule):
     """Exponential decay of the learning rate with a linear warm-up from zero.
 
     After x epochs (a fraction, by steps) the learning rate is::
@@ -166,43 +219,85 @@ class WarmupExponentialSchedule(_StepSchedule):
         steps_per_epoch=None,
         scale=1.0,
     ):
-        _require_positive("initial_lr", initial_lr)
         _require_positive("final_lr", final_lr)
-        _require_not_negative("warmup_epochs", warmup_epochs)
         _require_positive("epochs", epochs)
-        _require_positive("scale", scale)
-        super().__init__(steps_per_epoch)
-        self.initial_lr = initial_lr
+        super().__init__(initial_lr, warmup_epochs, steps_per_epoch, scale)
         self.final_lr = final_lr
-        self.warmup_epochs = warmup_epochs
         self.epochs = epochs
-        self.scale = scale
 
-    def __call__(self, optimizer):
-        """Sets the learning rate of this step in every parameter group.
-
-        Arguments
-        ---------
-        optimizer : torch.optim.Optimizer
-            The optimizer.
-
-        Returns
-        -------
-        lr : float
-            The learning rate.
-        """
-        lr = self.value_at(self.step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        self.step += 1
-        return lr
-
-    def _value_after(self, epochs_passed):
-        lr = self.scale * self.initial_lr
-        if epochs_passed < self.warmup_epochs:
-            lr *= epochs_passed / self.warmup_epochs
+    def _decay_after(self, epochs_passed):
         decay = math.log(self.final_lr / self.initial_lr)
-        return lr * math.exp(decay * min(epochs_passed / self.epochs, 1))
+        return math.exp(decay * min(epochs_passed / self.epochs, 1))
+
+
+class WarmupPlateauSchedule(_WarmupSchedule):
+    """Linear warm-up from zero, a plateau, then smooth halvings.
+
+    The learning rate rises to scale * initial_lr, stays there for the epochs of
+    the plateau, and x epochs (a fraction, by steps) after its end is::
+
+        scale * initial_lr * 0.5 ** (x / halving_epochs)
+
+    Arguments
+    ---------
+    initial_lr : float
+        The learning rate of the plateau.
+    warmup_epochs : float
+        Length of the warm-up in epochs; 0 for none.
+    plateau_epochs : float
+        Length of the plateau in epochs, from the end of the warm-up on.
+    halving_epochs : float
+        Epochs in which the learning rate halves after the plateau.
+    steps_per_epoch : int
+        Optimizer steps per epoch. It may be left out here and set as an
+        attribute when the data is read.
+    scale : float
+        Factor of the whole curve: as a rule, global batch / 64.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range.
+
+    Example
+    -------
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
+    >>> schedule = WarmupPlateauSchedule(
+    ...     initial_lr=0.1, warmup_epochs=1, plateau_epochs=1, halving_epochs=1
+    ... )
+    >>> schedule.steps_per_epoch = 2
+    >>> for _ in range(7):
+    ...     lr = schedule(optimizer)
+    ...     print(f"{optimizer.param_groups[0]['lr']:.5f}")
+    0.00000
+    0.05000
+    0.10000
+    0.10000
+    0.10000
+    0.07071
+    0.05000
+    """
+
+    def __init__(
+        self,
+        initial_lr,
+        warmup_epochs,
+        plateau_epochs,
+        halving_epochs,
+        steps_per_epoch=None,
+        scale=1.0,
+    ):
+        _require_not_negative("plateau_epochs", plateau_epochs)
+        _require_positive("halving_epochs", halving_epochs)
+        super().__init__(initial_lr, warmup_epochs, steps_per_epoch, scale)
+        self.plateau_epochs = plateau_epochs
+        self.halving_epochs = halving_epochs
+
+    def _decay_after(self, epochs_passed):
+        plateau_end = self.warmup_epochs + self.plateau_epochs
+        decaying = max(epochs_passed - plateau_end, 0)
+        return 0.5 ** (decaying / self.halving_epochs)
 
 
 class MarginSchedule(_StepSchedule):

@@ -183,6 +183,88 @@ def test_only_the_nearest_sub_center_is_trained():
     assert cosines.grad.nonzero()[:, 1].tolist() == [1, 3]
 
 
+# SphereFace2 in blocks of classes
+
+
+def plain_sphereface2(loss, cosines, labels):
+    """The formula for all classes at once, by angles."""
+
+    def spread(cosines):
+        return 2 * ((cosines + 1) / 2) ** loss.exponent - 1
+
+    margin = loss.margin
+    if loss.margin_type == "C":
+        targets, others = spread(cosines) - margin, spread(cosines) + margin
+    else:
+        angles = cosines.acos()
+        beyond = angles > math.pi - margin
+        continued = cosines - 1 + math.cos(margin)
+        targets = torch.where(beyond, continued, (angles + margin).cos())
+        targets, others = spread(targets), spread((angles - margin).cos())
+    targets = torch.log1p(torch.exp(-(loss.scale * targets + loss.bias)))
+    others = torch.log1p(torch.exp(loss.scale * others + loss.bias))
+    is_target = torch.nn.functional.one_hot(labels, cosines.shape[1]) == 1
+    weight = loss.positive_weight
+    losses = torch.where(is_target, weight * targets, (1 - weight) * others)
+    return losses.sum(1).mean()
+
+
+@pytest.fixture(params=["A", "C"])
+def sphereface2(request):
+    loss = SphereFace2(margin=0.2, scale=4.0, margin_type=request.param)
+    torch.nn.init.constant_(loss.bias, -0.3)
+    return loss.double()
+
+
+@pytest.fixture
+def classes_and_labels():
+    """Cosines of 8 classes, each of which is the target of an utterance."""
+    cosines, _ = random_cosines(batch=8)
+    return cosines.squeeze(1).double().requires_grad_(), torch.arange(8)
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 8, 100])
+def test_blocks_change_neither_value_nor_gradient(
+    monkeypatch, sphereface2, classes_and_labels, block
+):
+    monkeypatch.setattr("redimnet2_lobes.losses.CLASSES_PER_BLOCK", block)
+    expected = plain_sphereface2(sphereface2, *classes_and_labels)
+    value = sphereface2(*classes_and_labels)
+    sphereface2.margin = 0.3  # the gradient is still that of the value
+    inputs = [classes_and_labels[0], sphereface2.bias]
+    gradients = torch.autograd.grad(3 * value, inputs)
+    expected_gradients = torch.autograd.grad(3 * expected, inputs)
+    torch.testing.assert_close(
+        [value, *gradients],
+        [expected, *expected_gradients],
+        rtol=1e-10,
+        atol=1e-10,
+    )
+
+
+def test_compiled_in_blocks(monkeypatch, classes_and_labels):
+    monkeypatch.setattr("redimnet2_lobes.losses.CLASSES_PER_BLOCK", 5)
+    cosines, labels = classes_and_labels
+    loss = SphereFace2(margin=0.2, scale=4.0)
+    compiled = torch.compile(loss, backend="eager")
+    for loss.margin in (0.2, 0.3):
+        values = [f(cosines, labels) for f in (compiled, loss)]
+        gradients = [torch.autograd.grad(value, cosines) for value in values]
+        torch.testing.assert_close(values[0], values[1])
+        torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_nothing_but_the_cosines_waits_for_the_backward_pass(sphereface2):
+    """With 357,819 classes another tensor of their size takes 229 MB."""
+    cosines = torch.zeros(2, 20_000, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x
+    ):
+        sphereface2(cosines, torch.tensor([0, 1]))
+    assert cosines.numel() <= sum(kept) < 1.1 * cosines.numel()
+
+
 # Properties of every loss
 
 

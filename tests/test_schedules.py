@@ -17,7 +17,11 @@ from redimnet2_lobes.losses import (
     SphereFace2,
     SubCenterInterTopKLoss,
 )
-from redimnet2_lobes.schedules import MarginSchedule, WarmupExponentialSchedule
+from redimnet2_lobes.schedules import (
+    MarginSchedule,
+    WarmupExponentialSchedule,
+    WarmupPlateauSchedule,
+)
 
 PUBLISHED = json.loads(
     (Path(__file__).parent / "parity" / "schedules.json").read_text()
@@ -43,6 +47,17 @@ def lr_schedule(**changes):
         "steps_per_epoch": 4,
     }
     return WarmupExponentialSchedule(**{**arguments, **changes})
+
+
+def plateau_schedule(**changes):
+    arguments = {
+        "initial_lr": 0.1,
+        "warmup_epochs": 2,
+        "plateau_epochs": 1,
+        "halving_epochs": 2,
+        "steps_per_epoch": 4,
+    }
+    return WarmupPlateauSchedule(**{**arguments, **changes})
 
 
 def margin_schedule(**changes):
@@ -72,7 +87,7 @@ def run(schedule, steps):
 
 
 every_schedule = pytest.mark.parametrize(
-    "make_schedule", [lr_schedule, margin_schedule]
+    "make_schedule", [lr_schedule, plateau_schedule, margin_schedule]
 )
 
 
@@ -85,6 +100,74 @@ def test_published_learning_rates(stage):
     learning_rates = {int(k): v for k, v in published.pop("lr").items()}
     curve = run(WarmupExponentialSchedule(**published), max(learning_rates) + 1)
     ours = {step: curve[step] for step in learning_rates}
+    assert ours == pytest.approx(learning_rates, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("initial_lr", "plateau_epochs", "scale", "learning_rates"),
+    [
+        pytest.param(
+            *(0.025, 32, 20.0),  # 8 GPUs with 160 crops each
+            {
+                0: 0.0,
+                1: 0.000625,
+                799: 0.499375,
+                800: 0.5,
+                4000: 0.5,
+                4001: 0.49965354649522625,
+                5000: 0.25,
+                10999: 0.003908958544775708,
+            },
+            id="b3",
+        ),
+        pytest.param(
+            *(0.06, 45, 12.0),
+            {
+                1: 0.0009,
+                5300: 0.72,
+                5301: 0.7195011069531257,
+                6300: 0.36,
+                11999: 0.00692998916313238,
+            },
+            id="b6",
+        ),
+    ],
+)
+def test_published_learning_rates_of_the_large_mixture(
+    initial_lr, plateau_epochs, scale, learning_rates
+):
+    """Figures made by the published training application."""
+    schedule = WarmupPlateauSchedule(
+        initial_lr=initial_lr,
+        warmup_epochs=8,
+        plateau_epochs=plateau_epochs,
+        halving_epochs=10,
+        steps_per_epoch=100,
+        scale=scale,
+    )
+    ours = {step: schedule.value_at(step) for step in learning_rates}
+    assert ours == pytest.approx(learning_rates, rel=1e-5)
+
+
+def test_published_fine_tuning_on_the_large_mixture():
+    """Figures made by the published training application."""
+    schedule = WarmupExponentialSchedule(
+        initial_lr=1e-4,
+        final_lr=2.5e-5,
+        warmup_epochs=0.2,
+        epochs=1,
+        steps_per_epoch=1000,
+        scale=6.0,  # 8 GPUs with 48 crops each
+    )
+    learning_rates = {
+        0: 0.0,
+        1: 2.995843998303087e-06,
+        199: 0.0004530690470127551,
+        200: 0.0004547149699531195,
+        500: 0.0003,
+        999: 0.0001502080883567002,
+    }
+    ours = {step: schedule.value_at(step) for step in learning_rates}
     assert ours == pytest.approx(learning_rates, rel=1e-5)
 
 
@@ -106,18 +189,25 @@ def test_published_margins():
 # Properties
 
 
-def test_every_parameter_group_gets_the_learning_rate():
+every_lr_schedule = pytest.mark.parametrize(
+    "make_schedule", [lr_schedule, plateau_schedule]
+)
+
+
+@every_lr_schedule
+def test_every_parameter_group_gets_the_learning_rate(make_schedule):
     optimizer = make_optimizer(groups=3)
-    schedule = lr_schedule()
+    schedule = make_schedule()
     for _ in range(3):
         lr = schedule(optimizer)
     assert [group["lr"] for group in optimizer.param_groups] == [lr] * 3
     assert lr == schedule.value_at(2)
 
 
-def test_scale_multiplies_the_whole_curve():
-    scaled = [lr / 7 for lr in run(lr_schedule(scale=7.0), 20)]
-    assert scaled == pytest.approx(run(lr_schedule(), 20), rel=1e-12)
+@every_lr_schedule
+def test_scale_multiplies_the_whole_curve(make_schedule):
+    scaled = [lr / 7 for lr in run(make_schedule(scale=7.0), 20)]
+    assert scaled == pytest.approx(run(make_schedule(), 20), rel=1e-12)
 
 
 def test_warmup_may_be_left_out_or_last_a_part_of_an_epoch():
@@ -131,6 +221,14 @@ def test_warmup_may_be_left_out_or_last_a_part_of_an_epoch():
 
 def test_learning_rate_stays_final_after_the_last_epoch():
     assert run(lr_schedule(), 40)[20:] == pytest.approx([0.001] * 20)
+
+
+def test_plateau_and_halvings():
+    curve = run(plateau_schedule(), 29)
+    assert curve[:8] == sorted(set(curve[:8]))
+    assert curve[8:13] == [0.1] * 5
+    assert curve[12:] == sorted(set(curve[12:]), reverse=True)
+    assert curve[12:29:8] == pytest.approx([0.1, 0.05, 0.025])
 
 
 def test_margin_grows_steadily_from_the_initial_to_the_final_one():
@@ -274,6 +372,11 @@ def test_saved_position_is_json(tmp_path, make_schedule):
         (lr_schedule, "epochs", 0),
         (lr_schedule, "epochs", None),
         (lr_schedule, "scale", 0.0),
+        (plateau_schedule, "initial_lr", None),
+        (plateau_schedule, "warmup_epochs", -1),
+        (plateau_schedule, "plateau_epochs", -1),
+        (plateau_schedule, "halving_epochs", 0),
+        (plateau_schedule, "scale", -1.0),
         (margin_schedule, "initial_margin", -0.1),
         (margin_schedule, "final_margin", -0.2),
         (margin_schedule, "increase_start_epoch", 0),
