@@ -3,7 +3,8 @@
 ``write_model_folder`` writes what ``EncoderClassifier.from_hparams`` and
 ``SpeakerRecognition.from_hparams`` read from a folder: hyperparams.yaml,
 embedding_model.ckpt, for a network with speaker classes classifier.ckpt and
-label_encoder.ckpt, and a README.md.
+label_encoder.ckpt, and a README.md. ``redimnet2_lobes.fine_tuning`` goes on
+from it.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -93,7 +94,13 @@ verify_files, or train a classifier
 
 
 def write_model_folder(
-    folder, network, title, variant=None, class_weights=None, speakers=None
+    folder,
+    network,
+    title,
+    variant=None,
+    class_weights=None,
+    speakers=None,
+    loss=None,
 ):
     """Writes a network in the form that SpeechBrain loads.
 
@@ -114,6 +121,9 @@ def write_model_folder(
         Classifier weights [speakers, embedding]; None for no classes.
     speakers : list of str or None
         Names of the speakers, in the order of ``class_weights``.
+    loss : torch.nn.Module or None
+        The training loss: what it has learned (the bias of ``SphereFace2``)
+        goes into compute_cost.ckpt, for fine-tuning alone. None for no file.
 
     Example
     -------
@@ -142,13 +152,16 @@ def write_model_folder(
                 embedding_size=embedding_size, speakers=count
             )
             loadables = CLASSIFIER_LOADABLES
-            torch.save(
-                {"weight": class_weights.detach().cpu()},
-                partial / "classifier.ckpt",
-            )
+            # The clone, since of a view torch.save writes the whole storage.
+            class_weights = class_weights.detach().cpu().clone()
+            torch.save({"weight": class_weights}, partial / "classifier.ckpt")
             encoder = CategoricalEncoder()
-            encoder.update_from_iterable(speakers, sequence_input=False)
+            # update_from_iterable needs minutes for 100,000 speakers.
+            for index, speaker in enumerate(speakers):
+                encoder.insert_label(speaker, index)
             encoder.save(partial / "label_encoder.ckpt")
+        if loss is not None:
+            torch.save(loss.state_dict(), partial / "compute_cost.ckpt")
         (partial / "README.md").write_text(
             _readme(title, speakers), encoding="utf-8"
         )

@@ -1,0 +1,194 @@
+"""Fine-tuning starts where a pretraining ended."""
+
+import logging
+
+import pytest
+import torch
+from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+
+from redimnet2_lobes.fine_tuning import load_pretrained
+from redimnet2_lobes.front_end import LogMel
+from redimnet2_lobes.losses import AdditiveAngularMarginLoss, SphereFace2
+from redimnet2_lobes.model_folder import write_model_folder
+from redimnet2_lobes.redimnet2 import ReDimNet2
+
+BEFORE = ["anna", "bert", "carl", "dora"]
+NOW = ["carl", "emil", "anna"]  # another order, one new, two gone
+
+
+def small_network(**changes):
+    stage = {"blocks": 1, "expansion": 1, "reduction": 8}
+    stages = [{"frequency_stride": 2, "time_stride": 2, **stage}]
+    return ReDimNet2(LogMel(), 4, stages, **changes)
+
+
+def encoder_of(names):
+    speakers = CategoricalEncoder()
+    speakers.update_from_iterable(names, sequence_input=False)
+    return speakers
+
+
+@pytest.fixture(scope="module")
+def class_weights():
+    return torch.randn(4, 192)
+
+
+@pytest.fixture
+def pretrained(tmp_path, class_weights):
+    """A model folder, and the network and the loss that are in it."""
+    network, loss = small_network(), SphereFace2()
+    torch.nn.init.constant_(loss.bias, -0.3)
+    network(torch.randn(2, 16000))  # the running statistics move
+    folder = tmp_path / "model"
+    write_model_folder(
+        folder,
+        network,
+        "A pretraining",
+        class_weights=class_weights,
+        speakers=BEFORE,
+        loss=loss,
+    )
+    return folder, network
+
+
+@pytest.fixture
+def fine_tuned():
+    """The network, classifier, speakers and loss of a fine-tuning."""
+    return (
+        small_network(),
+        Classifier(192, out_neurons=len(NOW)),
+        encoder_of(NOW),
+        SphereFace2(),
+    )
+
+
+def assert_same_tensors(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+def test_speakers_are_matched_by_name(pretrained, fine_tuned, class_weights):
+    folder, pretrained_network = pretrained
+    network, classifier, _, loss = fine_tuned
+    initial = classifier.weight.detach().clone()
+    assert load_pretrained(folder, *fine_tuned) == (2, 1)
+    assert_same_tensors(network.state_dict(), pretrained_network.state_dict())
+    expected = torch.stack([class_weights[2], initial[1], class_weights[0]])
+    assert torch.equal(classifier.weight, expected)
+    assert classifier.weight.requires_grad
+    assert classifier.weight.is_leaf
+    assert loss.bias.item() == pytest.approx(-0.3)
+
+
+def test_classes_of_other_speeds_stay_initialized(pretrained, class_weights):
+    classifier = Classifier(192, out_neurons=12)
+    initial = classifier.weight.detach().clone()
+    speakers = encoder_of(BEFORE)
+    counts = load_pretrained(
+        pretrained[0], small_network(), classifier, speakers, SphereFace2()
+    )
+    assert counts == (4, 0)
+    assert torch.equal(classifier.weight[:4], class_weights)
+    assert torch.equal(classifier.weight[4:], initial[4:])
+
+
+def test_another_loss_learns_nothing_from_the_bias(pretrained, fine_tuned):
+    *parts, _ = fine_tuned
+    loss = AdditiveAngularMarginLoss()
+    assert load_pretrained(pretrained[0], *parts, loss) == (2, 1)
+
+
+def test_folder_without_speaker_classes(tmp_path, fine_tuned, caplog):
+    """As ``redimnet2_lobes.convert`` writes it."""
+    converted = small_network()
+    write_model_folder(tmp_path / "model", converted, "A converted network")
+    network, classifier, _, loss = fine_tuned
+    initial = classifier.weight.detach().clone()
+    with caplog.at_level(logging.WARNING):
+        counts = load_pretrained(tmp_path / "model", *fine_tuned)
+    assert counts == (0, 3)
+    assert "no speaker classes" in caplog.text
+    assert_same_tensors(network.state_dict(), converted.state_dict())
+    assert torch.equal(classifier.weight, initial)
+    assert loss.bias.item() == 0
+
+
+def test_folder_still_loads_for_inference(pretrained):
+    encoder = EncoderClassifier.from_hparams(source=str(pretrained[0]))
+    assert encoder.classify_batch(torch.randn(1, 16000))[3][0] in BEFORE
+
+
+# Wrong folders
+
+
+def damage_weights(folder):
+    file = folder / "embedding_model.ckpt"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def damage_classes(folder):
+    (folder / "label_encoder.ckpt").write_text("'anna'\n")
+
+
+def mix_trainings(folder):
+    encoder_of(BEFORE[:3]).save(folder / "label_encoder.ckpt")
+
+
+def remove_weights(folder):
+    (folder / "embedding_model.ckpt").unlink()
+
+
+class Code:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
+
+
+def hide_code(folder):
+    torch.save({"stem.0.weight": Code()}, folder / "classifier.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (damage_weights, "embedding_model.ckpt: damaged"),
+        (damage_classes, "label_encoder.ckpt: damaged"),
+        (hide_code, "classifier.ckpt: damaged"),
+        (mix_trainings, "names 3 speakers for 4 classes"),
+        (remove_weights, "model: no model folder"),
+    ],
+)
+def test_spoilt_folder_changes_nothing(pretrained, fine_tuned, spoil, message):
+    folder = pretrained[0]
+    spoil(folder)
+    modules = [fine_tuned[0], fine_tuned[1], fine_tuned[3]]
+    initial = [
+        {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        for module in modules
+    ]
+    with pytest.raises(ValueError, match=rf"{message}[^\n]*\Z"):
+        load_pretrained(folder, *fine_tuned)
+    for module, before in zip(modules, initial, strict=True):
+        assert_same_tensors(module.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"out_channels": 8},
+            r"head.weight is missing there and \[8, 8\] here",
+        ),
+        ({"embedding_size": 64}, r"is \[192, \d+\] there and \[64, \d+\] here"),
+    ],
+)
+def test_other_architecture_names_the_first_tensor(
+    pretrained, fine_tuned, changes, message
+):
+    _, *others = fine_tuned
+    with pytest.raises(ValueError, match=rf"{message}[^\n]*\Z"):
+        load_pretrained(pretrained[0], small_network(**changes), *others)
