@@ -14,7 +14,7 @@ demo: .venv/complete
 	$(BIN)/python recipes/VoxCeleb/SpeakerRec/demo.py demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
 
 bench: .venv/complete
 	$(BIN)/python tests/benchmarks/benchmark.py

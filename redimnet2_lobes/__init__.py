@@ -9,7 +9,9 @@ The network:
 
 For training:
  * losses, schedules: margin losses; learning rate and margin at every step
- * crops, augment: random crops with speed perturbation; noise and gain
+ * training_data, batches: which utterances there are, and in what order
+ * shards, crops, augment: reading, random crops, noise and reverberation
+ * checkpoints, fine_tuning: going on from a checkpoint, or from a pretraining
 
 For use:
  * folding: a faster copy of a trained network

@@ -58,6 +58,11 @@ class CompleteCheckpointer(Checkpointer):
         -------
         speechbrain.utils.checkpoints.Checkpoint or None
             The checkpoint; None on processes other than the main one.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; earlier checkpoints stay as they are.
         """
         folder = self.checkpoints_dir
         if name is None:
@@ -72,6 +77,13 @@ class CompleteCheckpointer(Checkpointer):
             saved = super().save_checkpoint(
                 meta or {}, end_of_epoch, name, logging.DEBUG
             )
+        except (OSError, RuntimeError) as error:  # torch's is a RuntimeError
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = str(error).splitlines()[0]
+            raise OSError(
+                f"{folder}: cannot write a checkpoint ({reason}); free some "
+                "space, and the same command goes on from the last one"
+            ) from error
         finally:
             self.checkpoints_dir = folder
         if saved is None:

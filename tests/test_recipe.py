@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,12 @@ import torch
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
 from synthetic_voices import synthetic_utterance
+from tensorboard.backend.event_processing.event_accumulator import (
+    EventAccumulator,
+)
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "VoxCeleb" / "SpeakerRec"
+TESTS = Path(__file__).parent
+RECIPE = TESTS.parent / "recipes" / "VoxCeleb" / "SpeakerRec"
 SCRIPT = RECIPE / "train_speaker_embeddings.py"
 SMALL = """\
 - {frequency_stride: 2, time_stride: 2, blocks: 1, expansion: 1, reduction: 18}
@@ -55,7 +60,11 @@ def corpus(tmp_path_factory):
 
 
 def train(
-    corpus, output, *flags, hparams="demo_redimnet2_b0.yaml", **overrides
+    corpus,
+    output,
+    hparams="demo_redimnet2_b0.yaml",
+    launcher=(),
+    **overrides,
 ):
     """Runs the script as a user would."""
     stages = ",".join(SMALL.replace("- ", "").splitlines())
@@ -68,6 +77,7 @@ def train(
         "out_channels": "null",
         "stages": f"[{stages}]",
         "batch_size": 4,
+        "global_batch_size": 4,
         "num_workers": 0,
         "final_margin": 0,  # so that losses can be compared
         **overrides,
@@ -75,14 +85,20 @@ def train(
     return subprocess.run(
         [
             sys.executable,
+            *launcher,
             SCRIPT,
             RECIPE / "hparams" / hparams,
-            *flags,
             *(f"--{key}={value}" for key, value in overrides.items()),
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(
+                [str(TESTS), os.environ.get("PYTHONPATH", "")]
+            ),
+        },
     )
 
 
@@ -90,11 +106,20 @@ def losses(output):
     """Losses and error rates by epoch, as logged."""
     log = (output / "train_log.txt").read_text()
     return {
-        int(epoch): (loss, eer)
+        int(epoch): (float(loss), float(eer))
         for epoch, loss, eer in re.findall(
             r"epoch: (\d+),.*train loss: (\S+),.*valid EER: (\S+)", log
         )
     }
+
+
+def epochs(output):
+    """The last entry of each epoch, without what clocks say."""
+    log = (output / "train_log.txt").read_text()
+    log = re.sub(
+        "train (crops per second|share of time waiting): [^,]*, ", "", log
+    )
+    return {line.split(",")[0]: line for line in log.splitlines()}
 
 
 @pytest.fixture(scope="module")
@@ -111,18 +136,18 @@ def test_outputs(trained):
     assert sorted(losses(trained)) == [1, 2, 3, 4]
     # The best and the last epoch's weights; one may be both.
     curve = losses(trained)
-    best = min(float(eer) for _, eer in curve.values())
+    best = min(eer for _, eer in curve.values())
     kept = {
         int(re.search(r"epoch: (\d+)", path.read_text()).group(1))
         for path in (trained / "save").glob("CKPT*/CKPT.yaml")
     }
     assert 4 in kept and len(kept) <= 2
-    assert best in {float(curve[epoch][1]) for epoch in kept}
+    assert best in {curve[epoch][1] for epoch in kept}
 
 
 def test_loss_falls(trained):
     curve = losses(trained)
-    assert float(curve[4][0]) < float(curve[1][0])
+    assert curve[4][0] < curve[1][0]
 
 
 def test_gradients_reach_the_network(trained):
@@ -180,58 +205,229 @@ def test_no_paths_in_the_model_folder(trained, corpus):
         assert str(Path.home()).encode() not in content
 
 
-def test_same_seed_same_run(trained, corpus, tmp_path):
-    process = train(corpus, tmp_path, number_of_epochs=4)
-    assert process.returncode == 0, process.stderr
-    assert losses(tmp_path) == losses(trained)
-
-
-def test_resumed_run_goes_on_as_the_uninterrupted_one(
+def test_interrupted_runs_go_on_as_the_uninterrupted_one(
     trained, corpus, tmp_path
 ):
-    # SpeechBrain's debug mode stops after two epochs, in mid-schedule.
-    stopped = train(
+    """Killed within an epoch and within a checkpoint; the disk full.
+
+    Four steps an epoch, a checkpoint after every second.
+    """
+    settings = {
+        "number_of_epochs": 4,
+        "ckpt_interval_steps": 2,
+        "num_workers": 1,
+    }
+    full = "error: .*save: cannot write a checkpoint .*; free some space"
+    for moment, returncode, message in (
+        (["step", "3"], -signal.SIGKILL, ""),
+        (["save", "2"], -signal.SIGKILL, ""),
+        (["disk", "8"], 1, full),
+    ):
+        process = train(
+            corpus,
+            tmp_path,
+            launcher=[TESTS / "faulty.py", *moment],
+            **settings,
+        )
+        assert process.returncode == returncode, process.stderr
+        assert re.match(message, process.stderr.splitlines()[-1])
+        assert not (tmp_path / "model").exists()
+    assert losses(tmp_path).keys() < {1, 2, 3, 4}
+    process = train(corpus, tmp_path, **settings)
+    assert process.returncode == 0, process.stderr
+    assert epochs(tmp_path) == epochs(trained)
+    checkpoints = list((tmp_path / "save").glob("CKPT*"))
+    assert len(checkpoints) <= 2  # of the last epoch and the best
+
+
+def test_a_file_that_went_bad_after_preparation(trained, corpus, tmp_path):
+    broken = tmp_path / "corpus"
+    shutil.copytree(corpus, broken)
+    output = tmp_path / "output"
+    shutil.copytree(trained, output)
+    bad = broken / "wav" / "anna" / "session0" / "00002.wav"
+    before = bad.stat()
+    with open(bad, "r+b") as file:
+        file.write(bytes(100))
+    os.utime(bad, ns=(before.st_atime_ns, before.st_mtime_ns))
+    checkpoints = sorted((output / "save").glob("CKPT*"))
+
+    process = train(broken, output, number_of_epochs=5, num_workers=1)
+    assert process.returncode == 1
+    assert re.match(
+        f"error: {bad}: .*--on_bad_audio=skip$",
+        process.stderr.splitlines()[-1],
+    )
+    assert sorted((output / "save").glob("CKPT*")) == checkpoints
+    process = train(broken, output, number_of_epochs=5, on_bad_audio="skip")
+    assert process.returncode == 0, process.stderr
+    assert f"Skipped: {bad}" in (output / "log.txt").read_text()
+    assert re.search("unusable files: [1-9]", epochs(output)["epoch: 5"])
+
+
+@pytest.fixture(scope="module")
+def frozen_norms(tmp_path_factory):
+    """Hyperparameters of a network without batch statistics."""
+    text = (RECIPE / "hparams" / "demo_redimnet2_b0.yaml").read_text()
+    network = "redimnet2_lobes.redimnet2.ReDimNet2"
+    assert network in text
+    path = tmp_path_factory.mktemp("hparams") / "frozen_norms.yaml"
+    path.write_text(text.replace(network, "frozen_norms.FrozenNorms"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_process(frozen_norms, corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("one_process")
+    process = train(corpus, output, frozen_norms, number_of_epochs=2)
+    assert process.returncode == 0, process.stderr
+    return losses(output)
+
+
+@pytest.mark.parametrize(
+    "launcher, overrides",
+    [
+        ([], {"batch_size": 2}),
+        (
+            [
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc_per_node=2",
+            ],
+            {"distributed_backend": "gloo", "batch_size": 1},
+        ),
+    ],
+    ids=["accumulated", "two processes, accumulated"],
+)
+def test_global_batch_may_be_divided(
+    launcher, overrides, frozen_norms, one_process, corpus, tmp_path
+):
+    process = train(
         corpus,
         tmp_path,
-        "--debug",
-        "--debug_batches=100",
-        "--debug_epochs=2",
-        "--debug_persistently",
-        number_of_epochs=4,
-    )
-    assert stopped.returncode == 0, stopped.stderr
-    assert sorted(losses(tmp_path)) == [1, 2]
-    resumed = train(corpus, tmp_path, number_of_epochs=4)
-    assert resumed.returncode == 0, resumed.stderr
-    assert losses(tmp_path) == losses(trained)
-
-
-def test_published_recipe(corpus, tmp_path):
-    """SphereFace2 with its learnable bias, SGD, noise and gain."""
-    process = train(
-        corpus, tmp_path, hparams="redimnet2_b0.yaml", number_of_epochs=2
+        frozen_norms,
+        launcher,
+        number_of_epochs=2,
+        **overrides,
     )
     assert process.returncode == 0, process.stderr
-    assert sorted(losses(tmp_path)) == [1, 2]
-    last = max((tmp_path / "save").glob("CKPT*"))
+    divided = losses(tmp_path)
+    assert divided.keys() == one_process.keys()
+    for epoch, loss in one_process.items():
+        assert divided[epoch] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def pretrained(corpus, noise_corpora, tmp_path_factory):
+    """SphereFace2 with its learnable bias, SGD, the published augmentation."""
+    output = tmp_path_factory.mktemp("pretrained")
+    process = train(
+        corpus,
+        output,
+        hparams="redimnet2_b0.yaml",
+        number_of_epochs=2,
+        corpora="null",
+        tensorboard=True,
+        **noise_corpora,
+    )
+    assert process.returncode == 0, process.stderr
+    return output
+
+
+def test_published_recipe(pretrained):
+    assert sorted(losses(pretrained)) == [1, 2]
+    assert len(list((pretrained / "save").glob("CKPT*"))) == 2
+    last = max((pretrained / "save").glob("CKPT*"))
     cost = torch.load(last / "compute_cost.ckpt", weights_only=True)
     assert cost["bias"].item() != 0
 
 
-def test_grad_accumulation_keeps_the_schedule(corpus, tmp_path):
+def test_tensorboard(pretrained):
+    events = EventAccumulator(str(pretrained / "tensorboard"))
+    events.Reload()
+    assert {"lr", "margin", "loss/train", "accuracy/train", "EER/valid"} <= set(
+        events.Tags()["scalars"]
+    )
+    rates = [event.value for event in events.Scalars("crops per second/train")]
+    assert len(rates) == 2 and min(rates) > 0
+    shares = events.Scalars("share of time waiting/train")
+    assert all(0 <= event.value <= 1 for event in shares)
+    assert [event.step for event in events.Scalars("EER/valid")] == [1, 2]
+
+
+def test_fine_tuning(pretrained, corpus, noise_corpora, tmp_path):
     process = train(
         corpus,
         tmp_path,
-        number_of_epochs=2,
-        batch_size=2,
-        grad_accumulation_factor=2,
+        hparams="redimnet2_b0_lm.yaml",
+        number_of_epochs=1,
+        corpora="null",
+        initial_lr=1e-9,  # so that nothing moves
+        final_lr=1e-9,
+        pretrained_folder=pretrained / "model",
+        **noise_corpora,
     )
     assert process.returncode == 0, process.stderr
-    rates = re.findall(r"lr: (\S+),", (tmp_path / "train_log.txt").read_text())
-    whole = train(corpus, tmp_path / "whole", number_of_epochs=2, batch_size=4)
-    assert whole.returncode == 0, whole.stderr
-    log = (tmp_path / "whole" / "train_log.txt").read_text()
-    assert rates == re.findall(r"lr: (\S+),", log)
+    log = (tmp_path / "log.txt").read_text()
+    assert "4 speakers have the class weights of the pretraining, 0 are" in log
+    for file in ("classifier.ckpt", "compute_cost.ckpt"):
+        before, after = (
+            torch.load(folder / "model" / file, weights_only=True)
+            for folder in (pretrained, tmp_path)
+        )
+        for name in before:
+            assert torch.allclose(before[name], after[name], atol=1e-6)
+
+
+def test_shards_train_as_files_do(trained, corpus, tmp_path):
+    make_shards = RECIPE.parent / "make_shards.py"
+    shards = tmp_path / "shards"
+    subprocess.run(
+        [
+            sys.executable,
+            make_shards,
+            trained / "save" / "train.csv",
+            shards,
+            f"--data_folder={corpus}",
+            "--workers=1",
+        ],
+        check=True,
+        capture_output=True,
+    )
+    process = train(
+        shards,
+        tmp_path / "output",
+        number_of_epochs=1,
+        validation_folder=corpus,
+        validation_trials=corpus / "veri_validation.txt",
+        test_trials=corpus / "veri_test2.txt",
+    )
+    assert process.returncode == 0, process.stderr
+    assert not (tmp_path / "output" / "save" / "train.csv").exists()
+
+
+def test_a_mixture_of_corpora(trained, corpus, noise_corpora, tmp_path):
+    """Lists in place of a folder; speakers of all have the same names."""
+    text = (trained / "save" / "train.csv").read_text()
+    path = tmp_path / "list.csv"
+    path.write_text(text.replace("$data_root", str(corpus)))
+    process = train(
+        "null",
+        tmp_path / "output",
+        hparams="redimnet2_b3_mixture.yaml",
+        number_of_epochs=1,
+        validation_folder=corpus,
+        voxceleb2_list=path,
+        voxblink2_list=path,
+        cnceleb2_list=path,
+        **noise_corpora,
+    )
+    assert process.returncode == 0, process.stderr
+    names = (tmp_path / "output" / "model" / "label_encoder.ckpt").read_text()
+    for name in TRAINING:
+        for prefix in "ABC":
+            assert f"'{prefix}_{name}'" in names
 
 
 def test_other_speakers_need_another_folder(corpus, trained, tmp_path):
@@ -274,14 +470,14 @@ def test_speechbrains_additive_margin(corpus, tmp_path):
 def test_bfloat16(corpus, tmp_path):
     process = train(corpus, tmp_path, number_of_epochs=1, precision="bf16")
     assert process.returncode == 0, process.stderr
-    assert float(losses(tmp_path)[1][0]) > 0
+    assert losses(tmp_path)[1][0] > 0
 
 
 @pytest.mark.parametrize(
     "overrides, message",
     [
         ({"data_folder": ""}, "error: data_folder: "),
-        ({"batch_size": 1000}, "error: batch_size: 1000"),
+        ({"global_batch_size": 99}, "error: global_batch_size: 99"),
         ({"number_of_epoch": 3}, "error: number_of_epoch: not a key"),
         ({"validation_trials": "none.txt"}, "error: .*none.txt"),
         ({"device": "cuda:99"}, "error: device: 'cuda:99'"),

@@ -496,6 +496,36 @@ def test_the_script_ends_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_missing_files_are_all_named(verify, model, tmp_path):
+    trials = tmp_path / "trials.txt"
+    trials.write_text("1 a/x/1.wav a/x/2.wav\n0 a/x/1.wav b/x/1.wav\n")
+    with pytest.raises(ValueError, match="data_folder: 3 of the 3 .* names"):
+        verify(checkpoint=model, verification_file=trials)
+    (listed,) = tmp_path.rglob("missing_files.txt")
+    names = ["a/x/1.wav", "a/x/2.wav", "b/x/1.wav"]
+    lines = listed.read_text().splitlines()
+    assert [line.split("/wav/")[1] for line in lines] == names
+
+
+def test_speakers_of_the_training_are_no_unseen_ones(
+    verify, corpus, tmp_path, capsys
+):
+    trials = (corpus / "veri_test2.txt").read_text().split()
+    speaker = trials[1].split("/")[0]
+    model = tmp_path / "model"
+    write_model_folder(
+        model,
+        small_network(),
+        title="trained on a speaker of the test",
+        class_weights=torch.ones(2, 192),
+        speakers=[speaker, "another"],
+    )
+    verify(checkpoint=model)
+    assert (
+        f"1 of the {SPEAKERS} speakers were in the" in capsys.readouterr().out
+    )
+
+
 def test_the_script_verifies(corpus, model, tmp_path):
     done = run_script(
         HPARAMS,

@@ -19,7 +19,7 @@ import textwrap
 import ruamel.yaml
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -29,6 +29,25 @@ PLACEHOLDERS = {
     "data_folder": (
         "the folder that holds wav/<speaker>/<session>/<utterance>.wav; "
         "without a corpus, `make demo` builds a small one and runs on it"
+    ),
+    "validation_folder": (
+        "the folder that holds VoxCeleb1's wav/ and trial lists"
+    ),
+    "musan_folder": (
+        "the folder of MUSAN that holds music/, noise/ and speech/; "
+        "noises_prepare.py makes it"
+    ),
+    "rirs_folder": (
+        "the folder RIRS_NOISES that holds simulated_rirs/; "
+        "noises_prepare.py makes it"
+    ),
+    "pretrained_folder": (
+        "the model folder of the pretraining, which fine-tuning starts from"
+    ),
+    **dict.fromkeys(
+        ("voxceleb2_list", "voxblink2_list", "cnceleb2_list"),
+        "a CSV file with the columns ID, duration, wav and spk_id, such as "
+        "make_shards.py writes",
     ),
     "checkpoint": (
         "a model folder, a hub name or the file embedding_model.ckpt of a "
@@ -97,6 +116,8 @@ def one_line(error):
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     text = str(error)
+    if text.startswith("Caught "):  # in a worker of a DataLoader
+        text = text.splitlines()[-1].split(": ", maxsplit=1)[-1]
     if isinstance(error, TypeError):  # hyperpyyaml adds the class in front
         text = ": ".join(str(argument) for argument in error.args)
     elif isinstance(error, KeyError):
@@ -243,13 +264,15 @@ def build_hparam(param_file, key, overrides=None):
     if key not in document:
         raise ValueError(f"{key}: not a key of {os.path.basename(param_file)}")
     overrides = {**dict.fromkeys(_placeholders(document)), **overrides}
+    needed = {key, *_sources(document, document[key])}
     try:
-        with open(param_file, encoding="utf-8") as file:
-            resolved = resolve_references(file, overrides)
-        round_trip = ruamel.yaml.YAML()
         alone = io.StringIO()
-        round_trip.dump({key: round_trip.load(resolved)[key]}, alone)
-        return load_hyperpyyaml(alone.getvalue()).get(key)
+        ruamel.yaml.YAML().dump(
+            {name: node for name, node in document.items() if name in needed},
+            alone,
+        )
+        given = {name: overrides[name] for name in needed & set(overrides)}
+        return load_hyperpyyaml(alone.getvalue(), given).get(key)
     except Exception as error:
         # What a user wrote wrongly is one of the keys that go in.
         sources = _sources(document, document[key])

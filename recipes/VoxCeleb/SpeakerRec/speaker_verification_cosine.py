@@ -56,7 +56,7 @@ def main(arguments):
     check_hparams(hparams)
     trials = read_trials(hparams["verification_file"])
     check_labels(trials, "verification_file", hparams["verification_file"])
-    paths = find_files(trials, hparams["data_folder"])
+    paths = find_files(trials, hparams["data_folder"], hparams["output_folder"])
     encoder = load_encoder(
         hparams["checkpoint"],
         hparams["variant"],
@@ -75,6 +75,27 @@ def main(arguments):
         trials, {name: embeddings[path] for name, path in paths.items()}
     )
     report(trials, scores, hparams, output_folder)
+    warn_of_known_speakers(trials, encoder)
+
+
+def warn_of_known_speakers(trials, encoder):
+    """Warns if a network was trained on speakers that it is tested on.
+
+    Arguments
+    ---------
+    trials : list of tuple
+        Trials (label, enrolment, test).
+    encoder : EncoderClassifier
+        The network; one without speaker classes does not tell.
+    """
+    classes = getattr(encoder.hparams, "label_encoder", None)
+    speakers = {name.split("/")[0] for _, *pair in trials for name in pair}
+    known = speakers & set(classes.lab2ind if classes else ())
+    if known:
+        print(
+            f"warning  {len(known)} of the {len(speakers)} speakers were in "
+            "the training: this is no test on unseen speakers"
+        )
 
 
 def check_hparams(hparams):
@@ -137,7 +158,7 @@ def check_labels(trials, key, path):
         )
 
 
-def find_files(trials, data_folder, key="data_folder"):
+def find_files(trials, data_folder, output_folder, key="data_folder"):
     """Paths of the files that trials name.
 
     Arguments
@@ -146,6 +167,8 @@ def find_files(trials, data_folder, key="data_folder"):
         Trials (label, enrolment, test) from ``read_trials``.
     data_folder : str
         The folder that holds ``wav/``.
+    output_folder : str
+        Receives missing_files.txt if files are missing.
     key : str
         The key that gave the folder, for the error.
 
@@ -157,15 +180,19 @@ def find_files(trials, data_folder, key="data_folder"):
     Raises
     ------
     ValueError
-        If files are missing: how many, and the first.
+        If files are missing: how many, the first, and where all are named.
     """
     names = dict.fromkeys(name for _, *pair in trials for name in pair)
     paths = {name: os.path.join(data_folder, "wav", name) for name in names}
     missing = [path for path in paths.values() if not os.path.isfile(path)]
     if missing:
+        os.makedirs(output_folder, exist_ok=True)
+        listed = Path(output_folder) / "missing_files.txt"
+        write_whole(listed, "".join(f"{path}\n" for path in missing))
         raise ValueError(
             f"{key}: {len(missing)} of the {len(paths)} files that the "
-            f"trials name are missing, the first is {missing[0]}"
+            f"trials name are missing, the first is {missing[0]}; "
+            f"{listed} names all"
         )
     return paths
 

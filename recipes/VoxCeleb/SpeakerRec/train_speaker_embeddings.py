@@ -6,9 +6,13 @@ To run it:
 > python train_speaker_embeddings.py hparams/redimnet2_b3.yaml \
     --data_folder /path/to/VoxCeleb2 --validation_folder /path/to/VoxCeleb1
 
+On several GPUs, on one or more nodes, start it with torchrun instead of python.
+The learning rate follows global_batch_size, which stays the same on any number
+of GPUs.
+
 The network learns to classify the speakers of short crops. After every epoch
 the equal error rate on a validation trial list is logged; the checkpoints of
-the best and of the last epoch are kept. The same command resumes an
+the best and of the last epochs are kept. The same command resumes an
 interrupted run. At the end <output_folder>/model holds what
 ``EncoderClassifier.from_hparams(source=...)`` loads.
 
@@ -17,8 +21,10 @@ Authors
 """
 
 import os
+import time
 from pathlib import Path
 
+import numpy as np
 import speechbrain as sb
 import torch
 from command_line import (
@@ -33,19 +39,25 @@ from speaker_verification_cosine import (
     cosine_scores,
     find_files,
 )
-from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.utils.data_pipeline import provides, takes
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.train_logger import TensorboardLogger, WandBLogger
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from trials import read_trials
 from voxceleb_prepare import prepare_voxceleb
 
+from redimnet2_lobes.batches import EpochProgress, GlobalBatches
+from redimnet2_lobes.fine_tuning import load_pretrained
 from redimnet2_lobes.inference import encode_utterances
 from redimnet2_lobes.metrics import EER
 from redimnet2_lobes.model_folder import write_model_folder
 from redimnet2_lobes.plots import plot_training_curves
 from redimnet2_lobes.published import VARIANTS
+from redimnet2_lobes.training_data import TrainingCrops, UtteranceList
 
 logger = get_logger(__name__)
 
@@ -59,16 +71,24 @@ class SpeakerBrain(sb.core.Brain):
         Validation trials (label, enrolment, test).
     paths : dict
         Each name in the trials to its path.
+    batches : GlobalBatches
+        Order of the training utterances.
+    loggers : list of speechbrain.utils.train_logger.TrainLogger
+        Receive the figures of each epoch.
     *args : tuple
         Passed to ``Brain``.
     **kwargs : dict
         Passed to ``Brain``.
     """
 
-    def __init__(self, *args, trials, paths, **kwargs):
+    def __init__(self, *args, trials, paths, batches, loggers, **kwargs):
         super().__init__(*args, **kwargs)
         self.trials = trials
         self.paths = paths
+        self.train_sampler = batches
+        self.loggers = loggers
+        self.progress = EpochProgress()
+        self.checkpointer.add_recoverable("progress", self.progress)
 
     def init_optimizers(self):
         """One optimizer; class weights have a weight decay of their own."""
@@ -91,20 +111,38 @@ class SpeakerBrain(sb.core.Brain):
     def on_fit_start(self):
         """Validates the untrained network: a bad file shows before training."""
         super().on_fit_start()
-        if self.hparams.epoch_counter.current == 0:
-            logger.info(f"EER before training: {self.validate():.2f} %")
+        if self.hparams.epoch_counter.current == 0 and not self.step:
+            run_on_main(self._validate_untrained)
+
+    def _validate_untrained(self):
+        logger.info(f"EER before training: {self.validate():.2f} %")
+
+    def _wrap_distributed(self):
+        # SpeechBrain's own makes every BatchNorm a synchronized one.
+        if not self.distributed_launch or self.hparams.synchronize_batchnorm:
+            super()._wrap_distributed()
+            return
+        devices = None if self.device_type == "cpu" else [self.device]
+        for name, module in self.modules.items():
+            if any(weight.requires_grad for weight in module.parameters()):
+                self.modules[name] = DistributedDataParallel(module, devices)
 
     def on_stage_start(self, stage, epoch=None):
-        """Other crops and noises in every epoch."""
-        if stage == sb.Stage.TRAIN:
-            self.hparams.epoch_random.epoch = epoch
-            self.correct = self.seen = 0
+        """Other crops and noises in every epoch, from where it was left."""
+        self.hparams.epoch_random.epoch = epoch
+        self.train_sampler.first_step = self.progress.steps
+        # In batches of this number of processes; before, it may have been
+        # another.
+        self.step = self.progress.steps * self.grad_accumulation_factor
+        self.batch_ended = time.perf_counter()
 
     def on_fit_batch_start(self, batch, should_step):
         """Moves the learning rate and the margin, step by step."""
-        if should_step:
+        self.batch_started = time.perf_counter()
+        # With the first part of a global batch, as its loss has a margin too.
+        if (self.step - 1) % self.grad_accumulation_factor == 0:
             self.hparams.lr_schedule(self.optimizer)
-            self.hparams.margin_schedule(self.modules.compute_cost)
+            self.hparams.margin_schedule(unwrap(self.modules.compute_cost))
 
     def compute_forward(self, batch, stage):
         """Waveforms to the cosines of all classes [batch, 1, classes]."""
@@ -118,39 +156,99 @@ class SpeakerBrain(sb.core.Brain):
         """Loss of a batch."""
         labels = batch.label.to(self.device)
         predictions = cosines.detach().squeeze(1).argmax(1)
-        self.correct += (predictions == labels).sum().item()
-        self.seen += len(labels)
+        self.correct = (predictions == labels).sum()
         # [batch, 1], as SpeechBrain's LogSoftmaxWrapper wants them.
         return self.modules.compute_cost(cosines, labels.unsqueeze(1))
 
+    def fit_batch(self, batch):
+        """Trains on a batch.
+
+        Returns
+        -------
+        torch.Tensor
+            Mean loss over the batches of all processes.
+        """
+        loss = super().fit_batch(batch)
+        sums = torch.tensor(
+            [loss, self.correct, len(batch.id), sum(batch.replaced)],
+            device=self.device,
+        )
+        processes = 1
+        if self.distributed_launch:
+            torch.distributed.all_reduce(sums)
+            processes = torch.distributed.get_world_size()
+        loss, correct, utterances, replaced = sums.tolist()
+        self.progress.correct += round(correct)
+        self.progress.utterances += round(utterances)
+        self.progress.replaced += round(replaced)
+        self.progress.steps = self.step // self.grad_accumulation_factor
+        now = time.perf_counter()
+        self.progress.seconds_waiting += self.batch_started - self.batch_ended
+        self.progress.seconds += now - self.batch_ended
+        self.batch_ended = now
+        return torch.tensor(loss / processes)
+
+    def _should_save_intra_epoch_ckpt(self, *args):
+        # Not between the parts of a global batch: gradients are not saved.
+        whole = self.step % self.grad_accumulation_factor == 0
+        return whole and super()._should_save_intra_epoch_ckpt(*args)
+
     def on_stage_end(self, stage, loss, epoch=None):
         """Validates, logs and saves a checkpoint."""
+        run_on_main(self._end_epoch, args=[loss, epoch])
+        self.progress.reset()
+
+    def _end_epoch(self, loss, epoch):
         eer = self.validate()
-        if if_main_process():
-            margin = self.hparams.margin_schedule
-            self.hparams.train_logger.log_stats(
-                stats_meta={
-                    "epoch": epoch,
-                    "lr": self.optimizer.param_groups[0]["lr"],
-                    "margin": margin.value_at(margin.step - 1),
-                },
-                train_stats={
-                    "loss": loss,
-                    # Nothing is left to see if a run resumes at the very end
-                    # of an epoch.
-                    "accuracy": self.correct / max(self.seen, 1),
-                },
-                valid_stats={"EER": eer},
-            )
-            plot_training_curves(
-                self.hparams.train_log, self.hparams.training_curves
-            )
+        margin = self.hparams.margin_schedule
+        progress = self.progress
+        # Nothing was done if a run resumes at the very end of an epoch that
+        # had a checkpoint there.
+        seconds = max(progress.seconds, 1e-9)
+        stats = {
+            "stats_meta": {
+                "epoch": epoch,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "margin": margin.value_at(margin.step - 1),
+            },
+            "train_stats": {
+                "loss": loss,
+                "accuracy": progress.correct / max(progress.utterances, 1),
+                "crops per second": progress.utterances / seconds,
+                "share of time waiting": progress.seconds_waiting / seconds,
+                "unusable files": progress.replaced,
+            },
+            "valid_stats": {"EER": eer},
+        }
+        for train_logger in self.loggers:
+            if isinstance(train_logger, TensorboardLogger):
+                # It counts from 0 in every run, but this may be a resumed one.
+                train_logger.global_step = {
+                    "train": dict.fromkeys(stats["train_stats"], epoch - 1),
+                    "valid": dict.fromkeys(stats["valid_stats"], epoch - 1),
+                    "meta": epoch - 1,
+                }
+            train_logger.log_stats(**stats)
+        plot_training_curves(
+            self.hparams.train_log, self.hparams.training_curves
+        )
         # Brain resets these after this call, but the checkpoint holds them, and
         # a resumed run starts a new epoch.
         self.step, self.avg_train_loss = 0, 0.0
-        self.checkpointer.save_and_keep_only(
-            meta={"EER": eer, "epoch": epoch}, min_keys=["EER"]
-        )
+        checkpointer = self.checkpointer
+        checkpointer.save_checkpoint(meta={"EER": eer, "epoch": epoch})
+        best = checkpointer.find_checkpoint(min_key="EER").path
+        for kept, in_epoch in (
+            (self.hparams.checkpoints_kept, False),
+            (0, True),
+        ):
+            checkpointer.delete_checkpoints(
+                num_to_keep=kept,
+                ckpt_predicate=lambda saved, in_epoch=in_epoch: (
+                    saved.path != best
+                    and (INTRA_EPOCH_CKPT_FLAG in saved.meta) == in_epoch
+                ),
+            )
 
     @torch.no_grad()
     def validate(self):
@@ -177,51 +275,91 @@ class SpeakerBrain(sb.core.Brain):
 
 
 def unwrap(module):
-    """The module inside DistributedDataParallel."""
-    return getattr(module, "module", module)
+    """The module inside DistributedDataParallel and torch.compile's."""
+    module = getattr(module, "module", module)
+    return getattr(module, "_orig_mod", module)
 
 
-def load_training_data(hparams):
-    """Builds the training set of random crops.
+def load_utterances(hparams, validation_trials):
+    """Lists the training utterances, without those of the trials.
 
     Arguments
     ---------
     hparams : dict
         Hyperparameters.
+    validation_trials : list of tuple
+        Trials (label, enrolment, test); their utterances are left out.
 
     Returns
     -------
-    dataset : DynamicItemDataset
-        Items ``sig`` [samples] and ``label`` (class index).
+    utterances : UtteranceList
+        The utterances.
     speakers : CategoricalEncoder
-        Speaker names.
+        Their speakers.
     """
-    dataset = DynamicItemDataset.from_csv(
-        Path(hparams["save_folder"]) / "train.csv",
-        replacements={
+    lists = hparams.get("training_lists")
+    if not lists:
+        shards = Path(hparams["data_folder"]) / "train.csv"
+        lists = {"": shards} if shards.exists() else None
+    replacements = {}
+    if not lists:
+        run_on_main(
+            prepare_voxceleb,
+            kwargs={
+                "data_folder": hparams["data_folder"],
+                "save_folder": hparams["save_folder"],
+                "test_trials": hparams["test_trials"],
+                "validation_trials": hparams["validation_trials"],
+                "minimum_seconds": hparams["minimum_seconds"],
+                "check_audio": hparams["check_audio"],
+                "corpora": hparams["corpora"],
+                "allow_incomplete": hparams["allow_incomplete"],
+                "workers": hparams["preparation_workers"],
+            },
+        )
+        lists = {"": Path(hparams["save_folder"]) / "train.csv"}
+        replacements = {
             "data_root": hparams["data_folder"],
             "save_root": hparams["save_folder"],
-        },
-    )
-    names = sorted({item["spk_id"] for item in dataset.data.values()})
+        }
+    test_trials = hparams["test_trials"]
+    if isinstance(test_trials, str):
+        test_trials = [test_trials]
+    left_out_speakers = {
+        name.split("/")[0]
+        for path in test_trials
+        for _, *pair in read_trials(path)
+        for name in pair
+    }
+    left_out_utterances = {
+        os.path.splitext(name)[0]
+        for _, *pair in validation_trials
+        for name in pair
+    }
+    utterances = UtteranceList()
+    for prefix, path in lists.items():
+        utterances.add(
+            path,
+            replacements or {"data_root": Path(path).parent},
+            prefix,
+            hparams["minimum_seconds"],
+            left_out_speakers,
+            left_out_utterances,
+        )
+    if not len(utterances):
+        raise ValueError(
+            f"{', '.join(map(str, lists.values()))}: no utterance is left for "
+            "training"
+        )
     speakers = CategoricalEncoder()
+    names = [os.fsdecode(name) for name in np.unique(utterances.speakers)]
     speakers.expect_len(len(names))
-    speakers.update_from_iterable(names, sequence_input=False)
-    crop, augment = hparams["crop"], hparams["augment"]
-    epoch_random = hparams["epoch_random"]
-
-    @takes("id", "wav", "spk_id")
-    @provides("sig", "label")
-    def read_crop(utterance, path, speaker):
-        random = epoch_random(utterance)
-        waveform, speed = crop(path, random)
-        yield augment(waveform, random)
-        # Each speed makes a new class of each speaker.
-        yield speakers.encode_label(speaker) + speed * len(speakers)
-
-    dataset.add_dynamic_item(read_crop)
-    dataset.set_output_keys(["id", "sig", "label"])
-    return dataset, speakers
+    for index, name in enumerate(names):  # update_from_iterable is quadratic
+        speakers.insert_label(name, index)
+    logger.info(
+        f"Training on {len(utterances)} utterances of {len(names)} speakers"
+    )
+    return utterances, speakers
 
 
 def keep_speakers(speakers, checkpointer):
@@ -247,25 +385,61 @@ def keep_speakers(speakers, checkpointer):
         )
 
 
-def main(arguments):
-    """Prepares the data, trains, and writes the model folder.
+def build_loggers(hparams):
+    """The loggers that are asked for.
 
     Arguments
     ---------
-    arguments : list of str
-        The command line.
+    hparams : dict
+        Hyperparameters.
+
+    Returns
+    -------
+    list of speechbrain.utils.train_logger.TrainLogger
     """
-    hparams_file, run_opts, overrides = parse_command_line(arguments)
-    sb.utils.distributed.ddp_init_group(run_opts)
-    hparams = load_hparams(hparams_file, overrides)
+    loggers = [hparams["train_logger"]]
+    folder = hparams["output_folder"]
+    try:
+        if hparams["tensorboard"]:
+            loggers.append(TensorboardLogger(f"{folder}/tensorboard"))
+        if hparams["wandb_project"] is not None:
+            import wandb
+
+            loggers.append(
+                WandBLogger(
+                    wandb.init,
+                    project=hparams["wandb_project"],
+                    dir=folder,
+                    resume="allow",
+                    id=Path(folder).name,
+                )
+            )
+    except ImportError as error:
+        raise ValueError(
+            f"{error.name} is not installed; pip install {error.name}, or set "
+            "tensorboard: False and wandb_project: null"
+        ) from None
+    return loggers
+
+
+def check_settings(hparams):
+    """Refuses wrong settings, so that none fails later.
+
+    Arguments
+    ---------
+    hparams : dict
+        Hyperparameters.
+    """
     check_types(
         hparams,
-        data_folder=str,
+        **({} if "training_lists" in hparams else {"data_folder": str}),
         validation_folder=str,
         validation_trials=str,
         output_folder=str,
         number_of_epochs=int,
         batch_size=int,
+        global_batch_size=int,
+        checkpoints_kept=int,
         num_workers=int,
         crop_seconds=float,
         minimum_seconds=float,
@@ -277,6 +451,8 @@ def main(arguments):
         hparams,
         number_of_epochs=1,
         batch_size=1,
+        global_batch_size=1,
+        checkpoints_kept=1,
         num_workers=0,
         crop_seconds=0.1,
         minimum_seconds=0.1,
@@ -284,6 +460,30 @@ def main(arguments):
         validation_seconds=0.1,
         validation_seconds_per_batch=0.1,
     )
+    variant = VARIANTS.get(hparams["base_channels"])
+    if hparams["variant"] not in (None, variant):
+        raise ValueError(
+            f"variant: {hparams['variant']!r} does not go with base_channels: "
+            f"{hparams['base_channels']}; the variants are "
+            f"{', '.join(VARIANTS.values())}, and null is for other networks"
+        )
+
+
+def load_validation(hparams):
+    """Reads the validation trials and finds their files.
+
+    Arguments
+    ---------
+    hparams : dict
+        Hyperparameters.
+
+    Returns
+    -------
+    trials : list of tuple
+        Trials (label, enrolment, test).
+    paths : dict
+        Each name in the trials to its path.
+    """
     if not os.path.isfile(hparams["validation_trials"]):
         raise ValueError(
             f"validation_trials: no file {hparams['validation_trials']}; pass "
@@ -293,52 +493,66 @@ def main(arguments):
     trials = read_trials(hparams["validation_trials"])
     check_labels(trials, "validation_trials", hparams["validation_trials"])
     paths = find_files(
-        trials, hparams["validation_folder"], key="validation_folder"
+        trials,
+        hparams["validation_folder"],
+        hparams["output_folder"],
+        key="validation_folder",
     )
-    variant = VARIANTS.get(hparams["base_channels"])
-    if hparams["variant"] not in (None, variant):
-        raise ValueError(
-            f"variant: {hparams['variant']!r} does not go with base_channels: "
-            f"{hparams['base_channels']}; the variants are "
-            f"{', '.join(VARIANTS.values())}, and null is for other networks"
-        )
+    return trials, paths
+
+
+def main(arguments):
+    """Prepares the data, trains, and writes the model folder.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line.
+    """
+    hparams_file, run_opts, overrides = parse_command_line(arguments)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    hparams = load_hparams(hparams_file, overrides)
+    check_settings(hparams)
+    trials, paths = load_validation(hparams)
     sb.core.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
-    run_on_main(
-        prepare_voxceleb,
-        kwargs={
-            "data_folder": hparams["data_folder"],
-            "save_folder": hparams["save_folder"],
-            "test_trials": hparams["test_trials"],
-            "validation_trials": hparams["validation_trials"],
-            "minimum_seconds": hparams["minimum_seconds"],
-            "workers": hparams["preparation_workers"],
-        },
-    )
-    dataset, speakers = load_training_data(hparams)
+    hparams["augment"].check()
+    utterances, speakers = load_utterances(hparams, trials)
     run_on_main(keep_speakers, args=[speakers, hparams["checkpointer"]])
 
-    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
-    accumulated = run_opts.grad_accumulation_factor
-    global_batch = hparams["batch_size"] * processes * accumulated
-    steps = len(dataset) // global_batch
-    if steps == 0:
-        raise ValueError(
-            f"batch_size: {hparams['batch_size']} for {processes} processes "
-            f"and {accumulated} accumulated batches is more than the "
-            f"{len(dataset)} training utterances"
-        )
-    hparams["lr_schedule"].steps_per_epoch = steps
-    hparams["lr_schedule"].scale = global_batch / 64
-    hparams["margin_schedule"].steps_per_epoch = steps
+    batches = GlobalBatches(
+        utterances.shards(),
+        hparams["global_batch_size"],
+        hparams["batch_size"],
+        hparams["seed"],
+        # Set by torchrun.
+        process=int(os.environ.get("RANK", 0)),
+        processes=int(os.environ.get("WORLD_SIZE", 1)),
+    )
+    hparams["lr_schedule"].steps_per_epoch = batches.steps
+    hparams["lr_schedule"].scale = batches.global_batch_size / 64
+    hparams["margin_schedule"].steps_per_epoch = batches.steps
 
     classifier = hparams["classifier"](
         out_neurons=len(speakers) * len(hparams["crop"].speeds)
     )
     hparams["checkpointer"].add_recoverable("classifier", classifier)
+    fresh = not hparams["checkpointer"].list_checkpoints()
+    if fresh and hparams["pretrained_folder"] is not None:
+        matched, unmatched = load_pretrained(
+            hparams["pretrained_folder"],
+            hparams["embedding_model"],
+            classifier,
+            speakers,
+            hparams["compute_cost"],
+        )
+        logger.info(
+            f"Fine-tuning: {matched} speakers have the class weights of the "
+            f"pretraining, {unmatched} are new"
+        )
     brain = SpeakerBrain(
         modules={**hparams["modules"], "classifier": classifier},
         opt_class=hparams["opt_class"],
@@ -347,12 +561,26 @@ def main(arguments):
         checkpointer=hparams["checkpointer"],
         trials=trials,
         paths=paths,
+        batches=batches,
+        loggers=build_loggers(hparams),
     )
-    brain.fit(
-        hparams["epoch_counter"],
-        dataset,
-        train_loader_kwargs=hparams["train_dataloader_opts"],
+    brain.grad_accumulation_factor = batches.accumulation
+    crops = TrainingCrops(
+        utterances,
+        speakers,
+        hparams["crop"],
+        hparams["augment"],
+        hparams["epoch_random"],
+        hparams["on_bad_audio"],
     )
+    loader = DataLoader(
+        crops,
+        batch_sampler=batches,
+        num_workers=hparams["num_workers"],
+        collate_fn=PaddedBatch,
+        pin_memory=brain.device_type == "cuda",
+    )
+    brain.fit(hparams["epoch_counter"], loader)
 
     # Faster and slower versions of the speakers were for training only.
     class_weights = unwrap(brain.modules.classifier).weight[: len(speakers)]
@@ -367,6 +595,7 @@ def main(arguments):
             "speakers": [
                 speakers.decode_ndim(index) for index in range(len(speakers))
             ],
+            "loss": unwrap(brain.modules.compute_cost),
         },
     )
     print(f"Model folder: {hparams['model_folder']}")

@@ -1,0 +1,85 @@
+"""Global batches: the same on any number of processes and when resumed."""
+
+import numpy as np
+import pytest
+
+from redimnet2_lobes.batches import EpochProgress, GlobalBatches
+
+ONE_SHARD = np.zeros(50, dtype=int)
+
+
+def global_batches(shards, processes, batch_size, epoch=1, first_step=0):
+    """The set of utterances of each step, over all processes."""
+    parts = []
+    for process in range(processes):
+        batches = GlobalBatches(
+            shards, 12, batch_size, 7, process, processes, shards_at_once=2
+        )
+        batches.set_epoch(epoch)
+        batches.first_step = first_step
+        mine = list(batches)
+        assert {len(batch) for batch in mine} == {batches.batch_size}
+        assert len(batches) == batches.steps * batches.accumulation
+        per_step = batches.accumulation
+        parts.append(
+            [
+                sum(mine[start : start + per_step], [])
+                for start in range(0, len(mine), per_step)
+            ]
+        )
+    return [sum(step, []) for step in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("processes, batch_size", [(1, 5), (2, 6), (4, 1)])
+def test_global_batches_do_not_depend_on_how_they_are_divided(
+    processes, batch_size
+):
+    whole = global_batches(ONE_SHARD, 1, 12)
+    divided = global_batches(ONE_SHARD, processes, batch_size)
+    assert list(map(sorted, divided)) == list(map(sorted, whole))
+    # No utterance twice, and fewer than a global batch left out.
+    seen = sum(divided, [])
+    assert len(seen) == len(set(seen)) == 48
+
+
+def test_every_epoch_has_another_order_and_the_seed_repeats_it():
+    first = global_batches(ONE_SHARD, 1, 12, epoch=1)
+    assert first == global_batches(ONE_SHARD, 1, 12, epoch=1)
+    assert first != global_batches(ONE_SHARD, 1, 12, epoch=2)
+
+
+def test_goes_on_from_a_step():
+    whole = global_batches(ONE_SHARD, 2, 3)
+    assert global_batches(ONE_SHARD, 2, 3, first_step=2) == whole[2:]
+
+
+def test_few_shards_at_a_time():
+    shards = np.repeat(np.arange(6), 8)
+    order = sum(global_batches(shards, 1, 12), [])
+    for start in range(0, 48, 16):
+        assert len(set(shards[order[start : start + 16]])) == 2
+    other = sum(global_batches(shards, 1, 12, epoch=2), [])
+    assert set(shards[order[:16]]) != set(shards[other[:16]])
+
+
+@pytest.mark.parametrize(
+    "global_batch_size, processes, message",
+    [
+        (12, 5, "global_batch_size: 12 cannot be divided among 5"),
+        (100, 1, "global_batch_size: 100 is more than the 50 training"),
+    ],
+)
+def test_impossible_sizes_name_the_key(global_batch_size, processes, message):
+    with pytest.raises(ValueError, match=message):
+        GlobalBatches(
+            ONE_SHARD, global_batch_size, 4, seed=1, processes=processes
+        )
+
+
+def test_progress_of_a_whole_epoch_is_not_kept(tmp_path):
+    progress = EpochProgress()
+    progress.steps = 5
+    progress.save(tmp_path / "progress")
+    resumed = EpochProgress()
+    resumed.load(tmp_path / "progress", end_of_epoch=True)
+    assert resumed.steps == 0
