@@ -25,8 +25,8 @@ MOST_REPLACEMENTS = 10
 class UtteranceList:
     r"""Utterances of CSV files (ID, duration, wav, spk_id).
 
-    Kept as arrays: a million utterances take some 100 MB, which all workers
-    of a process share.
+    Kept as arrays, which all workers of a process share. ``shards`` holds the
+    number of each utterance's shard; files are one shard.
 
     Example
     -------
@@ -43,6 +43,8 @@ class UtteranceList:
         self.names = np.empty(0, "S1")
         self.sources = np.empty(0, "S1")
         self.speakers = np.empty(0, "S1")
+        self.shards = np.empty(0, np.int32)
+        self._shard_numbers = {}
 
     def add(
         self,
@@ -77,7 +79,7 @@ class UtteranceList:
         ValueError
             If the file cannot be read or has other columns.
         """
-        columns = ([], [], [])
+        names, sources, speakers, shards = [], [], [], []
         try:
             with open(path, newline="", encoding="utf-8") as file:
                 rows = csv.DictReader(file)
@@ -90,17 +92,17 @@ class UtteranceList:
                         or row["ID"] in left_out_utterances
                     ):
                         continue
-                    wav = string.Template(row["wav"])
-                    for column, value in zip(
-                        columns,
-                        (
-                            prefix + row["ID"],
-                            wav.substitute(replacements),
-                            prefix + row["spk_id"],
-                        ),
-                        strict=True,
-                    ):
-                        column.append(os.fsencode(value))
+                    source = string.Template(row["wav"])
+                    source = source.substitute(replacements)
+                    names.append(os.fsencode(prefix + row["ID"]))
+                    sources.append(os.fsencode(source))
+                    speakers.append(os.fsencode(prefix + row["spk_id"]))
+                    tar, place, _ = source.rpartition(".tar:")
+                    shards.append(
+                        self._shard_numbers.setdefault(
+                            tar if place else "", len(self._shard_numbers)
+                        )
+                    )
         except OSError as error:
             raise ValueError(
                 f"{path}: cannot read the list of utterances "
@@ -111,12 +113,10 @@ class UtteranceList:
                 f"{path}: not a list of utterances with the columns ID, "
                 f"duration, wav and spk_id ({error})"
             ) from None
-        self.names, self.sources, self.speakers = (
-            np.concatenate([before, np.array(column, dtype="S")])
-            for before, column in zip(
-                (self.names, self.sources, self.speakers), columns, strict=True
-            )
-        )
+        self.names = np.concatenate([self.names, np.array(names, "S")])
+        self.sources = np.concatenate([self.sources, np.array(sources, "S")])
+        self.speakers = np.concatenate([self.speakers, np.array(speakers, "S")])
+        self.shards = np.concatenate([self.shards, np.array(shards, np.int32)])
 
     def __len__(self):
         return len(self.names)
@@ -127,18 +127,6 @@ class UtteranceList:
             os.fsdecode(column[index])
             for column in (self.names, self.sources, self.speakers)
         )
-
-    def shards(self):
-        """The shard of each utterance, as a number; files are one shard.
-
-        Returns
-        -------
-        numpy.ndarray
-            [utterances]
-        """
-        tars = np.char.partition(self.sources, b".tar:")
-        tars = np.where(tars[:, 1] == b"", b"", tars[:, 0])
-        return np.unique(tars, return_inverse=True)[1]
 
 
 class TrainingCrops(Dataset):

@@ -4,6 +4,10 @@ import json
 import math
 
 import benchmark
+import learning
+import pytest
+import torch
+from command_line import build_hparam
 
 
 def test_without_the_published_code(tmp_path, monkeypatch, capfd):
@@ -37,3 +41,31 @@ def test_wrong_checkout(tmp_path, monkeypatch, capsys):
     assert output.err.startswith("error: REDIMNET2_PUBLISHED ")
     assert output.err.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("system", learning.NAMES)
+def test_every_encoder_fits_the_demo_s_recipe(system, tmp_path):
+    path = tmp_path / "hparams.yaml"
+    learning.write_hparams(system, path)
+    encoder = build_hparam(path, "embedding_model").eval()
+    classifier = build_hparam(path, "classifier")(out_neurons=3)
+    wavs, wav_lens = torch.randn(2, 8000), torch.ones(2)
+    with torch.no_grad():
+        assert classifier(encoder(wavs, wav_lens)).shape == (2, 1, 3)
+
+
+def test_the_table_of_learning():
+    runs = [
+        {
+            "parameters": 1000,
+            "steps": 10,
+            "seconds": 90,
+            "untrained": 20.0,
+            "trained": eer,
+        }
+        for eer in (8.0, 9.0)
+    ]
+    row = learning.table({"b0": runs}).splitlines()[-1]
+    assert row == (
+        "| ReDimNet2-B0 | 1,000 | 10 | 1.5 | 20.00, 20.00 | 8.00, 9.00 | 8.50 |"
+    )

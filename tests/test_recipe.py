@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+import train_speaker_embeddings as recipe
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
 from synthetic_voices import synthetic_utterance
@@ -328,6 +329,7 @@ def pretrained(corpus, noise_corpora, tmp_path_factory):
         hparams="redimnet2_b0.yaml",
         number_of_epochs=2,
         corpora="null",
+        ckpt_interval_steps=3,
         tensorboard=True,
         **noise_corpora,
     )
@@ -354,6 +356,37 @@ def test_tensorboard(pretrained):
     shares = events.Scalars("share of time waiting/train")
     assert all(0 <= event.value <= 1 for event in shares)
     assert [event.step for event in events.Scalars("EER/valid")] == [1, 2]
+
+
+def test_weights_and_biases(monkeypatch, tmp_path):
+    """The logger gets what wandb.init wants; there is no account here."""
+    logged = []
+
+    class Wandb:
+        @staticmethod
+        def init(project, dir, resume, id):
+            assert (project, dir, resume) == ("voices", tmp_path, "allow")
+            return Wandb
+
+        @staticmethod
+        def log(stats, step):
+            logged.append((stats, step))
+
+    settings = {
+        "train_logger": None,
+        "output_folder": tmp_path,
+        "tensorboard": False,
+        "wandb_project": "voices",
+    }
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    _, logger = recipe.build_loggers(settings)
+    logger.log_stats({"epoch": 3}, {"loss": 1.5}, {"EER": 7.0})
+    assert logged == [
+        ({"epoch": 3, "train": {"loss": 1.5}, "valid": {"EER": 7.0}}, 3)
+    ]
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    with pytest.raises(ValueError, match="wandb is not installed; pip install"):
+        recipe.build_loggers(settings)
 
 
 def test_fine_tuning(pretrained, corpus, noise_corpora, tmp_path):

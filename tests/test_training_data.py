@@ -36,7 +36,7 @@ def test_lists_are_joined_under_prefixes(tmp_path):
         ("B_a/x/1", "/two/s-0.tar:512:900", "B_a"),
         ("B_a/x/2", "/two/s-1.tar:512:900", "B_a"),
     ]
-    assert utterances.shards().tolist() == [0, 1, 2]
+    assert utterances.shards.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.lobes.models.ResNet import ResNet
 from speechbrain.processing.features import InputNormalization
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -77,10 +78,33 @@ class Ecapa(nn.Module):
             lin_neurons=192,
         )
 
-    def forward(self, waveforms):
-        lengths = torch.ones(len(waveforms), device=waveforms.device)
+    def forward(self, waveforms, lengths=None):
+        if lengths is None:
+            lengths = torch.ones(len(waveforms), device=waveforms.device)
         features = self.normalization(self.features(waveforms), lengths)
         return self.network(features, lengths)
+
+
+class ResNetEncoder(nn.Module):
+    """ResNet as in spkrec-resnet-voxceleb, with fresh weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = Fbank(n_mels=80)
+        self.normalization = InputNormalization(
+            norm_type="sentence", std_norm=False
+        )
+        self.network = ResNet(
+            input_size=80,
+            channels=[128, 128, 256, 256],
+            strides=[1, 2, 2, 2],
+            block_sizes=[3, 4, 6, 3],
+            lin_neurons=256,
+        )
+
+    def forward(self, waveforms, lengths):
+        features = self.normalization(self.features(waveforms), lengths)
+        return self.network(features, lengths).unsqueeze(1)
 
 
 def published_checkout():

@@ -501,30 +501,32 @@ def load_validation(hparams):
     return trials, paths
 
 
-def main(arguments):
-    """Prepares the data, trains, and writes the model folder.
+def build_brain(hparams, run_opts):
+    """Reads the lists and puts together all that trains.
 
     Arguments
     ---------
-    arguments : list of str
-        The command line.
+    hparams : dict
+        Hyperparameters.
+    run_opts : RunOptions
+        SpeechBrain's run options, such as ``device``.
+
+    Returns
+    -------
+    brain : SpeakerBrain
+        Trains by ``brain.fit(hparams["epoch_counter"], loader)``.
+    loader : torch.utils.data.DataLoader
+        Batches of crops.
+    speakers : CategoricalEncoder
+        The speakers.
     """
-    hparams_file, run_opts, overrides = parse_command_line(arguments)
-    sb.utils.distributed.ddp_init_group(run_opts)
-    hparams = load_hparams(hparams_file, overrides)
-    check_settings(hparams)
     trials, paths = load_validation(hparams)
-    sb.core.create_experiment_directory(
-        experiment_directory=hparams["output_folder"],
-        hyperparams_to_save=hparams_file,
-        overrides=overrides,
-    )
     hparams["augment"].check()
     utterances, speakers = load_utterances(hparams, trials)
     run_on_main(keep_speakers, args=[speakers, hparams["checkpointer"]])
 
     batches = GlobalBatches(
-        utterances.shards(),
+        utterances.shards,
         hparams["global_batch_size"],
         hparams["batch_size"],
         hparams["seed"],
@@ -553,6 +555,8 @@ def main(arguments):
             f"Fine-tuning: {matched} speakers have the class weights of the "
             f"pretraining, {unmatched} are new"
         )
+    if run_opts.ckpt_interval_steps > 0:
+        hparams["ckpt_interval_minutes"] = 0  # SpeechBrain takes one of them
     brain = SpeakerBrain(
         modules={**hparams["modules"], "classifier": classifier},
         opt_class=hparams["opt_class"],
@@ -580,6 +584,27 @@ def main(arguments):
         collate_fn=PaddedBatch,
         pin_memory=brain.device_type == "cuda",
     )
+    return brain, loader, speakers
+
+
+def main(arguments):
+    """Prepares the data, trains, and writes the model folder.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line.
+    """
+    hparams_file, run_opts, overrides = parse_command_line(arguments)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    hparams = load_hparams(hparams_file, overrides)
+    check_settings(hparams)
+    sb.core.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    brain, loader, speakers = build_brain(hparams, run_opts)
     brain.fit(hparams["epoch_counter"], loader)
 
     # Faster and slower versions of the speakers were for training only.
