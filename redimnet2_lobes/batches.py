@@ -73,7 +73,7 @@ class GlobalBatches(Sampler):
         if len(shards) < global_batch_size:
             raise ValueError(
                 f"global_batch_size: {global_batch_size} is more than the "
-                f"{len(shards)} training utterances"
+                f"{len(shards)} training utterances; pass a smaller one"
             )
         share = global_batch_size // processes
         # The fewest equal parts that are small enough.

@@ -10,9 +10,7 @@ Authors
 """
 
 import argparse
-import pickle
 import sys
-import zipfile
 from pathlib import Path
 
 import torch
@@ -76,13 +74,9 @@ def _read(checkpoint):
         raise ValueError(
             f"{checkpoint}: is a folder, not a checkpoint file"
         ) from None
-    except (
-        EOFError,
-        RuntimeError,
-        ValueError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ):
+    except OSError:
+        raise
+    except Exception:  # torch raises many kinds for what is no checkpoint
         raise ValueError(
             f"{checkpoint}: not a complete checkpoint of tensors only; fetch "
             "it again from where it was published"

@@ -309,6 +309,13 @@ def main(arguments=None):
     )
     try:
         make_shards(**vars(parser.parse_args(arguments)))
+    except FileNotFoundError as error:
+        print(
+            f"error: {error.filename}: no such file; pass the train.csv and "
+            "the --data_folder of one training",
+            file=sys.stderr,
+        )
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

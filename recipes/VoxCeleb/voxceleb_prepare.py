@@ -352,7 +352,8 @@ def _check_complete(found, corpora, allow_incomplete, data_folder):
         )
         if not allow_incomplete:
             raise ValueError(
-                f"{message}; unpack the rest, or pass --allow_incomplete=True"
+                f"{message}; unpack the rest, pass --allow_incomplete=True, or "
+                "--corpora=null for a corpus of your own"
             )
         logger.warning("Preparation: %s", message)
 

@@ -446,7 +446,9 @@ def main():
     if failures:
         report = os.path.join(options.output, REPORT_CSV)
         print(
-            f"error: {failures:,} files failed, see {report}", file=sys.stderr
+            f"error: {failures:,} of the files could not be unpacked, "
+            f"{report} names them; the others can be used",
+            file=sys.stderr,
         )
     return 1 if failures else 0
 

@@ -71,6 +71,7 @@ def main(arguments):
     loss.load_state_dict(average(checkpoints, "compute_cost"))
     # Faster and slower versions of the speakers were for training only.
     speakers = CategoricalEncoder.from_saved(save_folder / "label_encoder.txt")
+    speakers.expect_len(len(speakers))
     class_weights = average(checkpoints, "classifier")["weight"]
     first, last = (checkpoints[i].meta["epoch"] for i in (-1, 0))
     title = build_hparam(hparams_file, "title")

@@ -11,6 +11,7 @@ Authors
 import contextlib
 import difflib
 import io
+import logging
 import os
 import re
 import sys
@@ -23,6 +24,8 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
+# It warns of figures that no script here saves with torchvision.
+logging.getLogger("speechbrain.utils.train_logger").setLevel(logging.ERROR)
 
 # What to pass for keys that a YAML leaves to the user (`!PLACEHOLDER`).
 PLACEHOLDERS = {

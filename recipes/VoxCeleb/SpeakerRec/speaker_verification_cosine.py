@@ -226,6 +226,12 @@ def load_encoder(checkpoint, variant, hparams_folder, run_opts):
     if os.path.isfile(checkpoint):
         return _load_weights_file(checkpoint, variant, hparams_folder, run_opts)
     if os.path.isdir(checkpoint):
+        model = os.path.join(checkpoint, "model")
+        if os.path.isdir(model):
+            raise ValueError(
+                f"checkpoint: {checkpoint} is the output of a training; pass "
+                f"the model folder in it, {model}"
+            )
         if not os.path.isfile(os.path.join(checkpoint, "hyperparams.yaml")):
             raise ValueError(
                 f"checkpoint: {checkpoint} has no hyperparams.yaml, so it is "

@@ -20,6 +20,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -111,7 +112,13 @@ class SpeakerBrain(sb.core.Brain):
     def on_fit_start(self):
         """Validates the untrained network: a bad file shows before training."""
         super().on_fit_start()
-        if self.hparams.epoch_counter.current == 0 and not self.step:
+        counter = self.hparams.epoch_counter
+        if counter.current >= counter.limit:
+            logger.info(
+                f"Trained for {counter.current} epochs already; raise "
+                "--number_of_epochs to go on"
+            )
+        if counter.current == 0 and not self.step:
             run_on_main(self._validate_untrained)
 
     def _validate_untrained(self):
@@ -604,6 +611,9 @@ def main(arguments):
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
+    # They write their details into log.txt.
+    for name in ("matplotlib", "filelock"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     brain, loader, speakers = build_brain(hparams, run_opts)
     brain.fit(hparams["epoch_counter"], loader)
 
@@ -623,7 +633,7 @@ def main(arguments):
             "loss": unwrap(brain.modules.compute_cost),
         },
     )
-    print(f"Model folder: {hparams['model_folder']}")
+    run_on_main(print, args=[f"Model folder: {hparams['model_folder']}"])
 
 
 if __name__ == "__main__":
