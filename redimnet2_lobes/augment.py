@@ -74,7 +74,19 @@ class Step:
         raise NotImplementedError
 
 
-class Chain(Step):
+class _Steps(Step):
+    """Holds other steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def check(self):
+        """Checks all steps."""
+        for step in self.steps:
+            step.check()
+
+
+class Chain(_Steps):
     """Applies steps in their order, each with its own probability.
 
     Arguments
@@ -100,13 +112,8 @@ class Chain(Step):
                 f"probabilities: {probabilities!r} must be {len(steps)} "
                 "numbers from 0 to 1, one for each step"
             )
-        self.steps = steps
+        super().__init__(steps)
         self.probabilities = probabilities
-
-    def check(self):
-        """Checks all steps."""
-        for step in self.steps:
-            step.check()
 
     def __call__(self, waveform, random):
         """Applies the steps, see `Step`."""
@@ -118,7 +125,7 @@ class Chain(Step):
         return waveform
 
 
-class OneOf(Step):
+class OneOf(_Steps):
     """Applies one of several steps.
 
     Arguments
@@ -145,13 +152,8 @@ class OneOf(Step):
                 f"shares: {shares!r} must be {len(steps)} numbers from 0 on "
                 "that sum to 1, one for each step"
             )
-        self.steps = steps
+        super().__init__(steps)
         self.shares = shares
-
-    def check(self):
-        """Checks all steps."""
-        for step in self.steps:
-            step.check()
 
     def __call__(self, waveform, random):
         """Applies one step, see `Step`."""

@@ -187,9 +187,10 @@ class TrainingCrops(Dataset):
             If it cannot be used and ``on_bad_audio`` is "stop", or if many in
             a row cannot.
         """
-        name, source, speaker = self.utterances[index]
-        random = self.epoch_random(name)
-        for replaced in range(MOST_REPLACEMENTS):  # noqa: B007
+        random = self.epoch_random(self.utterances[index][0])
+        replaced = 0
+        while True:
+            name, source, speaker = self.utterances[index]
             try:
                 waveform, speed = self.crop(source, random)
                 break
@@ -200,13 +201,13 @@ class TrainingCrops(Dataset):
                         "--on_bad_audio=skip"
                     ) from None
                 logger.warning("Skipped: %s", error)
+            replaced += 1
+            if replaced == MOST_REPLACEMENTS:
+                raise ValueError(
+                    f"{source}: like {replaced - 1} utterances before, it "
+                    "cannot be used; check the corpus"
+                )
             index = random.integers(len(self))
-            name, source, speaker = self.utterances[index]
-        else:
-            raise ValueError(
-                f"{source}: like {MOST_REPLACEMENTS - 1} utterances before, it "
-                "cannot be used; check the corpus"
-            )
         label = self.speakers.encode_label(speaker)
         return {
             "id": name,

@@ -60,23 +60,16 @@ IMPLEMENTATIONS = {
 }
 
 
-class Ecapa(nn.Module):
-    """ECAPA-TDNN as in spkrec-ecapa-voxceleb, with fresh weights."""
+class SpeechBrainEncoder(nn.Module):
+    """A network of SpeechBrain's behind its features."""
 
-    def __init__(self):
+    def __init__(self, network):
         super().__init__()
         self.features = Fbank(n_mels=80)
         self.normalization = InputNormalization(
             norm_type="sentence", std_norm=False
         )
-        self.network = ECAPA_TDNN(
-            input_size=80,
-            channels=[1024, 1024, 1024, 1024, 3072],
-            kernel_sizes=[5, 3, 3, 3, 1],
-            dilations=[1, 2, 3, 4, 1],
-            attention_channels=128,
-            lin_neurons=192,
-        )
+        self.network = network
 
     def forward(self, waveforms, lengths=None):
         if lengths is None:
@@ -85,26 +78,35 @@ class Ecapa(nn.Module):
         return self.network(features, lengths)
 
 
-class ResNetEncoder(nn.Module):
+class Ecapa(SpeechBrainEncoder):
+    """ECAPA-TDNN as in spkrec-ecapa-voxceleb, with fresh weights."""
+
+    def __init__(self):
+        super().__init__(
+            ECAPA_TDNN(
+                input_size=80,
+                channels=[1024, 1024, 1024, 1024, 3072],
+                kernel_sizes=[5, 3, 3, 3, 1],
+                dilations=[1, 2, 3, 4, 1],
+                attention_channels=128,
+                lin_neurons=192,
+            )
+        )
+
+
+class ResNetEncoder(SpeechBrainEncoder):
     """ResNet as in spkrec-resnet-voxceleb, with fresh weights."""
 
     def __init__(self):
-        super().__init__()
-        self.features = Fbank(n_mels=80)
-        self.normalization = InputNormalization(
-            norm_type="sentence", std_norm=False
+        super().__init__(
+            ResNet(
+                input_size=80,
+                channels=[128, 128, 256, 256],
+                strides=[1, 2, 2, 2],
+                block_sizes=[3, 4, 6, 3],
+                lin_neurons=256,
+            )
         )
-        self.network = ResNet(
-            input_size=80,
-            channels=[128, 128, 256, 256],
-            strides=[1, 2, 2, 2],
-            block_sizes=[3, 4, 6, 3],
-            lin_neurons=256,
-        )
-
-    def forward(self, waveforms, lengths):
-        features = self.normalization(self.features(waveforms), lengths)
-        return self.network(features, lengths).unsqueeze(1)
 
 
 def published_checkout():
