@@ -1,15 +1,25 @@
-"""Error rates of speaker verification.
+"""Error rates and costs of speaker verification.
 
 ``EER`` and ``minDCF`` take and return what SpeechBrain's functions of the same
 names do (``speechbrain.utils.metric_stats``), to the last bit, but sort the
 scores once instead of comparing every threshold with every score: O(n log n)
 time and linear memory, where a million trials take a fraction of a second.
 
+They judge the order of the scores. ``actDCF`` and ``Cllr`` judge calibrated
+scores as well, which are natural logarithms of likelihood ratios; ``minCllr``
+is what is left of ``Cllr`` with the best calibration there is.
+
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import math
+
+import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
+from scipy.special import rel_entr
+from torch.nn.functional import softplus
 
 
 def det_curve(positive_scores, negative_scores):
@@ -190,6 +200,145 @@ def minDCF(
     cost = c_miss * p_miss * p_target + c_fa * p_fa * (1 - p_target)
     smallest, best = torch.min(cost, dim=0)
     return smallest.item(), thresholds[best].item()
+
+
+def actDCF(
+    positive_scores, negative_scores, c_miss=1.0, c_fa=1.0, p_target=0.01
+):
+    """Computes the detection cost function at the threshold of Bayes decisions.
+
+    The cost is that of :func:`minDCF`, not divided by the cost of a system that
+    ignores the speech. The threshold is the one that is best for log-likelihood
+    ratios, ``log(c_fa * (1 - p_target) / (c_miss * p_target))``.
+
+    Arguments
+    ---------
+    positive_scores : torch.Tensor
+        Log-likelihood ratios of trials of one speaker.
+    negative_scores : torch.Tensor
+        Log-likelihood ratios of trials of two speakers.
+    c_miss : float
+        Cost of a false rejection.
+    c_fa : float
+        Cost of a false acceptance.
+    p_target : float
+        Prior probability that a trial is of one speaker.
+
+    Returns
+    -------
+    float
+        The cost.
+
+    Raises
+    ------
+    ValueError
+        If either set of scores is empty or holds NaN or infinite scores, a cost
+        is not positive, or the prior is not between 0 and 1.
+
+    Example
+    -------
+    >>> positive_scores = torch.tensor([6.0, 7.0, 8.0, 4.0])
+    >>> negative_scores = torch.tensor([4.0, -3.0, -2.0, -1.0])
+    >>> round(actDCF(positive_scores, negative_scores), 6)  # above 4.595
+    0.0025
+    """
+    positive = _checked_scores(positive_scores, "positive").double()
+    negative = _checked_scores(negative_scores, "negative").double()
+    for name, cost in (("c_miss", c_miss), ("c_fa", c_fa)):
+        if not 0 < cost < math.inf:
+            raise ValueError(f"{name}: {cost} is not a positive number")
+    if not 0 < p_target < 1:
+        raise ValueError(f"p_target: {p_target} is not between 0 and 1")
+    threshold = math.log(c_fa * (1 - p_target) / (c_miss * p_target))
+    p_miss = (positive <= threshold).double().mean().item()
+    p_fa = (negative > threshold).double().mean().item()
+    return c_miss * p_miss * p_target + c_fa * p_fa * (1 - p_target)
+
+
+def Cllr(positive_scores, negative_scores):
+    """Computes the cost of log-likelihood ratios, in bits.
+
+    Brümmer and du Preez, "Application-independent evaluation of speaker
+    detection", Computer Speech & Language, 2006: what decisions by these scores
+    cost on average over all costs and priors. Scores of zero, which say
+    nothing, cost 1 bit; wrong calibration can cost more.
+
+    Arguments
+    ---------
+    positive_scores : torch.Tensor
+        Log-likelihood ratios (natural logarithm) of trials of one speaker.
+    negative_scores : torch.Tensor
+        Log-likelihood ratios of trials of two speakers.
+
+    Returns
+    -------
+    float
+        The cost.
+
+    Raises
+    ------
+    ValueError
+        If either set of scores is empty or holds NaN or infinite scores.
+
+    Example
+    -------
+    >>> Cllr(torch.tensor([0.0]), torch.tensor([0.0, 0.0]))
+    1.0
+    >>> round(Cllr(torch.tensor([2.0, 5.0]), torch.tensor([-3.0, -4.0])), 4)
+    0.0723
+    """
+    positive = _checked_scores(positive_scores, "positive").double()
+    negative = _checked_scores(negative_scores, "negative").double()
+    nats = softplus(-positive).mean() + softplus(negative).mean()
+    return nats.item() / (2 * math.log(2))
+
+
+def minCllr(positive_scores, negative_scores):
+    """Computes :func:`Cllr` after the best rising calibration of the scores.
+
+    The calibration, by isotonic regression (pool adjacent violators), is found
+    on these same trials, so only the order of the scores counts.
+
+    Arguments
+    ---------
+    positive_scores : torch.Tensor
+        Scores of trials of one speaker.
+    negative_scores : torch.Tensor
+        Scores of trials of two speakers.
+
+    Returns
+    -------
+    float
+        The cost in bits, from 0 (a threshold separates the two kinds) to 1.
+
+    Raises
+    ------
+    ValueError
+        If either set of scores is empty or holds NaN or infinite scores.
+
+    Example
+    -------
+    >>> minCllr(torch.tensor([0.6, 0.7]), torch.tensor([0.1, 0.5]))
+    0.0
+    >>> minCllr(torch.tensor([0.1, 0.5]), torch.tensor([0.6, 0.7]))
+    1.0
+    """
+    positive = _checked_scores(positive_scores, "positive")
+    negative = _checked_scores(negative_scores, "negative")
+    # No calibration can tell equal scores apart: each counts once, with the
+    # number of its trials for a weight.
+    scores = torch.cat([positive.double(), negative.double()]).numpy()
+    distinct, place = np.unique(scores, return_inverse=True)
+    positives = np.bincount(place[: len(positive)], minlength=len(distinct))
+    trials = np.bincount(place, minlength=len(distinct))
+    share = isotonic_regression(positives / trials, weights=trials).x
+    # The likelihood ratio of a score is p / q, with the shares of all positive
+    # and of all negative trials that fall to it. p * log(1 + q / p) is 0 where
+    # p is 0 and the ratio's logarithm infinite.
+    p = share * trials / len(positive)
+    q = (1 - share) * trials / len(negative)
+    nats = abs(rel_entr(p, p + q).sum() + rel_entr(q, p + q).sum())
+    return float(nats / (2 * math.log(2)))
 
 
 def _checked_scores(scores, kind):

@@ -7,7 +7,6 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import os
 import re
 
 import numpy as np
@@ -22,6 +21,7 @@ from matplotlib.ticker import (
 from scipy.special import ndtr, ndtri
 
 from redimnet2_lobes.metrics import equal_error_index
+from redimnet2_lobes.whole_files import complete_or_absent
 
 # The error rates in percent that a DET plot labels, those of NIST's plots.
 # fmt: off
@@ -73,8 +73,8 @@ def plot_det(curves, path):
     axes.plot(diagonal, diagonal, color="0.7", linewidth=1, linestyle=":")
     for name, (far, frr) in curves.items():
         rate = equal_error_rates[name]
-        # On this scale 0 and 100 % lie at infinity. No rate but 0 is below
-        # the lower limit, so a curve along that border means no error left.
+        # On this scale 0 and 100 % lie at infinity: a curve along a border is
+        # there or beyond.
         (line,) = axes.plot(
             far.clip(low, DET_TICKS[-1] / 100),
             frr.clip(low, DET_TICKS[-1] / 100),
@@ -222,10 +222,15 @@ def _as_array(values):
 
 
 def _det_limits(curves, equal_error_rates):
-    """Labelled rates that enclose what the curves resolve and their EERs."""
+    """Labelled rates that enclose the EERs and what is of interest there.
+
+    Downwards that is what the curves resolve, but no less than a fiftieth of
+    the least EER: below it one of the two rates is hardly ever wanted.
+    """
     ticks = np.array(DET_TICKS) / 100
     rates = np.concatenate([rate for curve in curves for rate in curve])
     smallest = min(rates[rates > 0].min(), 0.1)
+    smallest = max(smallest, min([0.1, *filter(None, equal_error_rates)]) / 50)
     low = np.searchsorted(ticks, smallest, side="right") - 1
     high = np.searchsorted(ticks, max(0.4, 2.5 * max(equal_error_rates)))
     return ticks[max(low, 0)], ticks[min(high, len(ticks) - 1)]
@@ -233,6 +238,5 @@ def _det_limits(curves, equal_error_rates):
 
 def _save(figure, path):
     """Writes a PNG that stands under its name only when it is complete."""
-    partial = f"{os.fspath(path)}.part"
-    figure.savefig(partial, format="png", dpi=150)
-    os.replace(partial, path)
+    with complete_or_absent(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
