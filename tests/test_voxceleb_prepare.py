@@ -22,7 +22,6 @@ RECIPE = REPOSITORY / "recipes" / "VoxCeleb"
 sys.path.insert(0, str(RECIPE))
 voxceleb_prepare = importlib.import_module("voxceleb_prepare")
 prepare_voxceleb = voxceleb_prepare.prepare_voxceleb
-read_trials = importlib.import_module("trials").read_trials
 
 
 def tone(rate=16000, seconds=1.0, frequency=440.0):
@@ -671,34 +670,3 @@ def test_workers_that_inherit_nothing(corpus, save):
 def test_the_scripts_folder_has_links():
     for name in ("voxceleb_prepare.py", "trials.py"):
         assert os.readlink(RECIPE / "SpeakerRec" / name) == f"../{name}"
-
-
-def test_trials_are_read(tmp_path):
-    path = tmp_path / "trials.txt"
-    path.write_bytes(b"\xef\xbb\xbf1 a/x/1.wav a/y/2.wav\r\n\r\n0  b c \r\n")
-    assert read_trials(path) == [
-        (1, "a/x/1.wav", "a/y/2.wav"),
-        (0, "b", "c"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"1 a b\n1 a\n", r"trials\.txt, line 2: .*'1 a'$"),
-        (b"1 a b\n\n0 a b c\n", r"trials\.txt, line 3: .*'0 a b c'$"),
-        (b"target a b\n", r"trials\.txt, line 1: .*the label 0 or 1"),
-        (b"2 a b\n", r"trials\.txt, line 1: .*the label 0 or 1"),
-        (b"", r"trials\.txt: the trial list is empty"),
-        (b"\n \n", r"trials\.txt: the trial list is empty"),
-        (b"1 a\xff b\n", r"trials\.txt: .* not UTF-8"),
-        (None, r"trials\.txt: cannot read .*No such file"),
-    ],
-)
-def test_bad_trials_are_one_line(tmp_path, content, message):
-    path = tmp_path / "trials.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_trials(path)
-    assert "\n" not in str(caught.value)

@@ -1,11 +1,17 @@
-"""Reading trial lists in VoxCeleb's form.
+"""Reading trial lists in the forms used out there.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import csv
 import hashlib
+import itertools
 import os
+
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 # VoxCeleb1-O, -E and -H, cleaned, as published with VoxCeleb.
 MD5_SUMS = {
@@ -14,18 +20,33 @@ MD5_SUMS = {
     "list_test_hard2.txt": "857790e09d579a68eb2e339a090343c8",
 }
 
+LABELS = {"0": 0, "1": 1, "nontarget": 0, "target": 1}
+FORMS = (
+    "'label enrol test' (VoxCeleb), 'enrol test target|nontarget' (Kaldi) or a "
+    "CSV file with the columns enrol, test and label"
+)
+
 
 def read_trials(path):
-    """Read a trial list: one ``label enrol test`` per line.
+    """Read a trial list in any of three forms.
 
-    Blank lines, Windows line ends and a byte-order mark do no harm.
+    - VoxCeleb: ``label enrol test``, the label 1 for the same speaker and 0 for
+      different ones;
+    - Kaldi: ``enrol test target`` or ``enrol test nontarget``;
+    - CSV: a header with the columns ``enrol``, ``test`` and ``label`` in any
+      order, labels as in either of the others.
+
+    The first line decides. Blank lines, Windows line ends and a byte-order mark
+    do no harm. A trial that stands there again is kept, as published error
+    rates count it, and a warning says how many there are; with another label it
+    is an error.
 
     Arguments
     ---------
     path : str or os.PathLike
-        A text file in UTF-8. The label is 1 for the same speaker, 0 for
-        different ones; enrol and test are audio files relative to ``wav/``,
-        such as ``id10270/5r0dWxy17C8/00001.wav``.
+        A text file in UTF-8. enrol and test name utterances, such as
+        ``id10270/5r0dWxy17C8/00001.wav``, or enrol a model of several
+        (``read_enrolments``).
 
     Returns
     -------
@@ -44,35 +65,147 @@ def read_trials(path):
     >>> path.write_text("1 a/x/1.wav a/y/1.wav", encoding="utf-8")
     >>> read_trials(path)
     [(1, 'a/x/1.wav', 'a/y/1.wav')]
+    >>> path.write_text("a/x/1.wav b/y/1.wav nontarget", encoding="utf-8")
+    >>> read_trials(path)
+    [(0, 'a/x/1.wav', 'b/y/1.wav')]
     """
-    trials = []
-    try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                fields = line.split()
-                if not fields:
-                    continue
-                if len(fields) != 3 or fields[0] not in ("0", "1"):
-                    raise ValueError(
-                        f"{path}, line {number}: expected 'label enrol test' "
-                        f"with the label 0 or 1, found {line.strip()[:80]!r}"
-                    )
-                trials.append((int(fields[0]), fields[1], fields[2]))
-    except OSError as error:
-        raise ValueError(
-            f"{path}: cannot read the trial list ({error.strerror}); check "
-            "the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise ValueError(
-            f"{path}: the trial list is not UTF-8 text; save it as such"
-        ) from None
+    trials, labels = [], {}
+    for number, label, enrolment, test in _rows(path):
+        known = labels.setdefault((enrolment, test), label)
+        if known != label:
+            raise ValueError(
+                f"{path}, line {number}: {enrolment} {test} has the label "
+                f"{label}, but {known} in a line before; remove one of them"
+            )
+        trials.append((label, enrolment, test))
     if not trials:
         raise ValueError(
             f"{path}: the trial list is empty; expected lines of the form "
-            "'label enrol test'"
+            f"{FORMS}"
+        )
+    repeated = len(trials) - len(labels)
+    if repeated:
+        logger.warning(
+            "%s: %d trials stand there more than once, and count each time",
+            path,
+            repeated,
         )
     return trials
+
+
+def read_enrolments(path):
+    """Read which utterances enrol a speaker model, as Kaldi's spk2utt.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        A text file in UTF-8 with lines ``model utterance [utterance ...]``. A
+        model may have several lines.
+
+    Returns
+    -------
+    dict
+        Each model to the list of its utterances.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, is empty, a line has no utterance, or a
+        model has the same one twice.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir") / "enrolments.txt"
+    >>> path.write_text("anna a/1.wav a/2.wav", encoding="utf-8")
+    >>> read_enrolments(path)
+    {'anna': ['a/1.wav', 'a/2.wav']}
+    """
+    models = {}
+    for number, line in _lines(path):
+        model, *utterances = line.split()
+        if not utterances:
+            raise ValueError(
+                f"{path}, line {number}: {model} has no utterance; expected "
+                "'model utterance [utterance ...]'"
+            )
+        for utterance in utterances:
+            if utterance in models.setdefault(model, []):
+                raise ValueError(
+                    f"{path}, line {number}: {model} has {utterance} twice; "
+                    "remove one"
+                )
+            models[model].append(utterance)
+    if not models:
+        raise ValueError(
+            f"{path}: there are no enrolments; expected lines 'model utterance "
+            "[utterance ...]'"
+        )
+    return models
+
+
+def _rows(path):
+    """Yields (line number, label, enrol, test)."""
+    lines = _lines(path)
+    first = next(lines, None)
+    if first is None:
+        return
+    lines = itertools.chain([first], lines)
+    fields = first[1].split()
+    if "," in first[1]:
+        yield from _csv_rows(path, lines)
+    elif len(fields) == 3 and fields[2] in ("target", "nontarget"):
+        yield from _columns(path, lines, (2, 0, 1), ("target", "nontarget"))
+    else:
+        yield from _columns(path, lines, (0, 1, 2), ("0", "1"))
+
+
+def _columns(path, lines, order, labels):
+    for number, line in lines:
+        fields = line.split()
+        if len(fields) != 3 or fields[order[0]] not in labels:
+            raise ValueError(
+                f"{path}, line {number}: found {line.strip()[:80]!r}, expected "
+                f"{FORMS}, all lines alike"
+            )
+        label, enrolment, test = (fields[column] for column in order)
+        yield number, LABELS[label], enrolment, test
+
+
+def _csv_rows(path, lines):
+    number, line = next(lines)
+    header = [name.strip() for name in next(csv.reader([line]))]
+    if not {"enrol", "test", "label"} <= set(header):
+        raise ValueError(
+            f"{path}, line {number}: found the columns {', '.join(header)}, "
+            f"expected {FORMS}"
+        )
+    for number, line in lines:
+        fields = [field.strip() for field in next(csv.reader([line]))]
+        row = dict(zip(header, fields, strict=False))
+        if len(fields) != len(header) or row["label"] not in LABELS:
+            raise ValueError(
+                f"{path}, line {number}: expected {','.join(header)} with one "
+                f"of the labels {', '.join(LABELS)}, found "
+                f"{line.strip()[:80]!r}"
+            )
+        yield number, LABELS[row["label"]], row["enrol"], row["test"]
+
+
+def _lines(path):
+    """Yields (line number, line) of the lines that are not blank."""
+    try:
+        with open(path, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot read the list ({error.strerror}); check the path"
+        ) from None
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{path}: the list is not UTF-8 text; save it as such"
+        ) from None
 
 
 def has_published_sum(path):
