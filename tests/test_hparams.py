@@ -176,7 +176,9 @@ def test_files_differ_only_where_they_say():
 
 @pytest.mark.parametrize("path", sorted(HPARAMS.glob("*.yaml")))
 def test_the_first_missing_value_is_explained(path):
-    with pytest.raises(ValueError, match="^(data_folder|voxceleb2_list): miss"):
+    with pytest.raises(
+        ValueError, match="^(data_folder|voxceleb2_list|utterances): miss"
+    ):
         load_hparams(path, {})
     with pytest.raises(ValueError) as error:
         load_hparams(path, {})

@@ -56,6 +56,11 @@ PLACEHOLDERS = {
         "a model folder, a hub name or the file embedding_model.ckpt of a "
         "training checkpoint"
     ),
+    "utterances": (
+        "a folder of audio files, a CSV file with the columns ID and wav, or a "
+        "wav.scp"
+    ),
+    "output": "the file to write; the ending may be left out",
 }
 TYPES = {
     str: "text",

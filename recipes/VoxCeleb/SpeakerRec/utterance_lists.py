@@ -1,0 +1,286 @@
+"""Lists of utterances, in the forms that corpora come in.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import csv
+import io
+import os
+import string
+from pathlib import Path
+from typing import NamedTuple
+
+from voxceleb_prepare import AUDIO_EXTENSIONS
+
+from redimnet2_lobes.shards import SHARD_SOURCE
+
+
+class Utterance(NamedTuple):
+    """An utterance: its name, where it is, and its speaker if known."""
+
+    name: str
+    path: str
+    speaker: str | None = None
+
+
+def read_utterances(source, data_folder=None):
+    r"""Reads which utterances there are.
+
+    Arguments
+    ---------
+    source : str or Path
+        One of
+
+        - a folder: all audio files in its folder ``wav``, or else in it. Their
+          names are their paths in there, their speakers the first folder in
+          these;
+        - a file ``.csv`` with the columns ID and wav, and spk_id for speakers,
+          such as training lists and those of shards;
+        - a file ``.scp`` of Kaldi with lines ``name path``; a file ``utt2spk``
+          beside it gives the speakers.
+    data_folder : str or Path or None
+        Stands for ``$data_root`` in a CSV; None for the folder of the CSV,
+        which is always what ``$save_root`` stands for.
+
+    Returns
+    -------
+    list of Utterance
+        In the order of the list, or of the names in a folder.
+
+    Raises
+    ------
+    ValueError
+        If the list has another form, is empty, or names an utterance twice, a
+        command, or files that are missing. The message is one line.
+    OSError
+        If the list cannot be read.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "anna" / "home").mkdir(parents=True)
+    >>> _ = (folder / "anna" / "home" / "1.wav").write_bytes(b"audio")
+    >>> [(utterance.name, utterance.speaker)
+    ...     for utterance in read_utterances(folder)]
+    [('anna/home/1.wav', 'anna')]
+    >>> _ = (folder / "list.csv").write_text(
+    ...     "ID,wav\na1,$data_root/anna/home/1.wav"
+    ... )
+    >>> read_utterances(folder / "list.csv")[0].name
+    'a1'
+    """
+    source = Path(source)
+    if source.is_dir():
+        return _read_folder(source)
+    readers = {".csv": _read_csv, ".scp": _read_scp}
+    if source.suffix.lower() not in readers:
+        raise ValueError(
+            f"{source}: neither a folder nor a file .csv or .scp; name one of "
+            "these"
+        )
+    utterances, lines = [], {}
+    for line, utterance in readers[source.suffix.lower()](source, data_folder):
+        before = lines.setdefault(utterance.name, line)
+        if before != line:
+            raise ValueError(
+                f"{source}, line {line}: utterance {utterance.name} is in line "
+                f"{before} already; leave out one of them"
+            )
+        utterances.append(utterance)
+    if not utterances:
+        raise ValueError(f"{source}: no utterances; name a list that has some")
+    _check_files(source, utterances, lines)
+    return utterances
+
+
+def limit_per_speaker(utterances, count):
+    """Keeps some utterances of each speaker, evenly spaced over the list.
+
+    Arguments
+    ---------
+    utterances : list of Utterance
+        The utterances.
+    count : int
+        How many to keep of a speaker who has more.
+
+    Returns
+    -------
+    list of Utterance
+        Those kept, in their order.
+
+    Raises
+    ------
+    ValueError
+        If ``count`` is not at least 1, or an utterance has no speaker.
+
+    Example
+    -------
+    >>> utterances = [Utterance(str(i), f"{i}.wav", "anna") for i in range(6)]
+    >>> [utterance.name for utterance in limit_per_speaker(utterances, 3)]
+    ['0', '2', '4']
+    """
+    if not count >= 1:
+        raise ValueError(f"utterances per speaker: {count} is less than 1")
+    of_speaker = {}
+    for index, utterance in enumerate(utterances):
+        if utterance.speaker is None:
+            raise ValueError(
+                f"{utterance.name}: its speaker is not known; give the list a "
+                "column spk_id or a file utt2spk"
+            )
+        of_speaker.setdefault(utterance.speaker, []).append(index)
+    kept = []
+    for indices in of_speaker.values():
+        number = min(count, len(indices))
+        kept += [indices[i * len(indices) // number] for i in range(number)]
+    return [utterances[index] for index in sorted(kept)]
+
+
+def _read_folder(folder):
+    root = folder / "wav" if (folder / "wav").is_dir() else folder
+    utterances = []
+    for path, folders, files in os.walk(root, onerror=_raise, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        for file in files:
+            extension = os.path.splitext(file)[1].lower()
+            if file[0] == "." or extension not in AUDIO_EXTENSIONS:
+                continue
+            full = os.path.join(path, file)
+            name = Path(full).relative_to(root).as_posix()
+            if not _is_utf8(name):
+                raise ValueError(f"{full!a}: not a name in UTF-8; rename it")
+            speaker, slash, _ = name.partition("/")
+            utterances.append(Utterance(name, full, speaker if slash else None))
+    if not utterances:
+        raise ValueError(
+            f"{root}: there is no audio file in it; name the folder that "
+            "holds them"
+        )
+    return sorted(utterances)
+
+
+def _raise(error):
+    raise error
+
+
+def _is_utf8(name):
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_text(path):
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: not UTF-8 text; save the list as such"
+        ) from None
+
+
+def _read_csv(path, data_folder):
+    """Yields (line, Utterance)."""
+    replacements = {
+        "data_root": path.parent if data_folder is None else data_folder,
+        "save_root": path.parent,
+    }
+    rows = csv.DictReader(
+        io.StringIO(_read_text(path), newline=""), strict=True
+    )
+    try:
+        missing = {"ID", "wav"} - set(rows.fieldnames or ())
+        if missing:
+            raise ValueError(
+                f"column {sorted(missing)[0]} is missing; expected ID and wav, "
+                "separated by commas"
+            )
+        for row in rows:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"expected {len(rows.fieldnames)} columns as in the first "
+                    "line"
+                )
+            if not row["ID"] or not row["wav"]:
+                raise ValueError("ID or wav is empty; fill it in")
+            try:
+                wav = string.Template(row["wav"]).substitute(replacements)
+            except (KeyError, ValueError):
+                raise ValueError(
+                    f"wav: of {row['wav']!r} only $data_root and $save_root "
+                    "can be replaced; write $$ for the sign itself"
+                ) from None
+            speaker = row.get("spk_id") or None
+            yield rows.reader.line_num, Utterance(row["ID"], wav, speaker)
+    except csv.Error as error:
+        # Where the row begins; a quote that is left open goes on to the end.
+        raise ValueError(
+            f"{path}, line {rows.line_num + 1}: not a row of a CSV ({error}); "
+            "check its quotes"
+        ) from None
+    except ValueError as error:
+        line = max(rows.reader.line_num, 1)
+        raise ValueError(f"{path}, line {line}: {error}") from None
+
+
+def _read_pairs(path, second):
+    """Yields (line, name, the rest) of a list of Kaldi."""
+    for line, text in enumerate(_read_text(path).split("\n"), start=1):
+        fields = text.strip().split(maxsplit=1)
+        if not fields:
+            continue
+        if len(fields) != 2:
+            raise ValueError(
+                f"{path}, line {line}: expected 'name {second}', found "
+                f"{text.strip()[:80]!r}"
+            )
+        yield line, *fields
+
+
+def _read_scp(path, _):
+    """Yields (line, Utterance)."""
+    speakers = None
+    utt2spk = path.parent / "utt2spk"
+    if utt2spk.is_file():
+        speakers = {
+            name: speaker
+            for _, name, speaker in _read_pairs(utt2spk, "speaker")
+        }
+    for line, name, audio in _read_pairs(path, "path"):
+        if audio.endswith("|"):
+            raise ValueError(
+                f"{path}, line {line}: {name} is a command, and none is run; "
+                "write its output to a file and name that"
+            )
+        if speakers is not None and name not in speakers:
+            raise ValueError(
+                f"{utt2spk}: no speaker for {name} ({path.name}, line "
+                f"{line}); add it, or remove the file to do without speakers"
+            )
+        yield line, Utterance(name, audio, speakers and speakers[name])
+
+
+def _check_files(source, utterances, lines):
+    shards = {}
+    missing = []
+    for utterance in utterances:
+        match = SHARD_SOURCE.fullmatch(utterance.path)
+        if match:
+            path = match[1]
+            if path not in shards:
+                shards[path] = os.path.isfile(path)
+            found = shards[path]
+        else:
+            found = os.path.isfile(utterance.path)
+        if not found:
+            missing.append(utterance)
+    if missing:
+        raise ValueError(
+            f"{source}: {len(missing)} of the {len(utterances)} files are "
+            f"missing, the first is {missing[0].path} (line "
+            f"{lines[missing[0].name]}); check the paths and the data folder"
+        )
