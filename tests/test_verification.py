@@ -1,4 +1,4 @@
-"""The cosine verification script: its results, its files and its errors."""
+"""The verification scripts: their results, their files and their errors."""
 
 import importlib
 import itertools
@@ -19,7 +19,9 @@ from speechbrain.utils import metric_stats
 
 from redimnet2_lobes.audio import load_waveform
 from redimnet2_lobes.front_end import LogMel
+from redimnet2_lobes.metrics import Cllr, actDCF, minCllr
 from redimnet2_lobes.model_folder import write_model_folder
+from redimnet2_lobes.plda import PldaBackend
 from redimnet2_lobes.redimnet2 import ReDimNet2
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -28,6 +30,7 @@ HPARAMS = REPOSITORY / "hparams" / "verification_redimnet2.yaml"
 sys.path.insert(0, str(SCRIPTS))
 command_line = importlib.import_module("command_line")
 verification = importlib.import_module("speaker_verification_cosine")
+plda = importlib.import_module("speaker_verification_plda")
 
 SPEAKERS, UTTERANCES = 3, 4
 
@@ -131,6 +134,13 @@ def verify(corpus, tmp_path):
     return run
 
 
+def scores_of(results, name="cosine"):
+    """Scores by (enrolment, test), as written."""
+    lines = (results / "veri_test2" / f"{name}_scores.txt").read_text()
+    rows = [line.split() for line in lines.splitlines()]
+    return {(row[0], row[1]): float(row[3]) for row in rows}
+
+
 def test_results_agree_with_speechbrain_file_by_file(
     verify, corpus, model, capsys
 ):
@@ -144,10 +154,10 @@ def test_results_agree_with_speechbrain_file_by_file(
         for path in (corpus / "wav").rglob("*.wav")
     }
     similarity = torch.nn.CosineSimilarity(dim=-1)
-    lines = (results / "scores.txt").read_text().splitlines()
+    lines = (results / "veri_test2" / "cosine_scores.txt").read_text()
     trials = (corpus / "veri_test2.txt").read_text().splitlines()
     scores = {0: [], 1: []}
-    for line, trial in zip(lines, trials, strict=True):
+    for line, trial in zip(lines.splitlines(), trials, strict=True):
         enrolment, test, label, score = line.split()
         assert f"{label} {enrolment} {test}" == trial
         expected = similarity(embeddings[enrolment], embeddings[test])
@@ -157,26 +167,60 @@ def test_results_agree_with_speechbrain_file_by_file(
 
     written = json.loads((results / "results.json").read_text())
     eer, eer_threshold = metric_stats.EER(positive, negative)
-    min_dcf, min_dcf_threshold = metric_stats.minDCF(positive, negative)
+    costs = {
+        prior: metric_stats.minDCF(positive, negative, p_target=prior)
+        for prior in (0.01, 0.05)
+    }
     assert 0 < eer < 0.5, "trials that tell nothing"
+    (row,) = written.pop("results")
     assert written == {
-        "verification_file": "veri_test2.txt",
         "checkpoint": "small",
-        "files": SPEAKERS * UTTERANCES,
+        "seconds_used": None,
+        "crops": None,
+    }
+    assert row == {
+        "list": "veri_test2",
+        "back_end": "cosine",
+        "trials": len(trials),
         "same_speaker_trials": len(positive),
         "different_speakers_trials": len(negative),
+        "files": SPEAKERS * UTTERANCES,
         "eer_percent": 100 * eer,
         "eer_threshold": eer_threshold,
-        "min_dcf": min_dcf,
-        "min_dcf_normalized": min_dcf / 0.01,
-        "min_dcf_threshold": min_dcf_threshold,
-        "min_dcf_p_target": 0.01,
+        "min_dcf_0.01": costs[0.01][0] / 0.01,
+        "min_dcf_0.01_threshold": costs[0.01][1],
+        "min_dcf_0.05": costs[0.05][0] / 0.05,
+        "min_dcf_0.05_threshold": costs[0.05][1],
+        "act_dcf_0.01": actDCF(positive, negative, p_target=0.01) / 0.01,
+        "act_dcf_0.05": actDCF(positive, negative, p_target=0.05) / 0.05,
+        "cllr": pytest.approx(Cllr(positive, negative)),
+        "min_cllr": pytest.approx(minCllr(positive, negative)),
     }
-    table = capsys.readouterr().out
-    for shown in (f"EER      {100 * eer:.2f} %", f"{min_dcf / 0.01:.4f}", "66"):
-        assert shown in table
-    for plot in ("det.png", "score_histogram.png"):
-        assert imread(results / plot).shape[0] > 500
+    shown = capsys.readouterr().out
+    assert shown.startswith((results / "results.txt").read_text())
+    markdown = (results / "results.md").read_text().splitlines()[2]
+    for cell in ("veri_test2", "cosine", f"{100 * eer:.3f}", "66"):
+        assert f" {cell} " in markdown
+        assert cell in shown
+    for plot in ("det.png", "cosine_histogram.png"):
+        assert imread(results / "veri_test2" / plot).shape[0] > 500
+
+
+def test_the_worst_trials_are_listed_with_their_files(verify, model):
+    results = verify(checkpoint=model)
+    scores = scores_of(results)
+    same = {
+        trial: s for trial, s in scores.items() if trial[0][:3] == trial[1][:3]
+    }
+    other = {trial: s for trial, s in scores.items() if trial not in same}
+    path = results / "veri_test2" / "cosine_worst_trials.txt"
+    headings, rows = [], []
+    for line in path.read_text().splitlines():
+        (headings if line.startswith("#") else rows).append(line.split())
+    assert len(headings) == 2
+    assert len(rows) == len(same) + 20
+    assert tuple(rows[0][1:]) == min(same, key=same.get)
+    assert tuple(rows[len(same)][1:]) == max(other, key=other.get)
 
 
 def test_nothing_else_is_written_anywhere(
@@ -191,31 +235,357 @@ def test_nothing_else_is_written_anywhere(
             path
             for folder in (corpus, model, tmp_path)
             for path in folder.rglob("*")
+            if path.is_file()
         }
 
     before = everything()
     results = verify(checkpoint=model)
-    assert everything() - before == {
-        results,
+    written = everything() - before
+    (cache,) = (path for path in written if path.suffix == ".npz")
+    assert cache.is_relative_to(results / "embeddings")
+    assert written - {cache} == {
+        *(results / f"results.{end}" for end in ("json", "md", "txt")),
         *(
-            results / name
+            results / "veri_test2" / name
             for name in (
-                "scores.txt",
-                "results.json",
                 "det.png",
-                "score_histogram.png",
+                "cosine_scores.txt",
+                "cosine_worst_trials.txt",
+                "cosine_histogram.png",
             )
         ),
     }
-    for name in ("scores.txt", "results.json"):
-        assert str(tmp_path) not in (results / name).read_text()
-        assert str(corpus) not in (results / name).read_text()
+    for path in written:
+        content = path.read_bytes()
+        assert str(tmp_path).encode() not in content
+        assert str(corpus).encode() not in content
+
+
+def test_embeddings_are_computed_once(verify, model, monkeypatch):
+    expected = scores_of(verify(checkpoint=model))
+
+    def no_encoding(*arguments):
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(EncoderClassifier, "encode_batch", no_encoding)
+    assert scores_of(verify(checkpoint=model)) == expected
+    with pytest.raises(AssertionError, match="embedded again"):
+        verify(checkpoint=model, maximum_seconds=0.2)
+
+
+def test_several_lists_and_forms_in_one_run(verify, corpus, model, tmp_path):
+    lines = (corpus / "veri_test2.txt").read_text().splitlines()
+    rows = [line.split() for line in lines]
+    kinds = ("nontarget", "target")
+    (tmp_path / "kaldi.txt").write_text(
+        "\n".join(f"{row[1]} {row[2]} {kinds[int(row[0])]}" for row in rows)
+    )
+    (tmp_path / "table.csv").write_text(
+        "\ufefflabel,test,enrol\r\n"
+        + "\r\n".join(f"{row[0]},{row[2]},{row[1]}" for row in rows),
+        encoding="utf-8",
+    )
+    lists = [corpus / "veri_test2.txt", tmp_path / "kaldi.txt"]
+    lists += [tmp_path / "table.csv"]
+    results = verify(
+        checkpoint=model,
+        verification_file=f"[{', '.join(map(str, lists))}]",
+    )
+    found = json.loads((results / "results.json").read_text())["results"]
+    assert [row.pop("list") for row in found] == [
+        "veri_test2",
+        "kaldi",
+        "table",
+    ]
+    assert found[0] == found[1] == found[2]
+    copy = tmp_path / "copy" / "kaldi.txt"
+    copy.parent.mkdir()
+    shutil.copy(tmp_path / "kaldi.txt", copy)
+    with pytest.raises(ValueError, match="two lists are called kaldi"):
+        verify(checkpoint=model, verification_file=f"[{copy}, {lists[1]}]")
+
+
+def test_names_of_a_wav_scp(verify, corpus, model, tmp_path):
+    expected = list(scores_of(verify(checkpoint=model)).values())
+    trials = (corpus / "veri_test2.txt").read_text()
+    names = sorted(
+        {name for line in trials.splitlines() for name in line.split()[1:]}
+    )
+    number = {name: f"utterance{row}" for row, name in enumerate(names)}
+    (tmp_path / "wav.scp").write_text(
+        "".join(f"{number[name]} {corpus / 'wav' / name}\n" for name in names)
+    )
+    for name in names:
+        trials = trials.replace(name, number[name])
+    (tmp_path / "veri_test2.txt").write_text(trials)
+    given = {
+        "checkpoint": model,
+        "verification_file": tmp_path / "veri_test2.txt",
+        "utterance_list": tmp_path / "wav.scp",
+    }
+    results = verify(**given)
+    scores = list(scores_of(results).values())
+    assert scores == pytest.approx(expected, abs=1e-6)
+    (tmp_path / "veri_test2.txt").write_text(trials + "\n1 utterance0 lost")
+    with pytest.raises(ValueError, match="not say where lost is"):
+        verify(**given)
+
+
+def test_enrolments_of_several_utterances(verify, corpus, model, tmp_path):
+    models = [
+        f"speaker{s} " + " ".join(f"id{s}/video/{u}.wav" for u in range(2))
+        for s in range(SPEAKERS)
+    ]
+    (tmp_path / "enrolments.txt").write_text("\n".join(models))
+    trials = [
+        (int(s == t), f"speaker{s}", f"id{t}/video/{u}.wav")
+        for s in range(SPEAKERS)
+        for t in range(SPEAKERS)
+        for u in (2, 3)
+    ]
+    path = tmp_path / "veri_test2.txt"
+    path.write_text("\n".join(" ".join(map(str, trial)) for trial in trials))
+    given = {
+        "checkpoint": model,
+        "verification_file": path,
+        "enrolment_file": tmp_path / "enrolments.txt",
+    }
+    scores = scores_of(verify(**given))
+    encoder = EncoderClassifier.from_hparams(source=str(model))
+
+    def embed(speaker, utterance):
+        wav = load_waveform(corpus / f"wav/id{speaker}/video/{utterance}.wav")
+        return encoder.encode_batch(wav).flatten()
+
+    for _, enrolment, test in trials:
+        speaker = int(enrolment[-1])
+        mean = (embed(speaker, 0) + embed(speaker, 1)) / 2
+        tested = embed(int(test[2]), int(test[-5]))
+        expected = torch.cosine_similarity(mean, tested, dim=0).item()
+        assert scores[enrolment, test] == pytest.approx(expected, abs=1e-5)
+    path.write_text(path.read_text().replace("speaker2", "nobody"))
+    with pytest.raises(ValueError, match="enrolment_file: .* no model nobody"):
+        verify(**given)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Noises of eight speakers, two utterances each."""
+    folder = tmp_path_factory.mktemp("cohort")
+    generator = torch.Generator().manual_seed(1)
+    for speaker in range(8):
+        for utterance in range(2):
+            wav = torch.randn(4000, generator=generator).cumsum(0)
+            wav = wav - wav.roll(1 + speaker)
+            path = folder / f"other{speaker}" / "video" / f"{utterance}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            wav = wav / wav.abs().max() / 2
+            audio_io.save(path, wav.unsqueeze(0), 16000)
+    return folder
+
+
+@pytest.mark.parametrize("entries", ["speakers", "utterances"])
+def test_normalized_scores_are_those_of_a_direct_computation(
+    entries, verify, corpus, cohort, model
+):
+    results = verify(
+        checkpoint=model,
+        mean_list=cohort,
+        cohort_list=cohort,
+        cohort_entries=entries,
+        cohort_top=5,
+        score_norms="[z, t, s, adaptive_s]",
+    )
+    encoder = EncoderClassifier.from_hparams(source=str(model))
+
+    def embed(path):
+        return encoder.encode_batch(load_waveform(path)).flatten()
+
+    others = [
+        torch.stack([embed(path) for path in sorted(folder.rglob("*.wav"))])
+        for folder in sorted(cohort.iterdir())
+    ]
+    mean = torch.cat(others).mean(dim=0)
+    if entries == "speakers":
+        entry = torch.stack([speaker.mean(dim=0) for speaker in others]) - mean
+    else:
+        entry = torch.cat(others) - mean
+    plain = scores_of(results)
+    normalized = {
+        norm: scores_of(results, f"cosine_{norm}")
+        for norm in ("z_norm", "t_norm", "s_norm", "adaptive_s_norm_top_5")
+    }
+    for enrolment, test in list(plain)[::9]:
+        sides = [
+            embed(corpus / "wav" / name) - mean for name in (enrolment, test)
+        ]
+        score = torch.cosine_similarity(*sides, dim=0)
+        against = [torch.cosine_similarity(each, entry) for each in sides]
+        z, t = ((score - each.mean()) / each.std() for each in against)
+        top = [each.sort().values[-5:] for each in against]
+        adaptive = sum((score - each.mean()) / each.std() for each in top) / 2
+        expected = [score, z, t, (z + t) / 2, adaptive]
+        found = [
+            each[enrolment, test] for each in (plain, *normalized.values())
+        ]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours == pytest.approx(theirs.item(), rel=1e-3, abs=1e-3)
+
+
+def test_calibration_is_trained_saved_and_applied(
+    verify, corpus, cohort, model, tmp_path
+):
+    given = {
+        "checkpoint": model,
+        "cohort_list": cohort,
+        "cohort_top": 5,
+        "quality_measures": "[durations, magnitudes, cohort_means]",
+    }
+    results = verify(**given, calibration_trials=corpus / "veri_test2.txt")
+    rows = json.loads((results / "results.json").read_text())["results"]
+    of = {row["back_end"]: row for row in rows}
+    for name in ("cosine", "cosine, adaptive s-norm (top 5)"):
+        # Trained on the very trials, it cannot be worse than a constant.
+        assert of[f"{name}, calibrated"]["cllr"] < min(1, of[name]["cllr"])
+    expected = scores_of(results, "cosine_calibrated")
+    saved = tmp_path / "saved.json"
+    shutil.copy(results / "calibration.json", saved)
+    weights = json.loads(saved.read_text())["cosine"]["weights"]
+    assert set(weights) == {
+        "score",
+        *(
+            f"{side} {measure}"
+            for side in ("lower", "higher")
+            for measure in ("duration", "magnitude", "cohort mean")
+        ),
+    }
+    (results / "calibration.json").unlink()
+    again = verify(**given, calibration=saved)
+    assert scores_of(again, "cosine_calibrated") == expected
+    assert not (again / "calibration.json").exists()
+    with pytest.raises(ValueError, match="trained on .* set quality_measures"):
+        verify(
+            **{**given, "quality_measures": "[durations]"}, calibration=saved
+        )
+    with pytest.raises(ValueError, match=r"has none for .*\(top 6\), only"):
+        verify(**{**given, "cohort_top": 6}, calibration=saved)
+
+
+def test_tested_speakers_in_the_cohort_are_reported(
+    verify, corpus, model, capsys
+):
+    verify(checkpoint=model, cohort_list=corpus, cohort_top=3)
+    assert "3 of the 3 speakers are in the cohort" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def plda_speech(tmp_path_factory):
+    """Short noises, as many as LDA needs for embeddings of 192 values."""
+    folder = tmp_path_factory.mktemp("plda")
+    generator = torch.Generator().manual_seed(2)
+    for speaker in range(6):
+        for utterance in range(34):
+            wav = torch.randn(800, generator=generator)
+            wav = wav + wav.roll(1 + speaker)
+            path = folder / f"other{speaker}" / "video" / f"{utterance}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            audio_io.save(path, wav.unsqueeze(0) / 20, 16000)
+    return folder
+
+
+def run_plda(corpus, model, folder, **keys):
+    keys = {
+        "data_folder": corpus,
+        "checkpoint": model,
+        "output_folder": folder,
+        "device": "cpu",
+        "lda_dimension": 4,
+        "plda_rank": 3,
+        **keys,
+    }
+    plda.main(
+        [
+            str(HPARAMS.with_name("verification_plda_redimnet2.yaml")),
+            *(f"--{key}={value}" for key, value in keys.items()),
+        ]
+    )
+    return folder
+
+
+def test_plda_is_trained_saved_and_taken_again(
+    corpus, model, cohort, plda_speech, tmp_path
+):
+    first = run_plda(
+        corpus,
+        model,
+        tmp_path / "first",
+        train_list=plda_speech,
+        cohort_list=cohort,
+        cohort_top=4,
+    )
+    rows = json.loads((first / "results.json").read_text())["results"]
+    assert [row["back_end"] for row in rows] == [
+        "cosine",
+        "cosine, adaptive s-norm (top 4)",
+        "PLDA",
+        "PLDA, adaptive s-norm (top 4)",
+    ]
+    second = run_plda(
+        corpus, model, tmp_path / "second", plda_file=first / "plda.npz"
+    )
+    scores = scores_of(first, "plda")
+    assert scores_of(second, "plda") == scores
+    # The log-likelihood ratio does not care which utterance enrols.
+    encoder = EncoderClassifier.from_hparams(source=str(model))
+    backend = PldaBackend.load(first / "plda.npz")
+    for enrolment, test in list(scores)[::11]:
+        embeddings = torch.stack(
+            [
+                encoder.encode_batch(load_waveform(corpus / "wav" / name))[0, 0]
+                for name in (test, enrolment)
+            ]
+        )
+        expected = backend.enrolment_side(embeddings[:1]) @ (
+            backend.test_side(embeddings[1:]).T
+        )
+        assert scores[enrolment, test] == pytest.approx(
+            expected.item(), rel=1e-3, abs=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "train_list: give either"),
+        ({"train_list": "nowhere.csv"}, "nowhere.csv"),
+        ({"plda_file": "model"}, "model"),
+        ({"train_list": "speech", "plda_rank": 40}, "plda_rank"),
+        ({"train_list": "speech", "lda_dimension": "x"}, "lda_dimension: exp"),
+        ({"train_list": "scp"}, "train_list: .*scp does not say whose"),
+    ],
+)
+def test_faults_of_plda_are_named(
+    keys, message, corpus, model, plda_speech, tmp_path
+):
+    scp = tmp_path / "list.scp"
+    wavs = sorted(plda_speech.rglob("*.wav"))
+    scp.write_text("".join(f"{row} {wav}\n" for row, wav in enumerate(wavs)))
+    paths = {
+        "speech": plda_speech,
+        "scp": scp,
+        "model": model / "hyperparams.yaml",
+    }
+    keys = {key: paths.get(value, value) for key, value in keys.items()}
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        run_plda(corpus, model, tmp_path / "results", **keys)
+    assert "\n" not in command_line.one_line(caught.value)
 
 
 def test_another_model_never_meets_the_files_of_the_last_one(
     verify, model, tmp_path
 ):
-    scores = verify(checkpoint=model) / "scores.txt"
+    results = verify(checkpoint=model)
+    scores = results / "veri_test2" / "cosine_scores.txt"
     first = scores.read_text()
     network = small_network()
     torch.nn.init.normal_(network.projection.weight)
@@ -235,7 +605,7 @@ def test_a_model_folder_of_another_architecture(verify, tmp_path):
     )
     torch.save(network.state_dict(), folder / "embedding_model.ckpt")
     results = verify(checkpoint=folder, variant="b2")
-    assert len((results / "scores.txt").read_text().splitlines()) == 66
+    assert len(scores_of(results)) == 66
     with pytest.raises(ValueError, match="variant: b3 was given, .* says b2"):
         verify(checkpoint=folder, variant="b3")
 
@@ -254,12 +624,12 @@ def weights_file(tmp_path, model):
 def test_bare_weights_score_as_the_model_folder(
     verify, model, weights_file, tmp_path
 ):
-    expected = (verify(checkpoint=model) / "scores.txt").read_text()
+    expected = scores_of(verify(checkpoint=model))
     shutil.rmtree(tmp_path / "results")
     results = verify(
         tmp_path / HPARAMS.name, checkpoint=weights_file, variant="b0"
     )
-    assert (results / "scores.txt").read_text() == expected
+    assert scores_of(results) == expected
 
 
 def test_bare_weights_of_b0(verify, tmp_path):
@@ -269,7 +639,7 @@ def test_bare_weights_of_b0(verify, tmp_path):
     torch.save(network.state_dict(), tmp_path / "embedding_model.ckpt")
     given = {"checkpoint": tmp_path / "embedding_model.ckpt"}
     results = verify(**given, variant="b0")
-    assert len((results / "scores.txt").read_text().splitlines()) == 66
+    assert len(scores_of(results)) == 66
     with pytest.raises(ValueError, match=r"not fit redimnet2_b1\.yaml"):
         verify(**given, variant="b1")
 
@@ -376,13 +746,29 @@ def test_other_files_than_weights_are_named(verify, weights_file, tmp_path):
         ({"data_folder": "nowhere"}, "data_folder: .* nowhere"),
         ({"checkpoint": "./nowhere"}, r"checkpoint: no file .*\./nowhere"),
         ({"checkpoint": HPARAMS.parent}, "checkpoint: .* no hyperparams.yaml"),
+        ({"cohort_list": "nowhere"}, "nowhere"),
+        ({"cohort_entries": "files"}, "cohort_entries: unknown value 'files'"),
+        ({"score_norms": "[x]"}, "score_norms: unknown value 'x'.* z, t, s"),
+        ({"score_norms": "z"}, "score_norms: expected a list"),
+        ({"cohort_top": "many"}, "cohort_top: expected a whole number"),
+        ({"crops": 3}, "maximum_seconds: missing; crops needs it"),
+        ({"crops": 0, "maximum_seconds": 1}, "crops: 0 is less than 1"),
+        ({"quality_measures": "[durations]"}, "quality_measures: they need"),
+        ({"quality_measures": "[loudness]"}, "unknown value 'loudness'"),
+        ({"calibration": "none.json"}, "calibration: no file none.json"),
+        ({"calibration": HPARAMS}, "not a calibration.json"),
+        (
+            {"calibration": HPARAMS, "calibration_trials": "b"},
+            "calibration: give either",
+        ),
+        ({"verification_file": 3}, "verification_file: expected a trial list"),
     ],
 )
 def test_wrong_values_are_named_by_key(keys, message, verify, model, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         verify(**{"checkpoint": model, **keys})
     assert "\n" not in command_line.one_line(caught.value)
-    assert not (tmp_path / "results" / "scores.txt").exists()
+    assert not (tmp_path / "results" / "results.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -403,24 +789,9 @@ def test_faulty_trial_lists_are_named(trials, message, verify, model, tmp_path):
         verify(checkpoint=model, verification_file=tmp_path / "list.txt")
 
 
-def test_scores_are_cosines_over_all_blocks(monkeypatch):
-    monkeypatch.setattr(verification, "TRIALS_PER_BLOCK", 7)
-    generator = torch.Generator().manual_seed(0)
-    embeddings = {
-        name: torch.randn(5, generator=generator) for name in "abcdef"
-    }
-    trials = [(1, *pair) for pair in itertools.product("abcdef", repeat=2)]
-    scores = verification.cosine_scores(trials, embeddings)
-    expected = torch.nn.functional.cosine_similarity(
-        torch.stack([embeddings[enrolment] for _, enrolment, _ in trials]),
-        torch.stack([embeddings[test] for _, _, test in trials]),
-    )
-    torch.testing.assert_close(scores, expected)
-
-
 def test_an_interrupted_report_leaves_the_old_file(verify, model, monkeypatch):
     results = verify(checkpoint=model)
-    before = (results / "scores.txt").read_bytes()
+    before = (results / "results.json").read_bytes()
     write_text = Path.write_text
 
     def full_disk(path, text, **options):
@@ -430,7 +801,7 @@ def test_an_interrupted_report_leaves_the_old_file(verify, model, monkeypatch):
     monkeypatch.setattr(Path, "write_text", full_disk)
     with pytest.raises(OSError, match="No space left"):
         verify(checkpoint=model)
-    assert (results / "scores.txt").read_bytes() == before
+    assert (results / "results.json").read_bytes() == before
 
 
 YAML = """\
@@ -536,7 +907,7 @@ def test_the_script_verifies(corpus, model, tmp_path):
         folder=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("trials   66")
+    assert done.stdout.splitlines()[1].startswith("veri_test2  cosine ")
     assert (tmp_path / "results" / "results.json").exists()
 
 

@@ -107,6 +107,8 @@ class ResNetEncoder(SpeechBrainEncoder):
                 lin_neurons=256,
             )
         )
+        # The same network; on a CPU it is faster in this layout.
+        self.network.to(memory_format=torch.channels_last)
 
 
 def published_checkout():

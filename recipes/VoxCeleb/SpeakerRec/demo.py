@@ -64,7 +64,7 @@ def verify(corpus, model, output):
     Returns
     -------
     dict
-        Contents of results.json.
+        The entry of results.json.
     """
     run(
         HERE / "speaker_verification_cosine.py",
@@ -74,7 +74,8 @@ def verify(corpus, model, output):
         f"--output_folder={output}",
         "--device=cpu",
     )
-    return json.loads((output / "results.json").read_text(encoding="utf-8"))
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    return results["results"][0]
 
 
 def pick_pairs(trials):
@@ -185,7 +186,7 @@ def main(arguments):
         f"\nVerification of unseen speakers ({description['origin']} voices):\n"
         f"  EER before training {before:6.2f} %\n"
         f"  EER after training  {after:6.2f} %   ({after / before:.2f} of it)\n"
-        f"Plots: {folder / 'verification'}/det.png, score_histogram.png; "
+        f"Plots: {folder / 'verification' / 'veri_test2'}/; "
         f"{folder / 'trained'}/training_curves.png"
     )
 

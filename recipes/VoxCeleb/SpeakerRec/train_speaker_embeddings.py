@@ -35,11 +35,6 @@ from command_line import (
     main_with_one_line_errors,
     parse_command_line,
 )
-from speaker_verification_cosine import (
-    check_labels,
-    cosine_scores,
-    find_files,
-)
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.encoder import CategoricalEncoder
@@ -48,6 +43,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger, WandBLogger
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from trial_files import check_labels, find_files
 from trials import read_trials
 from voxceleb_prepare import prepare_voxceleb
 
@@ -58,6 +54,7 @@ from redimnet2_lobes.metrics import EER
 from redimnet2_lobes.model_folder import write_model_folder
 from redimnet2_lobes.plots import plot_training_curves
 from redimnet2_lobes.published import VARIANTS
+from redimnet2_lobes.scoring import CosineBackend, trial_scores
 from redimnet2_lobes.training_data import TrainingCrops, UtteranceList
 
 logger = get_logger(__name__)
@@ -273,10 +270,13 @@ class SpeakerBrain(sb.core.Brain):
             maximum_seconds=self.hparams.validation_seconds,
         )
         network.train()
-        scores = cosine_scores(
-            self.trials,
-            {name: embeddings[path] for name, path in self.paths.items()},
+        units = CosineBackend().test_side(
+            torch.stack([embeddings[path] for path in self.paths.values()])
         )
+        row = {name: row for row, name in enumerate(self.paths)}
+        enrolments = torch.tensor([row[name] for _, name, _ in self.trials])
+        tests = torch.tensor([row[name] for _, _, name in self.trials])
+        scores = trial_scores(units, units, enrolments, tests)
         same = torch.tensor([label for label, *_ in self.trials]) == 1
         return 100 * EER(scores[same], scores[~same])[0]
 
@@ -500,7 +500,7 @@ def load_validation(hparams):
     trials = read_trials(hparams["validation_trials"])
     check_labels(trials, "validation_trials", hparams["validation_trials"])
     paths = find_files(
-        trials,
+        (name for _, *pair in trials for name in pair),
         hparams["validation_folder"],
         hparams["output_folder"],
         key="validation_folder",

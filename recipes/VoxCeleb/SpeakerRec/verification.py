@@ -1,0 +1,532 @@
+"""Speaker verification: what the scripts of all back-ends have in common.
+
+Lists, embeddings, score normalization and calibration; a script brings its
+back-ends, and ``verification_report`` shows what comes out.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from command_line import (
+    check_at_least,
+    check_types,
+    load_hparams,
+    parse_command_line,
+)
+from encoder_loading import load_encoder
+from trial_files import check_labels, find_files
+from trials import read_enrolments, read_trials
+from utterance_lists import limit_per_speaker, read_utterances
+from verification_report import Result, report
+
+from redimnet2_lobes.calibration import (
+    load_calibrations,
+    quality_measures,
+    save_calibrations,
+    train_calibration,
+)
+from redimnet2_lobes.embeddings import extract_embeddings, network_fingerprint
+from redimnet2_lobes.folding import fold
+from redimnet2_lobes.published import VARIANTS
+from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.scoring import (
+    average,
+    cohort_statistics,
+    normalize_scores,
+    trial_scores,
+)
+
+# Score normalizations: which sides' statistics, and of how much of the cohort.
+SCORE_NORMS = {
+    "z": "z-norm",
+    "t": "t-norm",
+    "s": "s-norm",
+    "adaptive_s": "adaptive s-norm",
+}
+QUALITY_MEASURES = ("durations", "magnitudes", "cohort_means")
+
+
+@dataclass
+class TrialList:
+    """Trials, and the utterances of each enrolment."""
+
+    name: str
+    trials: list  # (label, enrolment, test)
+    enrolments: dict  # name of each enrolment to its utterances
+    paths: dict  # name of each utterance to its file
+
+    @property
+    def labels(self):
+        """True for trials of one speaker [trials]."""
+        return torch.tensor([label for label, _, _ in self.trials]) == 1
+
+
+class Verification:
+    """A run of a verification script.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line without the script's name.
+
+    Raises
+    ------
+    ValueError
+        If a value, a list or the checkpoint is wrong. Nothing has been
+        computed then.
+    """
+
+    def __init__(self, arguments):
+        hparams_file, run_opts, overrides = parse_command_line(arguments)
+        self.hparams = hparams = load_hparams(hparams_file, overrides)
+        check_hparams(hparams)
+        self.lists = self._read_lists("verification_file", "data_folder")
+        self.calibration_lists = []
+        if hparams["calibration_trials"] is not None:
+            self.calibration_lists = self._read_lists(
+                "calibration_trials", "calibration_folder"
+            )
+        self.calibrations = {}
+        if hparams["calibration"] is not None:
+            self.calibrations = load_calibrations(hparams["calibration"])
+        self.cohort_utterances = self.read_utterances("cohort_list")
+        self.encoder = load_encoder(
+            hparams["checkpoint"],
+            hparams["variant"],
+            Path(hparams_file).parent,
+            run_opts,
+        )
+        self.fingerprint = network_fingerprint(self.encoder.mods)
+        network = self.encoder.mods.embedding_model
+        if isinstance(network, ReDimNet2):  # others are verified as well
+            self.encoder.mods.embedding_model = fold(network)
+        self.output_folder = Path(hparams["output_folder"])
+        self.output_folder.mkdir(parents=True, exist_ok=True)
+
+    def _read_lists(self, key, folder_key):
+        paths = self.hparams[key]
+        lists = {}
+        for path in [paths] if isinstance(paths, str) else paths:
+            if not os.path.isfile(path):
+                raise ValueError(f"{key}: no file {path}")
+            name = Path(path).stem
+            if name in lists:
+                raise ValueError(
+                    f"{key}: two lists are called {name}, and so would their "
+                    "results be; rename one"
+                )
+            trials = read_trials(path)
+            check_labels(trials, key, path)
+            enrolments = {enrolment: [enrolment] for _, enrolment, _ in trials}
+            if self.hparams["enrolment_file"] is not None:
+                enrolments = self._models(enrolments, path)
+            names = [
+                utterance
+                for _, enrolment, test in trials
+                for utterance in (*enrolments[enrolment], test)
+            ]
+            lists[name] = TrialList(
+                name, trials, enrolments, self._find(names, folder_key)
+            )
+        return list(lists.values())
+
+    def _models(self, enrolments, trial_list):
+        path = self.hparams["enrolment_file"]
+        models = read_enrolments(path)
+        for model in enrolments:
+            if model not in models:
+                raise ValueError(
+                    f"enrolment_file: {path} has no model {model}, which "
+                    f"{trial_list} names"
+                )
+        return {model: models[model] for model in enrolments}
+
+    def _find(self, names, folder_key):
+        source = self.hparams["utterance_list"]
+        if source is None:
+            return find_files(
+                names,
+                self.hparams[folder_key],
+                self.hparams["output_folder"],
+                folder_key,
+            )
+        known = {
+            utterance.name: utterance.path
+            for utterance in read_utterances(
+                source, self.hparams["data_folder"]
+            )
+        }
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"utterance_list: {source} does not say where {name} is, "
+                    "which the trials name"
+                )
+        return {name: known[name] for name in names}
+
+    def read_utterances(self, key):
+        """The utterances of a list of the hyperparameters.
+
+        Arguments
+        ---------
+        key : str
+            A key such as ``cohort_list``.
+
+        Returns
+        -------
+        list of Utterance
+            Empty if the key is null; at most ``utterances_per_speaker`` of each
+            speaker.
+        """
+        if self.hparams[key] is None:
+            return []
+        utterances = read_utterances(
+            self.hparams[key], self.hparams["list_folder"]
+        )
+        limit = self.hparams["utterances_per_speaker"]
+        if limit is None:
+            return utterances
+        return limit_per_speaker(utterances, limit)
+
+    def embed(self, paths):
+        """Embeddings of files, from the cache where it has them.
+
+        Arguments
+        ---------
+        paths : dict
+            Name of each utterance to its file.
+
+        Returns
+        -------
+        Embeddings
+        """
+        return extract_embeddings(
+            self.encoder.encode_batch,
+            paths,
+            self.hparams["embeddings_folder"],
+            self.fingerprint,
+            seconds_per_batch=self.hparams["seconds_per_batch"],
+            maximum_seconds=self.hparams["maximum_seconds"],
+            crops=self.hparams["crops"],
+        )
+
+    def embed_utterances(self, utterances):
+        """The same of a list that ``read_utterances`` gave."""
+        return self.embed({each.name: each.path for each in utterances})
+
+    def evaluate(self, backends):
+        """Scores all lists by all back-ends, and reports.
+
+        Arguments
+        ---------
+        backends : dict
+            Name of each back-end to it: an object whose ``enrolment_side`` and
+            ``test_side`` make rows of embeddings whose dot product is the
+            score, such as ``CosineBackend``.
+        """
+        self._cohort = self._embed_cohort()
+        calibrations = self.calibrations
+        if self.calibration_lists:
+            calibrations = self._train_calibrations(backends)
+        paths = {}
+        for trial_list in self.lists:
+            paths.update(trial_list.paths)
+        embeddings = self.embed(paths)
+        self._warn_of_known_speakers()
+        results = []
+        for trial_list in self.lists:
+            scored = self._score(trial_list, embeddings, backends)
+            for name, (scores, features) in scored.items():
+                results.append(Result(trial_list, name, scores))
+                if not calibrations:
+                    continue
+                if name not in calibrations:
+                    raise ValueError(
+                        f"calibration: {self.hparams['calibration']} has none "
+                        f"for {name}, only for {', '.join(calibrations)}"
+                    )
+                results.append(
+                    Result(
+                        trial_list,
+                        f"{name}, calibrated",
+                        calibrations[name](features),
+                    )
+                )
+        report(results, self.hparams, self.output_folder)
+
+    def _embed_cohort(self):
+        """Embeddings of the cohort's entries, or None."""
+        if not self.cohort_utterances:
+            return None
+        vectors = self.embed_utterances(self.cohort_utterances).vectors
+        if self.hparams["cohort_entries"] == "utterances":
+            return vectors
+        return average(vectors, rows_of_speakers(self.cohort_utterances))
+
+    def _train_calibrations(self, backends):
+        paths = {}
+        for trial_list in self.calibration_lists:
+            paths.update(trial_list.paths)
+        embeddings = self.embed(paths)
+        parts = [
+            self._score(trial_list, embeddings, backends)
+            for trial_list in self.calibration_lists
+        ]
+        labels = torch.cat([each.labels for each in self.calibration_lists])
+        calibrations = {}
+        for name in parts[0]:
+            features = [part[name][1] for part in parts]
+            calibrations[name] = train_calibration(
+                {
+                    key: torch.cat([each[key] for each in features])
+                    for key in features[0]
+                },
+                labels,
+            )
+        save_calibrations(calibrations, self.output_folder / "calibration.json")
+        return calibrations
+
+    def _score(self, trial_list, embeddings, backends):
+        """Of each back-end and normalization scores and features of trials."""
+        row = {name: row for row, name in enumerate(trial_list.enrolments)}
+        test_names = list(
+            dict.fromkeys(test for _, _, test in trial_list.trials)
+        )
+        test_row = {name: row for row, name in enumerate(test_names)}
+        enrolment_rows = torch.tensor(
+            [row[enrolment] for _, enrolment, _ in trial_list.trials]
+        )
+        test_rows = torch.tensor(
+            [test_row[test] for _, _, test in trial_list.trials]
+        )
+        groups = [
+            embeddings.rows(names).tolist()
+            for names in trial_list.enrolments.values()
+        ]
+        tested = embeddings.rows(test_names)
+        enrolments = average(embeddings.vectors, groups)
+        tests = embeddings.vectors[tested]
+        measured = self.hparams["quality_measures"]
+        measures = {}
+        if "durations" in measured:
+            seconds = embeddings.seconds.unsqueeze(1)
+            # Of several utterances the sum.
+            sizes = torch.tensor([[len(group)] for group in groups])
+            measures["duration"] = (
+                (average(seconds, groups) * sizes).flatten().log(),
+                embeddings.seconds[tested].log(),
+            )
+        if "magnitudes" in measured:
+            measures["magnitude"] = (
+                enrolments.norm(dim=1).log(),
+                tests.norm(dim=1).log(),
+            )
+        scored = {}
+        for name, backend in backends.items():
+            enrolment_side = backend.enrolment_side(enrolments)
+            test_side = backend.test_side(tests)
+            scores = trial_scores(
+                enrolment_side, test_side, enrolment_rows, test_rows
+            )
+            variants = {name: scores}
+            statistics = {}
+            if self._cohort is not None:
+                statistics = self._statistics(
+                    backend, enrolment_side, test_side
+                )
+                for norm in self.hparams["score_norms"]:
+                    variants[f"{name}, {self._norm_name(norm)}"] = (
+                        self._normalize(
+                            scores, norm, statistics, enrolment_rows, test_rows
+                        )
+                    )
+            if "cohort_means" in measured:
+                of_enrolments, of_tests = statistics["adaptive_s"]
+                measures["cohort mean"] = of_enrolments[0], of_tests[0]
+            features = quality_measures(
+                **{
+                    measure: (enrolment[enrolment_rows], test[test_rows])
+                    for measure, (enrolment, test) in measures.items()
+                }
+            )
+            for variant, values in variants.items():
+                scored[variant] = values, {"score": values, **features}
+        return scored
+
+    def _statistics(self, backend, enrolment_side, test_side):
+        """Statistics of both sides, of all of the cohort or of its top."""
+        as_test = backend.test_side(self._cohort)
+        as_enrolment = backend.enrolment_side(self._cohort)
+        norms = set(self.hparams["score_norms"])
+        tops = {}
+        if norms & {"z", "t", "s"}:
+            tops["s"] = None
+        if (
+            "adaptive_s" in norms
+            or "cohort_means" in self.hparams["quality_measures"]
+        ):
+            tops["adaptive_s"] = self.hparams["cohort_top"]
+        return {
+            kind: (
+                cohort_statistics(enrolment_side, as_test, top),
+                cohort_statistics(test_side, as_enrolment, top),
+            )
+            for kind, top in tops.items()
+        }
+
+    def _normalize(self, scores, norm, statistics, enrolment_rows, test_rows):
+        kind = norm if norm == "adaptive_s" else "s"
+        of_enrolments, of_tests = statistics[kind]
+        enrolment = [values[enrolment_rows] for values in of_enrolments]
+        test = [values[test_rows] for values in of_tests]
+        return normalize_scores(
+            scores,
+            None if norm == "t" else enrolment,
+            None if norm == "z" else test,
+        )
+
+    def _norm_name(self, norm):
+        if norm == "adaptive_s":
+            return f"{SCORE_NORMS[norm]} (top {self.hparams['cohort_top']})"
+        return SCORE_NORMS[norm]
+
+    def _warn_of_known_speakers(self):
+        """Warns of tested speakers in the training or in the cohort."""
+        speakers = {
+            name.split("/")[0]
+            for trial_list in self.lists
+            for name in trial_list.paths
+        }
+        classes = getattr(self.encoder.hparams, "label_encoder", None)
+        trained = speakers & set(classes.lab2ind if classes else ())
+        if trained:
+            print(
+                f"warning  {len(trained)} of the {len(speakers)} speakers were "
+                "in the training: this is no test on unseen speakers"
+            )
+        cohort = speakers & {each.speaker for each in self.cohort_utterances}
+        if cohort:
+            print(
+                f"warning  {len(cohort)} of the {len(speakers)} speakers are "
+                "in the cohort, which should be of others"
+            )
+
+
+def rows_of_speakers(utterances):
+    """Rows of each speaker's utterances, speakers in order of first mention.
+
+    Arguments
+    ---------
+    utterances : list of Utterance
+        Utterances, all with a speaker.
+
+    Returns
+    -------
+    list of list of int
+    """
+    rows = {}
+    for row, utterance in enumerate(utterances):
+        rows.setdefault(utterance.speaker, []).append(row)
+    return list(rows.values())
+
+
+def check_hparams(hparams):
+    """Checks what can be checked before any work is done.
+
+    Arguments
+    ---------
+    hparams : dict
+        The hyperparameters.
+
+    Raises
+    ------
+    ValueError
+        If a value is of the wrong type, or does not go with another.
+    """
+    optional = {
+        "maximum_seconds": float,
+        "crops": int,
+        "utterances_per_speaker": int,
+        "utterance_list": str,
+        "enrolment_file": str,
+        "cohort_list": str,
+        "list_folder": str,
+        "calibration": str,
+    }
+    check_types(
+        hparams,
+        data_folder=str,
+        checkpoint=str,
+        output_folder=str,
+        embeddings_folder=str,
+        seconds_per_batch=float,
+        cohort_top=int,
+        **{
+            key: expected
+            for key, expected in optional.items()
+            if hparams[key] is not None
+        },
+    )
+    for key in ("crops", "utterances_per_speaker"):
+        if hparams[key] is not None:
+            check_at_least(hparams, **{key: 1})
+    if hparams["crops"] is not None and hparams["maximum_seconds"] is None:
+        raise ValueError(
+            "maximum_seconds: missing; crops needs it, the seconds of each"
+        )
+    for key, known in (
+        ("variant", (None, *VARIANTS.values())),
+        ("cohort_entries", ("speakers", "utterances")),
+        ("score_norms", tuple(SCORE_NORMS)),
+        ("quality_measures", QUALITY_MEASURES),
+    ):
+        values = hparams[key]
+        for value in values if isinstance(values, list) else [values]:
+            if value not in known:
+                raise ValueError(
+                    f"{key}: unknown value {value!r}, expected one of "
+                    f"{', '.join(filter(None, known))}"
+                )
+    for key in ("score_norms", "quality_measures"):
+        if not isinstance(hparams[key], list):
+            raise ValueError(f"{key}: expected a list such as [], not a value")
+    for key in ("verification_file", "calibration_trials"):
+        value = hparams[key]
+        if not isinstance(value, str | list) and (
+            value is not None or key == "verification_file"
+        ):
+            raise ValueError(
+                f"{key}: expected a trial list or several, not {value!r}"
+            )
+    for key in ("enrolment_file", "calibration"):
+        if hparams[key] is not None and not os.path.isfile(hparams[key]):
+            raise ValueError(f"{key}: no file {hparams[key]}")
+    calibrated = [
+        key
+        for key in ("calibration", "calibration_trials")
+        if hparams[key] is not None
+    ]
+    if len(calibrated) == 2:
+        raise ValueError(
+            "calibration: give either a saved one or calibration_trials"
+        )
+    if hparams["quality_measures"] and not calibrated:
+        raise ValueError(
+            "quality_measures: they need calibration_trials or a calibration"
+        )
+    if (
+        "cohort_means" in hparams["quality_measures"]
+        and hparams["cohort_list"] is None
+    ):
+        raise ValueError("quality_measures: cohort_means needs a cohort_list")
+    if hparams["utterance_list"] is None and not os.path.isdir(
+        os.path.join(hparams["data_folder"], "wav")
+    ):
+        raise ValueError(
+            f"data_folder: there is no folder wav in {hparams['data_folder']}"
+        )
