@@ -15,10 +15,12 @@ For training:
 
 For use:
  * folding: a faster copy of a trained network
- * audio, inference: reading files; embeddings of many of them
+ * audio, inference, embeddings: reading files; embeddings of many, kept
+ * scoring, plda, calibration: from embeddings to scores
  * metrics, plots: error rates and their pictures
  * model_folder: folders that SpeechBrain's inference classes load
  * published, convert: the published checkpoints
+ * whole_files: files that appear when they are complete
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026

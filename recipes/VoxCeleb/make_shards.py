@@ -45,6 +45,8 @@ from speechbrain.dataio.dataio import load_data_csv
 from speechbrain.utils.parallel import get_available_cpu_count
 from tqdm import tqdm
 
+from redimnet2_lobes.whole_files import complete_or_absent
+
 COLUMNS = ["ID", "duration", "wav", "spk_id"]
 
 
@@ -131,7 +133,7 @@ def make_shards(
         for i, (offset, size) in zip(members, ranges, strict=True):
             sources[i] = f"$data_root/{path.name}:{offset}:{size}"
     with (
-        _complete_or_absent(output / "train.csv") as partial,
+        _whole_file(output / "train.csv") as partial,
         open(partial, "w", newline="", encoding="utf-8") as stream,
     ):
         index = csv.writer(stream, lineterminator="\n")
@@ -185,7 +187,7 @@ def _claim(output, plan):
             f"{output}: holds other files, but no shards; name a new folder"
         )
     else:
-        with _complete_or_absent(path) as partial:
+        with _whole_file(path) as partial:
             partial.write_text(json.dumps(plan), encoding="utf-8")
 
 
@@ -248,7 +250,7 @@ def _read_shard(path):
 
 def _write_shard(path, utterances):
     with (
-        _complete_or_absent(path) as partial,
+        _whole_file(path) as partial,
         open(partial, "wb") as stream,
         # Without times, the same utterances make the same bytes.
         webdataset.TarWriter(stream, mtime=0) as shard,
@@ -264,12 +266,11 @@ def _write_shard(path, utterances):
 
 
 @contextlib.contextmanager
-def _complete_or_absent(path):
-    """Yields a temporary name; what it holds becomes ``path`` on success."""
-    partial = path.with_name(f"{path.name}.part")
+def _whole_file(path):
+    """Yields a temporary name, and says how to go on if that fails."""
     try:
-        yield partial
-        os.replace(partial, path)
+        with complete_or_absent(path) as partial:
+            yield partial
     except OSError as error:
         if error.filename is not None:
             raise
@@ -277,8 +278,6 @@ def _complete_or_absent(path):
             f"{path}: {error.strerror}; once that is mended, run the same "
             "command again, which keeps the shards that are complete"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def main(arguments=None):

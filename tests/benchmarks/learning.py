@@ -22,7 +22,6 @@ Authors
 
 import argparse
 import json
-import os
 import re
 import shutil
 import statistics
@@ -41,6 +40,8 @@ sys.path[:0] = [str(RECIPE), str(Path(__file__).parent)]
 import train_speaker_embeddings as recipe  # noqa: E402
 from command_line import load_hparams, parse_command_line  # noqa: E402
 from trials import read_trials  # noqa: E402
+
+from redimnet2_lobes.whole_files import complete_or_absent  # noqa: E402
 
 # Shorter than the demo's.
 SCHEDULE = {
@@ -238,9 +239,8 @@ def measure(system, seed, corpus, folder, epochs):
 
 def write_json(figures, path):
     """Writes a file that stands under its name only when complete."""
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with complete_or_absent(path) as partial:
+        partial.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 
 
 def table(results, seconds):

@@ -56,6 +56,7 @@ from redimnet2_lobes.plots import plot_training_curves
 from redimnet2_lobes.published import VARIANTS
 from redimnet2_lobes.scoring import CosineBackend, trial_scores
 from redimnet2_lobes.training_data import TrainingCrops, UtteranceList
+from redimnet2_lobes.whole_files import complete_or_absent
 
 logger = get_logger(__name__)
 
@@ -381,9 +382,8 @@ def keep_speakers(speakers, checkpointer):
     """
     path = checkpointer.checkpoints_dir / "label_encoder.txt"
     if not checkpointer.list_checkpoints():
-        partial = path.with_name("label_encoder.txt.part")
-        speakers.save(partial)
-        os.replace(partial, path)
+        with complete_or_absent(path) as partial:
+            speakers.save(partial)
     before = CategoricalEncoder.from_saved(path)
     if before.lab2ind != speakers.lab2ind:
         raise ValueError(
