@@ -29,9 +29,10 @@ def test_demo(tmp_path):
     folder = tmp_path / "demo"
     for name in (
         "trained/training_curves.png",
-        "verification/det.png",
-        "verification/score_histogram.png",
-        "verification/scores.txt",
+        "verification/results.json",
+        "verification/veri_test2/det.png",
+        "verification/veri_test2/cosine_histogram.png",
+        "verification/veri_test2/cosine_scores.txt",
     ):
         assert (folder / name).stat().st_size > 0
     encoder = EncoderClassifier.from_hparams(
