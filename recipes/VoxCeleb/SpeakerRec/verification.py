@@ -227,7 +227,8 @@ class Verification:
         backends : dict
             Name of each back-end to it: an object whose ``enrolment_side`` and
             ``test_side`` make rows of embeddings whose dot product is the
-            score, such as ``CosineBackend``.
+            score, such as ``CosineBackend``. The score must not depend on
+            which of two embeddings enrols.
         """
         self._cohort = self._embed_cohort()
         calibrations = self.calibrations
@@ -293,102 +294,77 @@ class Verification:
 
     def _score(self, trial_list, embeddings, backends):
         """Of each back-end and normalization scores and features of trials."""
-        row = {name: row for row, name in enumerate(trial_list.enrolments)}
-        test_names = list(
-            dict.fromkeys(test for _, _, test in trial_list.trials)
+        # Each distinct enrolment or test, by its utterances, is a voice.
+        row = {}
+        pairs = torch.tensor(
+            [
+                [
+                    row.setdefault(tuple(utterances), len(row))
+                    for utterances in (trial_list.enrolments[enrolment], [test])
+                ]
+                for _, enrolment, test in trial_list.trials
+            ]
         )
-        test_row = {name: row for row, name in enumerate(test_names)}
-        enrolment_rows = torch.tensor(
-            [row[enrolment] for _, enrolment, _ in trial_list.trials]
-        )
-        test_rows = torch.tensor(
-            [test_row[test] for _, _, test in trial_list.trials]
-        )
-        groups = [
-            embeddings.rows(names).tolist()
-            for names in trial_list.enrolments.values()
-        ]
-        tested = embeddings.rows(test_names)
-        enrolments = average(embeddings.vectors, groups)
-        tests = embeddings.vectors[tested]
-        measured = self.hparams["quality_measures"]
+        sizes = [len(utterances) for utterances in row]
+        rows = embeddings.rows(name for names in row for name in names)
+        groups = [group.tolist() for group in rows.split(sizes)]
+        voices = average(embeddings.vectors, groups)
         measures = {}
-        if "durations" in measured:
-            seconds = embeddings.seconds.unsqueeze(1)
-            # Of several utterances the sum.
-            sizes = torch.tensor([[len(group)] for group in groups])
-            measures["duration"] = (
-                (average(seconds, groups) * sizes).flatten().log(),
-                embeddings.seconds[tested].log(),
-            )
-        if "magnitudes" in measured:
-            measures["magnitude"] = (
-                enrolments.norm(dim=1).log(),
-                tests.norm(dim=1).log(),
-            )
+        if "durations" in self.hparams["quality_measures"]:
+            seconds = average(embeddings.seconds.unsqueeze(1), groups).flatten()
+            measures["duration"] = (seconds * torch.tensor(sizes)).log()
+        if "magnitudes" in self.hparams["quality_measures"]:
+            measures["magnitude"] = voices.norm(dim=1).log()
         scored = {}
         for name, backend in backends.items():
-            enrolment_side = backend.enrolment_side(enrolments)
-            test_side = backend.test_side(tests)
-            scores = trial_scores(
-                enrolment_side, test_side, enrolment_rows, test_rows
-            )
+            sides = backend.enrolment_side(voices), backend.test_side(voices)
+            scores = trial_scores(*sides, *pairs.T)
             variants = {name: scores}
-            statistics = {}
             if self._cohort is not None:
-                statistics = self._statistics(
-                    backend, enrolment_side, test_side
-                )
+                whole, top = self._statistics(backend, sides[0])
                 for norm in self.hparams["score_norms"]:
+                    statistics = top if norm == "adaptive_s" else whole
+                    enrolment, test = (
+                        [values[side] for values in statistics]
+                        for side in pairs.T
+                    )
                     variants[f"{name}, {self._norm_name(norm)}"] = (
-                        self._normalize(
-                            scores, norm, statistics, enrolment_rows, test_rows
+                        normalize_scores(
+                            scores,
+                            None if norm == "t" else enrolment,
+                            None if norm == "z" else test,
                         )
                     )
-            if "cohort_means" in measured:
-                of_enrolments, of_tests = statistics["adaptive_s"]
-                measures["cohort mean"] = of_enrolments[0], of_tests[0]
+                if "cohort_means" in self.hparams["quality_measures"]:
+                    measures["cohort mean"] = top[0]
             features = quality_measures(
                 **{
-                    measure: (enrolment[enrolment_rows], test[test_rows])
-                    for measure, (enrolment, test) in measures.items()
+                    measure: values[pairs].unbind(1)
+                    for measure, values in measures.items()
                 }
             )
             for variant, values in variants.items():
                 scored[variant] = values, {"score": values, **features}
         return scored
 
-    def _statistics(self, backend, enrolment_side, test_side):
-        """Statistics of both sides, of all of the cohort or of its top."""
-        as_test = backend.test_side(self._cohort)
-        as_enrolment = backend.enrolment_side(self._cohort)
+    def _statistics(self, backend, enrolment_side):
+        """Statistics of voices, of all of the cohort and of its top.
+
+        The scores being symmetric, those of an enrolment are those of a test.
+        """
+        cohort = backend.test_side(self._cohort)
         norms = set(self.hparams["score_norms"])
-        tops = {}
+        whole = top = None
         if norms & {"z", "t", "s"}:
-            tops["s"] = None
+            whole = cohort_statistics(enrolment_side, cohort)
         if (
             "adaptive_s" in norms
             or "cohort_means" in self.hparams["quality_measures"]
         ):
-            tops["adaptive_s"] = self.hparams["cohort_top"]
-        return {
-            kind: (
-                cohort_statistics(enrolment_side, as_test, top),
-                cohort_statistics(test_side, as_enrolment, top),
+            top = cohort_statistics(
+                enrolment_side, cohort, self.hparams["cohort_top"]
             )
-            for kind, top in tops.items()
-        }
-
-    def _normalize(self, scores, norm, statistics, enrolment_rows, test_rows):
-        kind = norm if norm == "adaptive_s" else "s"
-        of_enrolments, of_tests = statistics[kind]
-        enrolment = [values[enrolment_rows] for values in of_enrolments]
-        test = [values[test_rows] for values in of_tests]
-        return normalize_scores(
-            scores,
-            None if norm == "t" else enrolment,
-            None if norm == "z" else test,
-        )
+        return whole, top
 
     def _norm_name(self, norm):
         if norm == "adaptive_s":
