@@ -471,6 +471,27 @@ def test_calibration_is_trained_saved_and_applied(
         verify(**{**given, "cohort_top": 6}, calibration=saved)
 
 
+def test_cohorts_that_do_not_fit_are_refused(
+    verify, cohort, model, tmp_path, monkeypatch
+):
+    def no_encoding(*arguments):
+        raise AssertionError("embedded before the check")
+
+    monkeypatch.setattr(EncoderClassifier, "encode_batch", no_encoding)
+    (tmp_path / "empty").mkdir()
+    wavs = sorted(cohort.rglob("*.wav"))
+    (tmp_path / "list.scp").write_text(
+        "".join(f"{row} {wav}\n" for row, wav in enumerate(wavs))
+    )
+    for source, message in (
+        (cohort, "cohort_top: 300 is more than the 8 entries"),
+        (tmp_path / "empty", "empty"),
+        (tmp_path / "list.scp", r"list\.scp does not say whose utterance 0 is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            verify(checkpoint=model, cohort_list=source)
+
+
 def test_tested_speakers_in_the_cohort_are_reported(
     verify, corpus, model, capsys
 ):
@@ -561,7 +582,7 @@ def test_plda_is_trained_saved_and_taken_again(
         ({"plda_file": "model"}, "model"),
         ({"train_list": "speech", "plda_rank": 40}, "plda_rank"),
         ({"train_list": "speech", "lda_dimension": "x"}, "lda_dimension: exp"),
-        ({"train_list": "scp"}, "train_list: .*scp does not say whose"),
+        ({"train_list": "scp"}, "train_list: .*scp does not say whose utt"),
     ],
 )
 def test_faults_of_plda_are_named(

@@ -73,13 +73,7 @@ def train(verification):
         The trained back-end.
     """
     hparams = verification.hparams
-    utterances = verification.read_utterances("train_list")
-    for utterance in utterances:
-        if utterance.speaker is None:
-            raise ValueError(
-                f"train_list: {hparams['train_list']} does not say whose "
-                f"utterance {utterance.name} is; add speakers"
-            )
+    utterances = verification.read_utterances("train_list", with_speakers=True)
     plda = train_plda(
         verification.embed_utterances(utterances).vectors,
         [utterance.speaker for utterance in utterances],

@@ -94,7 +94,11 @@ class Verification:
         self.calibrations = {}
         if hparams["calibration"] is not None:
             self.calibrations = load_calibrations(hparams["calibration"])
-        self.cohort_utterances = self.read_utterances("cohort_list")
+        self.cohort_utterances = self.read_utterances(
+            "cohort_list", with_speakers=hparams["cohort_entries"] == "speakers"
+        )
+        if self.cohort_utterances:
+            self._check_cohort()
         self.encoder = load_encoder(
             hparams["checkpoint"],
             hparams["variant"],
@@ -169,13 +173,26 @@ class Verification:
                 )
         return {name: known[name] for name in names}
 
-    def read_utterances(self, key):
+    def _check_cohort(self):
+        """Checks its size before it is embedded."""
+        entries = len(self.cohort_utterances)
+        if self.hparams["cohort_entries"] == "speakers":
+            entries = len(rows_of_speakers(self.cohort_utterances))
+        if self._uses_top() and self.hparams["cohort_top"] > entries:
+            raise ValueError(
+                f"cohort_top: {self.hparams['cohort_top']} is more than the "
+                f"{entries} entries of the cohort; lower it"
+            )
+
+    def read_utterances(self, key, with_speakers=False):
         """The utterances of a list of the hyperparameters.
 
         Arguments
         ---------
         key : str
             A key such as ``cohort_list``.
+        with_speakers : bool
+            Whether each must have a speaker.
 
         Returns
         -------
@@ -188,6 +205,12 @@ class Verification:
         utterances = read_utterances(
             self.hparams[key], self.hparams["list_folder"]
         )
+        for utterance in utterances if with_speakers else []:
+            if utterance.speaker is None:
+                raise ValueError(
+                    f"{key}: {self.hparams[key]} does not say whose utterance "
+                    f"{utterance.name} is; add speakers"
+                )
         limit = self.hparams["utterances_per_speaker"]
         if limit is None:
             return utterances
@@ -353,18 +376,20 @@ class Verification:
         The scores being symmetric, those of an enrolment are those of a test.
         """
         cohort = backend.test_side(self._cohort)
-        norms = set(self.hparams["score_norms"])
         whole = top = None
-        if norms & {"z", "t", "s"}:
+        if {"z", "t", "s"} & set(self.hparams["score_norms"]):
             whole = cohort_statistics(enrolment_side, cohort)
-        if (
-            "adaptive_s" in norms
-            or "cohort_means" in self.hparams["quality_measures"]
-        ):
+        if self._uses_top():
             top = cohort_statistics(
                 enrolment_side, cohort, self.hparams["cohort_top"]
             )
         return whole, top
+
+    def _uses_top(self):
+        return (
+            "adaptive_s" in self.hparams["score_norms"]
+            or "cohort_means" in self.hparams["quality_measures"]
+        )
 
     def _norm_name(self, norm):
         if norm == "adaptive_s":
