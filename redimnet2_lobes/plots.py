@@ -104,7 +104,9 @@ def plot_det(curves, path):
     _save(figure, path)
 
 
-def plot_score_histogram(positive_scores, negative_scores, threshold, path):
+def plot_score_histogram(
+    positive_scores, negative_scores, threshold, path, title="Scores"
+):
     """Plots the distributions of both kinds of scores and a threshold.
 
     Each kind is scaled to its own number of trials, as there are usually many
@@ -120,6 +122,8 @@ def plot_score_histogram(positive_scores, negative_scores, threshold, path):
         The decision threshold to mark, such as that of the equal error rate.
     path : str or Path
         The PNG file to write.
+    title : str
+        What stands above it.
 
     Example
     -------
@@ -164,7 +168,7 @@ def plot_score_histogram(positive_scores, negative_scores, threshold, path):
     axes.set_axisbelow(True)
     axes.set_xlabel("score (higher: more alike)")
     axes.set_ylabel("share of the trials of each kind (% per bar)")
-    axes.set_title("Scores of all trials")
+    axes.set_title(title)
     figure.legend(loc="outside lower center")
     _save(figure, path)
 

@@ -492,11 +492,35 @@ def test_cohorts_that_do_not_fit_are_refused(
             verify(checkpoint=model, cohort_list=source)
 
 
-def test_tested_speakers_in_the_cohort_are_reported(
+def test_tested_speakers_in_cohort_and_calibration_are_reported(
     verify, corpus, model, capsys
 ):
-    verify(checkpoint=model, cohort_list=corpus, cohort_top=3)
-    assert "3 of the 3 speakers are in the cohort" in capsys.readouterr().out
+    verify(
+        checkpoint=model,
+        cohort_list=corpus,
+        cohort_top=3,
+        calibration_trials=corpus / "veri_test2.txt",
+    )
+    shown = capsys.readouterr().out
+    assert "3 of the 3 speakers are in the cohort" in shown
+    assert "3 of the 3 speakers are in the calibration trials" in shown
+
+
+def test_no_files_of_other_back_ends_are_left(verify, cohort, model):
+    given = {"checkpoint": model, "cohort_list": cohort, "cohort_top": 3}
+    folder = verify(**given) / "veri_test2"
+    assert len(list(folder.glob("*_scores.txt"))) == 2
+    (folder / "notes.txt").write_text("of the user's own")
+    verify(checkpoint=model, maximum_seconds=0.2)
+    assert {path.name for path in folder.iterdir()} == {
+        "cosine_scores.txt",
+        "cosine_worst_trials.txt",
+        "cosine_histogram.png",
+        "det.png",
+        "notes.txt",
+    }
+    text = (folder.parent / "results.txt").read_text()
+    assert text.endswith("its first 0.2 s.\n")
 
 
 @pytest.fixture(scope="module")
@@ -771,6 +795,7 @@ def test_other_files_than_weights_are_named(verify, weights_file, tmp_path):
         ({"cohort_entries": "files"}, "cohort_entries: unknown value 'files'"),
         ({"score_norms": "[x]"}, "score_norms: unknown value 'x'.* z, t, s"),
         ({"score_norms": "z"}, "score_norms: expected a list"),
+        ({"score_norms": "[z]"}, "score_norms: they need a cohort_list"),
         ({"cohort_top": "many"}, "cohort_top: expected a whole number"),
         ({"crops": 3}, "maximum_seconds: missing; crops needs it"),
         ({"crops": 0, "maximum_seconds": 1}, "crops: 0 is less than 1"),

@@ -282,5 +282,7 @@ def _check_files(source, utterances, lines):
         raise ValueError(
             f"{source}: {len(missing)} of the {len(utterances)} files are "
             f"missing, the first is {missing[0].path} (line "
-            f"{lines[missing[0].name]}); check the paths and the data folder"
+            f"{lines[missing[0].name]}); check the paths, and the folder that "
+            "$data_root stands for (list_folder in verification, data_folder "
+            "in extraction)"
         )

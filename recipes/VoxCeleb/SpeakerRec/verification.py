@@ -272,13 +272,15 @@ class Verification:
                 if name not in calibrations:
                     raise ValueError(
                         f"calibration: {self.hparams['calibration']} has none "
-                        f"for {name}, only for {', '.join(calibrations)}"
+                        f"for {name}, only for {'; '.join(calibrations)}"
                     )
                 results.append(
                     Result(
                         trial_list,
                         f"{name}, calibrated",
                         calibrations[name](features),
+                        # The score alone: the order of the trials is the same.
+                        own_curve=len(features) > 1,
                     )
                 )
         report(results, self.hparams, self.output_folder)
@@ -397,7 +399,7 @@ class Verification:
         return SCORE_NORMS[norm]
 
     def _warn_of_known_speakers(self):
-        """Warns of tested speakers in the training or in the cohort."""
+        """Warns of tested speakers that something was trained on."""
         speakers = {
             name.split("/")[0]
             for trial_list in self.lists
@@ -409,6 +411,16 @@ class Verification:
             print(
                 f"warning  {len(trained)} of the {len(speakers)} speakers were "
                 "in the training: this is no test on unseen speakers"
+            )
+        calibrated = speakers & {
+            name.split("/")[0]
+            for trial_list in self.calibration_lists
+            for name in trial_list.paths
+        }
+        if calibrated:
+            print(
+                f"warning  {len(calibrated)} of the {len(speakers)} speakers "
+                "are in the calibration trials, which should be of others"
             )
         cohort = speakers & {each.speaker for each in self.cohort_utterances}
         if cohort:
@@ -483,7 +495,7 @@ def check_hparams(hparams):
     for key, known in (
         ("variant", (None, *VARIANTS.values())),
         ("cohort_entries", ("speakers", "utterances")),
-        ("score_norms", tuple(SCORE_NORMS)),
+        ("score_norms", (None, *SCORE_NORMS)),
         ("quality_measures", QUALITY_MEASURES),
     ):
         values = hparams[key]
@@ -493,6 +505,10 @@ def check_hparams(hparams):
                     f"{key}: unknown value {value!r}, expected one of "
                     f"{', '.join(filter(None, known))}"
                 )
+    if hparams["score_norms"] is None:
+        hparams["score_norms"] = (
+            ["adaptive_s"] if hparams["cohort_list"] else []
+        )
     for key in ("score_norms", "quality_measures"):
         if not isinstance(hparams[key], list):
             raise ValueError(f"{key}: expected a list such as [], not a value")
@@ -525,6 +541,8 @@ def check_hparams(hparams):
         and hparams["cohort_list"] is None
     ):
         raise ValueError("quality_measures: cohort_means needs a cohort_list")
+    if hparams["score_norms"] and hparams["cohort_list"] is None:
+        raise ValueError("score_norms: they need a cohort_list")
     if hparams["utterance_list"] is None and not os.path.isdir(
         os.path.join(hparams["data_folder"], "wav")
     ):

@@ -23,7 +23,9 @@ from redimnet2_lobes.plots import plot_det, plot_score_histogram
 from redimnet2_lobes.whole_files import complete_or_absent
 
 P_TARGETS = (0.01, 0.05)  # priors of a trial of one speaker in the minDCF
-WORST_TRIALS = 20  # of each kind that are listed
+LISTED_TRIALS = 20  # worst trials of each kind
+SCORES, WORST_TRIALS = "_scores.txt", "_worst_trials.txt"
+HISTOGRAM = "_histogram.png"
 COLUMNS = (
     "list",
     "back-end",
@@ -44,6 +46,7 @@ class Result:
     trial_list: object
     backend: str
     scores: torch.Tensor  # [trials]
+    own_curve: bool = True  # not that of the back-end before it
 
     def figures(self):
         """Error rates and thresholds.
@@ -97,23 +100,29 @@ def report(results, hparams, output_folder):
     """
     rows = []
     curves = {}
+    for name in {result.trial_list.name for result in results}:
+        folder = output_folder / name
+        folder.mkdir(exist_ok=True)
+        for kind in (SCORES, WORST_TRIALS, HISTOGRAM):
+            for earlier in folder.glob(f"*{kind}"):  # of other back-ends
+                earlier.unlink()
     for result in results:
         folder = output_folder / result.trial_list.name
-        folder.mkdir(exist_ok=True)
         figures = result.figures()
         rows.append(figures)
         positive, negative = result.split()
-        curves.setdefault(result.trial_list.name, {})[result.backend] = (
-            det_curve(positive, negative)[:2]
-        )
+        if result.own_curve:
+            of_list = curves.setdefault(result.trial_list.name, {})
+            of_list[result.backend] = det_curve(positive, negative)[:2]
         name = re.sub(r"[^a-z0-9]+", "_", result.backend.lower()).strip("_")
-        write_scores(result, folder / f"{name}_scores.txt")
-        write_worst_trials(result, folder / f"{name}_worst_trials.txt")
+        write_scores(result, folder / f"{name}{SCORES}")
+        write_worst_trials(result, folder / f"{name}{WORST_TRIALS}")
         plot_score_histogram(
             positive,
             negative,
             figures["eer_threshold"],
-            folder / f"{name}_histogram.png",
+            folder / f"{name}{HISTOGRAM}",
+            title=f"Scores of {result.trial_list.name}, {result.backend}",
         )
     for name, of_backends in curves.items():
         plot_det(of_backends, output_folder / name / "det.png")
@@ -126,19 +135,44 @@ def report(results, hparams, output_folder):
         "crops": hparams["crops"],
         "results": rows,
     }
-    for name, text in (
+    text = text_table(rows) + embedded(hparams)
+    for name, content in (
         ("results.json", json.dumps(summary, indent=2) + "\n"),
         ("results.md", markdown_table(rows)),
-        ("results.txt", text_table(rows)),
+        ("results.txt", text),
     ):
         with complete_or_absent(output_folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
-    print(text_table(rows), end="")
+            partial.write_text(content, encoding="utf-8")
+    print(text, end="")
     print(
-        "minDCF normalized. Scores, worst trials, histograms and DET curves "
-        f"are in {output_folder}/<list>/, the table in results.json and "
-        "results.md"
+        "minDCF is normalized, the threshold that of the EER. Scores, worst "
+        f"trials, histograms and DET curves are in {output_folder}/<list>/, the "
+        "table in results.json and results.md"
     )
+
+
+def embedded(hparams):
+    r"""A line on what of each utterance was embedded.
+
+    Arguments
+    ---------
+    hparams : dict
+        The hyperparameters.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> embedded({"maximum_seconds": 4, "crops": 10})
+    'Embedded of each utterance: 10 crops of 4 s, averaged.\n'
+    """
+    seconds, crops = hparams["maximum_seconds"], hparams["crops"]
+    what = "all of it" if seconds is None else f"its first {seconds:g} s"
+    if crops is not None:
+        what = f"{crops} crops of {seconds:g} s, averaged"
+    return f"Embedded of each utterance: {what}.\n"
 
 
 def write_scores(result, path):
@@ -182,7 +216,7 @@ def write_worst_trials(result, path):
         order = (sign * result.scores[of_kind]).argsort(
             descending=True, stable=True
         )
-        for index in of_kind[order[:WORST_TRIALS]].tolist():
+        for index in of_kind[order[:LISTED_TRIALS]].tolist():
             _, enrolment, test = trial_list.trials[index]
             files = " ".join(trial_list.enrolments[enrolment])
             lines.append(f"{result.scores[index]:.4f} {files} {test}")
