@@ -146,8 +146,8 @@ def report(results, hparams, output_folder):
     print(text, end="")
     print(
         "minDCF is normalized, the threshold that of the EER. Scores, worst "
-        f"trials, histograms and DET curves are in {output_folder}/<list>/, the "
-        "table in results.json and results.md"
+        f"trials, histograms and DET curves are in {output_folder}/<list>/, "
+        "the table in results.json and results.md"
     )
 
 
