@@ -326,7 +326,7 @@ def test_a_full_disk_leaves_no_output_but_the_parts(
     (left,) = (tmp_path / "results").iterdir()
     assert left.name == "embeddings.embedding_parts"
     # The rest needs no network.
-    monkeypatch.setattr(extraction.ReDimNet2, "forward", None)
+    monkeypatch.setattr(ReDimNet2, "forward", None)
     monkeypatch.setattr(extraction, "fold", lambda network: network)
     assert "embeddings.embedding_parts" not in os.listdir(extract(format=form))
 

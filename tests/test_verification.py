@@ -781,7 +781,7 @@ def test_other_files_than_weights_are_named(verify, weights_file, tmp_path):
     [
         ({"variant": "b9"}, "variant: unknown value 'b9'.* b0, b1"),
         ({"seconds_per_batch": "many"}, "seconds_per_batch: expected a number"),
-        ({"seconds_per_batch": 0}, "seconds_per_batch: must be above 0"),
+        ({"seconds_per_batch": 0}, "seconds_per_batch: 0 is less than 0.025"),
         ({"output_folder": 7}, "output_folder: expected text, not 7"),
         ({"chekpoint": "x"}, "chekpoint: not a key .* mean checkpoint"),
         ({"device": "toaster"}, "device: 'toaster' cannot be used"),

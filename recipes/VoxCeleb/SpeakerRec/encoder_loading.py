@@ -10,11 +10,85 @@ import re
 from pathlib import Path
 
 import torch
-from command_line import build_hparam, one_line
+from command_line import (
+    build_hparam,
+    check_at_least,
+    check_types,
+    one_line,
+)
 from speechbrain.inference.classifiers import EncoderClassifier
 
+from redimnet2_lobes.embeddings import network_fingerprint
+from redimnet2_lobes.folding import fold
+from redimnet2_lobes.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.published import VARIANTS
-from redimnet2_lobes.redimnet2 import PassThrough
+from redimnet2_lobes.redimnet2 import PassThrough, ReDimNet2
+
+
+def check_embedding_hparams(hparams):
+    """Checks what says which network embeds what of an utterance.
+
+    Arguments
+    ---------
+    hparams : dict
+        The hyperparameters.
+
+    Raises
+    ------
+    ValueError
+        If a value is wrong.
+    """
+    known = tuple(VARIANTS.values())
+    if hparams["variant"] not in (None, *known):
+        raise ValueError(
+            f"variant: unknown value {hparams['variant']!r}, expected one of "
+            f"{', '.join(known)}"
+        )
+    check_types(hparams, checkpoint=str, seconds_per_batch=float)
+    window = WINDOW / SAMPLE_RATE
+    check_at_least(hparams, seconds_per_batch=window)
+    if hparams["maximum_seconds"] is not None:
+        check_types(hparams, maximum_seconds=float)
+        check_at_least(hparams, maximum_seconds=window)
+    if hparams["crops"] is not None:
+        check_types(hparams, crops=int)
+        check_at_least(hparams, crops=1)
+        if hparams["maximum_seconds"] is None:
+            raise ValueError(
+                "maximum_seconds: missing; crops needs it, the seconds of each"
+            )
+
+
+def load_folded_encoder(hparams, hparams_file, run_opts):
+    """Loads the network that the hyperparameters name, for many utterances.
+
+    Arguments
+    ---------
+    hparams : dict
+        The hyperparameters.
+    hparams_file : str
+        Their file.
+    run_opts : RunOptions
+        SpeechBrain's run options.
+
+    Returns
+    -------
+    encoder : EncoderClassifier
+        The network, folded if it is a ReDimNet2.
+    fingerprint : str
+        Stands for its weights: ``network_fingerprint``.
+    """
+    encoder = load_encoder(
+        hparams["checkpoint"],
+        hparams["variant"],
+        Path(hparams_file).parent,
+        run_opts,
+    )
+    fingerprint = network_fingerprint(encoder.mods)
+    network = encoder.mods.embedding_model
+    if isinstance(network, ReDimNet2):  # others may be used as well
+        encoder.mods.embedding_model = fold(network)
+    return encoder, fingerprint
 
 
 def load_encoder(checkpoint, variant, hparams_folder, run_opts):

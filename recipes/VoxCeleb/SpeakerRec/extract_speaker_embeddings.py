@@ -28,16 +28,12 @@ from command_line import (
     main_with_one_line_errors,
     parse_command_line,
 )
-from encoder_loading import load_encoder
+from encoder_loading import check_embedding_hparams, load_folded_encoder
 from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from tqdm import tqdm
 from utterance_lists import read_utterances
 
-from redimnet2_lobes.embeddings import extract_embeddings, network_fingerprint
-from redimnet2_lobes.folding import fold
-from redimnet2_lobes.front_end import SAMPLE_RATE, WINDOW
-from redimnet2_lobes.published import VARIANTS
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.embeddings import extract_embeddings
 from redimnet2_lobes.whole_files import complete_or_absent
 
 ROWS_PER_GROUP = 65536  # of Parquet, 50 MB for embeddings of 192 values
@@ -59,16 +55,7 @@ def main(arguments):
     utterances = read_utterances(hparams["utterances"], hparams["data_folder"])
     if hparams["format"] == "kaldi":
         check_names(utterances)
-    encoder = load_encoder(
-        hparams["checkpoint"],
-        hparams["variant"],
-        Path(hparams_file).parent,
-        run_opts,
-    )
-    fingerprint = network_fingerprint(encoder.mods)
-    network = encoder.mods.embedding_model
-    if isinstance(network, ReDimNet2):  # other encoders may be used as well
-        encoder.mods.embedding_model = fold(network)
+    encoder, fingerprint = load_folded_encoder(hparams, hparams_file, run_opts)
     parts = outputs[-1].with_suffix(".embedding_parts")
     embeddings = extract_embeddings(
         encoder.encode_batch,
@@ -100,39 +87,16 @@ def check_hparams(hparams):
     ValueError
         If a value is wrong, or a package is not installed.
     """
-    for key, known in (
-        ("variant", (None, *VARIANTS.values())),
-        ("format", tuple(FORMATS)),
-    ):
-        if hparams[key] not in known:
-            raise ValueError(
-                f"{key}: unknown value {hparams[key]!r}, expected one of "
-                f"{', '.join(filter(None, known))}"
-            )
-    optional = {"data_folder": str, "maximum_seconds": float, "crops": int}
-    check_types(
-        hparams,
-        utterances=str,
-        checkpoint=str,
-        output=str,
-        seconds_per_batch=float,
-        utterances_per_part=int,
-        **{
-            key: expected
-            for key, expected in optional.items()
-            if hparams[key] is not None
-        },
-    )
-    window = WINDOW / SAMPLE_RATE
-    check_at_least(hparams, seconds_per_batch=window, utterances_per_part=1)
-    if hparams["maximum_seconds"] is not None:
-        check_at_least(hparams, maximum_seconds=window)
-    if hparams["crops"] is not None:
-        check_at_least(hparams, crops=1)
-        if hparams["maximum_seconds"] is None:
-            raise ValueError(
-                "maximum_seconds: missing; crops needs it, the seconds of each"
-            )
+    if hparams["format"] not in FORMATS:
+        raise ValueError(
+            f"format: unknown value {hparams['format']!r}, expected one of "
+            f"{', '.join(FORMATS)}"
+        )
+    check_types(hparams, utterances=str, output=str, utterances_per_part=int)
+    check_at_least(hparams, utterances_per_part=1)
+    if hparams["data_folder"] is not None:
+        check_types(hparams, data_folder=str)
+    check_embedding_hparams(hparams)
     package = FORMATS[hparams["format"]].package
     try:
         importlib.import_module(package)

@@ -18,7 +18,7 @@ from command_line import (
     load_hparams,
     parse_command_line,
 )
-from encoder_loading import load_encoder
+from encoder_loading import check_embedding_hparams, load_folded_encoder
 from trial_files import check_labels, find_files
 from trials import read_enrolments, read_trials
 from utterance_lists import limit_per_speaker, read_utterances
@@ -30,10 +30,7 @@ from redimnet2_lobes.calibration import (
     save_calibrations,
     train_calibration,
 )
-from redimnet2_lobes.embeddings import extract_embeddings, network_fingerprint
-from redimnet2_lobes.folding import fold
-from redimnet2_lobes.published import VARIANTS
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.embeddings import extract_embeddings
 from redimnet2_lobes.scoring import (
     average,
     cohort_statistics,
@@ -99,16 +96,9 @@ class Verification:
         )
         if self.cohort_utterances:
             self._check_cohort()
-        self.encoder = load_encoder(
-            hparams["checkpoint"],
-            hparams["variant"],
-            Path(hparams_file).parent,
-            run_opts,
+        self.encoder, self.fingerprint = load_folded_encoder(
+            hparams, hparams_file, run_opts
         )
-        self.fingerprint = network_fingerprint(self.encoder.mods)
-        network = self.encoder.mods.embedding_model
-        if isinstance(network, ReDimNet2):  # others are verified as well
-            self.encoder.mods.embedding_model = fold(network)
         self.output_folder = Path(hparams["output_folder"])
         self.output_folder.mkdir(parents=True, exist_ok=True)
 
@@ -462,8 +452,6 @@ def check_hparams(hparams):
         If a value is of the wrong type, or does not go with another.
     """
     optional = {
-        "maximum_seconds": float,
-        "crops": int,
         "utterances_per_speaker": int,
         "utterance_list": str,
         "enrolment_file": str,
@@ -474,10 +462,8 @@ def check_hparams(hparams):
     check_types(
         hparams,
         data_folder=str,
-        checkpoint=str,
         output_folder=str,
         embeddings_folder=str,
-        seconds_per_batch=float,
         cohort_top=int,
         **{
             key: expected
@@ -485,15 +471,10 @@ def check_hparams(hparams):
             if hparams[key] is not None
         },
     )
-    for key in ("crops", "utterances_per_speaker"):
-        if hparams[key] is not None:
-            check_at_least(hparams, **{key: 1})
-    if hparams["crops"] is not None and hparams["maximum_seconds"] is None:
-        raise ValueError(
-            "maximum_seconds: missing; crops needs it, the seconds of each"
-        )
+    check_embedding_hparams(hparams)
+    if hparams["utterances_per_speaker"] is not None:
+        check_at_least(hparams, utterances_per_speaker=1)
     for key, known in (
-        ("variant", (None, *VARIANTS.values())),
         ("cohort_entries", ("speakers", "utterances")),
         ("score_norms", (None, *SCORE_NORMS)),
         ("quality_measures", QUALITY_MEASURES),
