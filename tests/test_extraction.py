@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import encoder_loading
 import extract_speaker_embeddings as extraction
 import kaldiio
 import numpy as np
@@ -327,7 +328,7 @@ def test_a_full_disk_leaves_no_output_but_the_parts(
     assert left.name == "embeddings.embedding_parts"
     # The rest needs no network.
     monkeypatch.setattr(ReDimNet2, "forward", None)
-    monkeypatch.setattr(extraction, "fold", lambda network: network)
+    monkeypatch.setattr(encoder_loading, "fold", lambda network: network)
     assert "embeddings.embedding_parts" not in os.listdir(extract(format=form))
 
 
