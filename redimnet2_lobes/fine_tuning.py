@@ -4,16 +4,16 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-from functools import partial
 from pathlib import Path
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from speechbrain.utils.logger import get_logger
 
-logger = get_logger(__name__)
+from redimnet2_lobes.loading import SAFETENSORS_EXTENSION, read_tensors
 
-_load_tensors = partial(torch.load, map_location="cpu", weights_only=True)
+logger = get_logger(__name__)
 
 
 def load_pretrained(folder, network, classifier, speakers, loss):
@@ -79,17 +79,14 @@ def load_pretrained(folder, network, classifier, speakers, loss):
     [True, False, False]
     """
     folder = Path(folder)
-    weights_file = folder / "embedding_model.ckpt"
-    if not weights_file.is_file():
+    weights = _weights(folder, "embedding_model")
+    if weights is None:
         raise ValueError(
             f"{folder}: no model folder, for it has no embedding_model.ckpt; "
             "pass the folder model/ that a training has written"
         )
-    weights = _read(_load_tensors, weights_file)
     _check_architecture(weights, network, folder)
-    learned_by_loss = {}
-    if (folder / "compute_cost.ckpt").is_file():
-        learned_by_loss = _read(_load_tensors, folder / "compute_cost.ckpt")
+    learned_by_loss = _weights(folder, "compute_cost") or {}
     class_weights = _class_weights(folder)
 
     network.load_state_dict(weights)
@@ -101,9 +98,19 @@ def load_pretrained(folder, network, classifier, speakers, loss):
     return len(known), len(speakers) - len(known)
 
 
-def _read(load, path):
+def _weights(folder, name):
+    """The tensors of a name in a model folder, or None."""
+    for extension in (SAFETENSORS_EXTENSION, PARAMFILE_EXT):
+        path = folder / f"{name}{extension}"
+        if path.is_file():
+            return read_tensors(path)
+    return None
+
+
+def _speakers(path):
+    """The names of the classes."""
     try:
-        return load(path)
+        return CategoricalEncoder.from_saved(path)
     except OSError:
         raise
     except Exception as error:
@@ -130,15 +137,14 @@ def _check_architecture(weights, network, folder):
 
 def _class_weights(folder):
     """Each speaker's class weight [embedding] by name."""
-    if not (folder / "classifier.ckpt").is_file():
+    class_weights = _weights(folder, "classifier")
+    if class_weights is None:
         logger.warning(
             f"{folder} has no speaker classes: all of them start anew"
         )
         return {}
-    weight = _read(_load_tensors, folder / "classifier.ckpt")["weight"]
-    speakers = _read(
-        CategoricalEncoder.from_saved, folder / "label_encoder.ckpt"
-    )
+    weight = class_weights["weight"]
+    speakers = _speakers(folder / "label_encoder.ckpt")
     if len(speakers) != len(weight):
         raise ValueError(
             f"{folder}: label_encoder.ckpt names {len(speakers)} speakers for "

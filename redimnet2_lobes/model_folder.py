@@ -3,8 +3,8 @@
 ``write_model_folder`` writes what ``EncoderClassifier.from_hparams`` and
 ``SpeakerRecognition.from_hparams`` read from a folder: hyperparams.yaml,
 embedding_model.ckpt, for a network with speaker classes classifier.ckpt and
-label_encoder.ckpt, and a README.md. ``redimnet2_lobes.fine_tuning`` goes on
-from it.
+label_encoder.ckpt, and a README.md. The weights are there as .safetensors as
+well. ``redimnet2_lobes.fine_tuning`` goes on from it.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -16,8 +16,12 @@ from pathlib import Path
 
 import torch
 import yaml
+from safetensors.torch import save_file
 from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from torch import nn
+
+from redimnet2_lobes.loading import SAFETENSORS_EXTENSION
 
 HYPERPARAMS = """\
 # {title}
@@ -44,7 +48,7 @@ modules:
     embedding_model: !ref <embedding_model>
     classifier: !ref <classifier>
 
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+pretrainer: !new:redimnet2_lobes.loading.ModelPretrainer
     loadables:
         embedding_model: !ref <embedding_model>
 {loadables}"""
@@ -144,7 +148,7 @@ def write_model_folder(
         prefix=f".{folder.name}-", dir=folder.parent
     ) as partial:
         partial = Path(partial)
-        torch.save(network.state_dict(), partial / "embedding_model.ckpt")
+        _save(network.state_dict(), partial / "embedding_model")
         classifier, loadables = NO_CLASSIFIER, ""
         if class_weights is not None:
             count, embedding_size = class_weights.shape
@@ -154,7 +158,7 @@ def write_model_folder(
             loadables = CLASSIFIER_LOADABLES
             # The clone, since of a view torch.save writes the whole storage.
             class_weights = class_weights.detach().cpu().clone()
-            torch.save({"weight": class_weights}, partial / "classifier.ckpt")
+            _save({"weight": class_weights}, partial / "classifier")
             encoder = CategoricalEncoder()
             # update_from_iterable needs minutes for 100,000 speakers.
             for index, speaker in enumerate(speakers):
@@ -175,6 +179,16 @@ def write_model_folder(
         )
         for file in files:
             os.replace(file, folder / file.name)
+
+
+def _save(tensors, path):
+    """Writes tensors in both formats, under a name without extension."""
+    torch.save(tensors, path.with_suffix(PARAMFILE_EXT))
+    save_file(
+        # Convolutions are channels_last, which that format does not know.
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        path.with_suffix(SAFETENSORS_EXTENSION),
+    )
 
 
 def _hyperparams(network, title, variant, classifier, loadables):

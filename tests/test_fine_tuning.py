@@ -125,7 +125,7 @@ def test_folder_still_loads_for_inference(pretrained):
 
 
 def damage_weights(folder):
-    file = folder / "embedding_model.ckpt"
+    file = folder / "embedding_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
 
 
@@ -138,7 +138,8 @@ def mix_trainings(folder):
 
 
 def remove_weights(folder):
-    (folder / "embedding_model.ckpt").unlink()
+    for file in folder.glob("embedding_model.*"):
+        file.unlink()
 
 
 class Code:
@@ -149,15 +150,16 @@ class Code:
 
 
 def hide_code(folder):
+    (folder / "classifier.safetensors").unlink()
     torch.save({"stem.0.weight": Code()}, folder / "classifier.ckpt")
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (damage_weights, "embedding_model.ckpt: damaged"),
+        (damage_weights, "embedding_model.safetensors .* it is damaged"),
         (damage_classes, "label_encoder.ckpt: damaged"),
-        (hide_code, "classifier.ckpt: damaged"),
+        (hide_code, "classifier.ckpt is not a file of weights"),
         (mix_trainings, "names 3 speakers for 4 classes"),
         (remove_weights, "model: no model folder"),
     ],

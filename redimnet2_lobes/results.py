@@ -1,0 +1,102 @@
+"""The results of an evaluation, as the verification scripts write them.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import json
+
+RESULTS_FILE = "results.json"  # its name in a model folder
+PLAIN_COSINE = "cosine"  # name of the back-end that compares embeddings alone
+
+# What a reader needs of each entry of ``results``, and its type.
+ENTRIES = {
+    "list": str,
+    "back_end": str,
+    "trials": int,
+    "eer_percent": float,
+    "eer_threshold": float,
+    "min_dcf_0.01": float,
+}
+
+
+def read_results(path):
+    """Reads the results of an evaluation.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        What a verification script has written as results.json.
+
+    Returns
+    -------
+    dict
+        ``checkpoint``, ``seconds_used``, ``crops`` (None where whole
+        utterances were embedded) and ``results``, a list with an entry for
+        each trial list and back-end.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else. One line.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "results.json"
+    >>> _ = path.write_text('{"results": []}')
+    >>> read_results(path)["results"]
+    Traceback (most recent call last):
+    ValueError: ...results.json: not the results of a verification script, \
+checkpoint is missing; run the verification again
+    """
+
+    def refuse(problem):
+        raise ValueError(
+            f"{path}: not the results of a verification script, {problem}; "
+            "run the verification again"
+        )
+
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except ValueError:
+            refuse("no JSON")
+    if not isinstance(content, dict):
+        refuse("no JSON object")
+    for key in ("checkpoint", "seconds_used", "crops", "results"):
+        if key not in content:
+            refuse(f"{key} is missing")
+    rows = content["results"]
+    if not isinstance(rows, list) or not rows:
+        refuse("results is no list with entries")
+    for row in rows:
+        for key, kind in ENTRIES.items():
+            value = row.get(key) if isinstance(row, dict) else None
+            if not isinstance(value, kind):
+                refuse(f"results.{key} is {value!r}")
+    return content
+
+
+def plain_cosine(results):
+    """The entries for the cosine of embeddings, with nothing else applied.
+
+    Arguments
+    ---------
+    results : dict
+        From `read_results`.
+
+    Returns
+    -------
+    list of dict
+        An entry for each trial list; none where only other back-ends were
+        evaluated.
+
+    Example
+    -------
+    >>> rows = [{"back_end": "PLDA"}, {"back_end": "cosine", "trials": 2}]
+    >>> plain_cosine({"results": rows})
+    [{'back_end': 'cosine', 'trials': 2}]
+    """
+    return [
+        row for row in results["results"] if row["back_end"] == PLAIN_COSINE
+    ]

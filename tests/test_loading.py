@@ -1,0 +1,176 @@
+"""Weights in either format, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import relative_difference
+from safetensors.torch import load_file, save_file
+from speechbrain.inference.classifiers import EncoderClassifier
+
+from redimnet2_lobes.front_end import LogMel
+from redimnet2_lobes.loading import load_model, read_tensors
+from redimnet2_lobes.model_folder import write_model_folder
+from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.results import plain_cosine, read_results
+
+STAGE = {"frequency_stride": 2, "time_stride": 2, "reduction": 8}
+WAVEFORMS = torch.randn(2, 16000, generator=torch.Generator().manual_seed(1))
+
+
+def network(**changes):
+    stage = {**STAGE, "blocks": 1, "expansion": 1}
+    return ReDimNet2(LogMel(), 4, [stage], **changes)
+
+
+@pytest.fixture
+def trained():
+    torch.manual_seed(0)
+    return network().eval()
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    write_model_folder(
+        tmp_path / "model",
+        trained,
+        "A test",
+        class_weights=torch.arange(384.0).reshape(2, 192),
+        speakers=["anna", "bert"],
+    )
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("removed", [None, "*.ckpt", "*.safetensors"])
+def test_either_format_will_do(removed, folder, trained, tmp_path):
+    for file in folder.glob(removed or "no such file"):
+        if file.stem != "label_encoder":
+            file.unlink()
+    for options in ({}, {"savedir": tmp_path / "collected"}):
+        encoder = EncoderClassifier.from_hparams(source=folder, **options)
+        embeddings = encoder.encode_batch(WAVEFORMS)
+        with torch.no_grad():
+            expected = trained(WAVEFORMS)
+        assert relative_difference(embeddings, expected) < 1e-6
+        weights = encoder.mods.classifier.weight.flatten()
+        assert torch.equal(weights, torch.arange(384.0))
+
+
+def test_both_files_hold_the_same(folder, trained):
+    for name, expected in (
+        ("embedding_model", trained.state_dict()),
+        ("classifier", {"weight": torch.arange(384.0).reshape(2, 192)}),
+    ):
+        for extension in ("ckpt", "safetensors"):
+            tensors = read_tensors(folder / f"{name}.{extension}")
+            assert tensors.keys() == expected.keys()
+            for key, tensor in tensors.items():
+                assert torch.equal(tensor, expected[key])
+                assert tensor.dtype == expected[key].dtype
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:2000])
+
+
+def replace_by_another_variant(file):
+    tensors = network(out_channels=8).state_dict()
+    save_file({k: v.contiguous() for k, v in tensors.items()}, file)
+
+
+def drop_a_tensor(file):
+    tensors = load_file(file)
+    del tensors["projection.bias"]
+    save_file(tensors, file)
+
+
+def write_text(file):
+    file.write_text("no weights")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "safetensors is not a file of weights, or it is damaged"),
+        (write_text, "safetensors is not a file of weights, or it is damaged"),
+        (replace_by_another_variant, "head.bias is surplus .and 1 more"),
+        (drop_a_tensor, "does not fit its hyp.*: projection.bias is missing"),
+    ],
+)
+def test_damaged_weights_are_an_error_in_one_line(damage, message, folder):
+    damage(folder / "embedding_model.safetensors")
+    with pytest.raises(ValueError, match=rf"^[^\n]*{message}[^\n]*\Z"):
+        load_model(folder)
+    # The other way in tells the same.
+    with pytest.raises(ValueError, match=message):
+        EncoderClassifier.from_hparams(source=folder)
+
+
+def test_damaged_hyperparams(folder):
+    (folder / "hyperparams.yaml").write_text("modules: [")
+    with pytest.raises(ValueError, match=rf"^the model folder {folder} cannot"):
+        load_model(folder)
+
+
+def test_the_output_folder_of_a_training_will_do(folder, tmp_path):
+    (tmp_path / "hyperparams.yaml").write_text("seed: 1")
+    assert load_model(tmp_path).hparams.variant is None
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(ValueError, match="model has no hyperparams.yaml"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source", ["nothing", "no/such/folder", "../name", "user/..", "a/b..c", ""]
+)
+def test_what_is_no_model(source):
+    with pytest.raises(ValueError, match=rf"^no file or folder {source}$"):
+        load_model(source)
+
+
+RESULTS = {
+    "checkpoint": "model",
+    "seconds_used": None,
+    "crops": None,
+    "results": [
+        {
+            "list": "veri_test2",
+            "back_end": back_end,
+            "trials": 10,
+            "eer_percent": 1.0,
+            "eer_threshold": 0.3,
+            "min_dcf_0.01": 0.1,
+        }
+        for back_end in ("cosine", "cosine, s-norm", "PLDA")
+    ],
+}
+
+
+def test_results(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    results = read_results(tmp_path / "results.json")
+    assert results == RESULTS
+    assert plain_cosine(results) == RESULTS["results"][:1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no JSON"),
+        ("[]", "no JSON object"),
+        (json.dumps({**RESULTS, "results": []}), "no list with entries"),
+        (json.dumps({**RESULTS, "results": [1]}), "results.list is None"),
+        (
+            json.dumps(RESULTS).replace("0.3", '"high"'),
+            "results.eer_threshold is 'high'",
+        ),
+        (json.dumps(RESULTS).replace("crops", "cuts"), "crops is missing"),
+    ],
+)
+def test_results_that_are_none(content, message, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"^{path}: not the .*{message}"):
+        read_results(path)
