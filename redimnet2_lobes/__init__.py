@@ -18,9 +18,10 @@ For use:
  * audio, inference, embeddings: reading files; embeddings of many, kept
  * scoring, plda, calibration: from embeddings to scores
  * metrics, plots: error rates and their pictures
- * model_folder: folders that SpeechBrain's inference classes load
- * published, convert: the published checkpoints
- * whole_files: files that appear when they are complete
+ * model_folder, loading: folders that SpeechBrain's inference classes load
+ * published, released, convert: the published checkpoints
+ * results: what an evaluation found
+ * download, whole_files: files that appear when they are complete
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026

@@ -1,27 +1,35 @@
 """Converts published ReDimNet2 checkpoints to SpeechBrain model folders.
 
-> python -m redimnet2_lobes.convert b3-vox2-lm.pt --output redimnet2_b3
+> python -m redimnet2_lobes.convert b3-vox2-lm --output redimnet2_b3
 
 The folder is what ``EncoderClassifier.from_hparams(source="redimnet2_b3")``
 and ``SpeakerRecognition.from_hparams(source="redimnet2_b3")`` load, offline.
+Other names are shown by ``--list``; a file will do as well. And back:
+
+> python -m redimnet2_lobes.convert FOLDER --to published --output FILE.pt
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
 import argparse
+import io
+import os
 import sys
 from pathlib import Path
 
 import torch
 
+from redimnet2_lobes.loading import load_model
 from redimnet2_lobes.model_folder import write_model_folder
 from redimnet2_lobes.published import (
     VARIANTS,
-    build_network,
-    check_front_end,
-    take_weights,
+    load_published,
+    published_checkpoint,
 )
+from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.released import RELEASED, list_released, load_released
+from redimnet2_lobes.whole_files import complete_or_absent
 
 
 def convert(checkpoint, output):
@@ -30,69 +38,89 @@ def convert(checkpoint, output):
     Arguments
     ---------
     checkpoint : str or pathlib.Path
-        A published file, ``{"model_config": dict, "state_dict": dict}``.
+        The name of a published checkpoint, which is downloaded once, or a
+        published file, ``{"model_config": dict, "state_dict": dict}``.
     output : str or pathlib.Path
         Folder to write; it must not exist, or be empty.
 
     Raises
     ------
     ValueError
-        If the file is not a published checkpoint, or one of an architecture
+        If there is no such checkpoint, or it is damaged or of an architecture
         that is not supported. Nothing is written then.
+    OSError
+        If it cannot be downloaded, or the folder cannot be written.
     """
     output = Path(output)
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise ValueError(f"--output {output}: exists already; choose another")
-    content = _read(checkpoint)
-    try:
-        network = build_network(content["model_config"])
-        weights = dict(content["state_dict"])
-        constants = {
-            name: weights.pop(name)
-            for name in list(weights)
-            if name.startswith("spec.")
-        }
-        check_front_end(network.front_end, constants)
-        take_weights(network, weights)
-    except ValueError as error:
-        raise ValueError(f"{checkpoint}: {error}") from error
+    checkpoint = os.fspath(checkpoint)
+    name = os.path.basename(checkpoint)
+    if checkpoint in RELEASED or not os.path.exists(checkpoint):
+        network = load_released(checkpoint)
+        name = RELEASED[checkpoint].file_name
+    elif os.path.isdir(checkpoint):
+        raise ValueError(
+            f"{checkpoint}: is a folder, not a checkpoint file; with --to "
+            "published a model folder becomes one"
+        )
+    else:
+        try:
+            network = load_published(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}") from error
     write_model_folder(
         output,
         network,
-        title=f"ReDimNet2 converted from {Path(checkpoint).name}",
-        variant=VARIANTS.get(content["model_config"]["C"]),
+        title=f"ReDimNet2 converted from {name}",
+        variant=VARIANTS.get(network.arguments()["base_channels"]),
     )
 
 
-def _read(checkpoint):
-    """Reads a file without running code from it."""
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{checkpoint}: no such file") from None
-    except IsADirectoryError:
+def convert_back(source, output):
+    """Converts a model folder to a file in the published layout.
+
+    The authors' code loads it. Speaker classes are left behind.
+
+    Arguments
+    ---------
+    source : str or pathlib.Path
+        A model folder, converted or trained, or a hub name.
+    output : str or pathlib.Path
+        File to write; it must not exist.
+
+    Raises
+    ------
+    ValueError
+        If the source is no ReDimNet2, or the file exists.
+    OSError
+        If the file cannot be written.
+
+    Example
+    -------
+    >>> from redimnet2_lobes.front_end import LogMel
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> folder = getfixture("tmp_path")
+    >>> write_model_folder(folder / "a", ReDimNet2(LogMel(), 4, stages), "A")
+    >>> convert_back(folder / "a", folder / "a.pt")
+    >>> sorted(torch.load(folder / "a.pt", weights_only=True))
+    ['model_config', 'state_dict']
+    """
+    output = Path(output)
+    if output.exists():
+        raise ValueError(f"--output {output}: exists already; choose another")
+    network = load_model(source).mods.embedding_model
+    if not isinstance(network, ReDimNet2):
         raise ValueError(
-            f"{checkpoint}: is a folder, not a checkpoint file"
-        ) from None
-    except OSError:
-        raise
-    except Exception:  # torch raises many kinds for what is no checkpoint
-        raise ValueError(
-            f"{checkpoint}: not a complete checkpoint of tensors only; fetch "
-            "it again from where it was published"
-        ) from None
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), dict)
-        for key in ("model_config", "state_dict")
-    ):
-        raise ValueError(
-            f"{checkpoint}: not a published ReDimNet2 checkpoint, which is a "
-            "dict of model_config and state_dict"
+            f"{source}: holds a {type(network).__name__}, not a ReDimNet2"
         )
-    for name, value in content["state_dict"].items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{checkpoint}: {name} is not a tensor")
-    return content
+    # In memory first: of a full disk torch makes an error of its own.
+    content = io.BytesIO()
+    torch.save(published_checkpoint(network), content)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with complete_or_absent(output) as partial:
+        partial.write_bytes(content.getbuffer())
 
 
 def main(arguments=None):
@@ -106,16 +134,40 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         prog="python -m redimnet2_lobes.convert",
         description="Converts a published ReDimNet2 checkpoint to a folder "
-        "that EncoderClassifier.from_hparams loads.",
+        "that EncoderClassifier.from_hparams loads, or such a folder to a "
+        "published checkpoint.",
     )
-    parser.add_argument("checkpoint", metavar="FILE.pt")
-    parser.add_argument("--output", metavar="DIR", required=True)
+    parser.add_argument(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="the name of a published checkpoint, its file, or a model folder",
+    )
+    parser.add_argument("--output", help="what to write, a folder or file")
+    parser.add_argument(
+        "--to", choices=("folder", "published"), default="folder"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="show the published checkpoints"
+    )
     options = parser.parse_args(arguments)
+    if options.list:
+        print(list_released())
+        return
+    if options.source is None or options.output is None:
+        parser.error("SOURCE and --output are needed, or --list")
     try:
-        convert(options.checkpoint, options.output)
+        if options.to == "published":
+            convert_back(options.source, options.output)
+            print(f"Published checkpoint: {options.output}")
+        else:
+            convert(options.source, options.output)
+            print(f"Model folder: {options.output}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"Model folder: {options.output}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

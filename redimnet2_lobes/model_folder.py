@@ -10,13 +10,14 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import io
 import os
 import tempfile
 from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from torch import nn
@@ -127,7 +128,12 @@ def write_model_folder(
         Names of the speakers, in the order of ``class_weights``.
     loss : torch.nn.Module or None
         The training loss: what it has learned (the bias of ``SphereFace2``)
-        goes into compute_cost.ckpt, for fine-tuning alone. None for no file.
+        goes into compute_cost, for fine-tuning alone. None for no file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, for want of space or permission.
 
     Example
     -------
@@ -143,51 +149,58 @@ def write_model_folder(
     torch.Size([1, 1, 192])
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{folder.name}-", dir=folder.parent
-    ) as partial:
-        partial = Path(partial)
-        _save(network.state_dict(), partial / "embedding_model")
-        classifier, loadables = NO_CLASSIFIER, ""
-        if class_weights is not None:
-            count, embedding_size = class_weights.shape
-            classifier = CLASSIFIER.format(
-                embedding_size=embedding_size, speakers=count
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent
+        ) as partial:
+            partial = Path(partial)
+            _save(network.state_dict(), partial / "embedding_model")
+            classifier, loadables = NO_CLASSIFIER, ""
+            if class_weights is not None:
+                count, embedding_size = class_weights.shape
+                classifier = CLASSIFIER.format(
+                    embedding_size=embedding_size, speakers=count
+                )
+                loadables = CLASSIFIER_LOADABLES
+                # The clone, since of a view all the storage is written.
+                class_weights = class_weights.detach().cpu().clone()
+                _save({"weight": class_weights}, partial / "classifier")
+                encoder = CategoricalEncoder()
+                # update_from_iterable needs minutes for 100,000 speakers.
+                for index, speaker in enumerate(speakers):
+                    encoder.insert_label(speaker, index)
+                encoder.save(partial / "label_encoder.ckpt")
+            if loss is not None:
+                _save(loss.state_dict(), partial / "compute_cost")
+            (partial / "README.md").write_text(
+                _readme(title, speakers), encoding="utf-8"
             )
-            loadables = CLASSIFIER_LOADABLES
-            # The clone, since of a view torch.save writes the whole storage.
-            class_weights = class_weights.detach().cpu().clone()
-            _save({"weight": class_weights}, partial / "classifier")
-            encoder = CategoricalEncoder()
-            # update_from_iterable needs minutes for 100,000 speakers.
-            for index, speaker in enumerate(speakers):
-                encoder.insert_label(speaker, index)
-            encoder.save(partial / "label_encoder.ckpt")
-        if loss is not None:
-            torch.save(loss.state_dict(), partial / "compute_cost.ckpt")
-        (partial / "README.md").write_text(
-            _readme(title, speakers), encoding="utf-8"
-        )
-        (partial / "hyperparams.yaml").write_text(
-            _hyperparams(network, title, variant, classifier, loadables),
-            encoding="utf-8",
-        )
-        folder.mkdir(exist_ok=True)
-        files = sorted(
-            partial.iterdir(), key=lambda file: file.name == "hyperparams.yaml"
-        )
-        for file in files:
-            os.replace(file, folder / file.name)
+            (partial / "hyperparams.yaml").write_text(
+                _hyperparams(network, title, variant, classifier, loadables),
+                encoding="utf-8",
+            )
+            folder.mkdir(exist_ok=True)
+            files = sorted(
+                partial.iterdir(),
+                key=lambda file: file.name == "hyperparams.yaml",
+            )
+            for file in files:
+                os.replace(file, folder / file.name)
+    except OSError as error:
+        # Which folder, since of a full disk the error names no file.
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def _save(tensors, path):
     """Writes tensors in both formats, under a name without extension."""
-    torch.save(tensors, path.with_suffix(PARAMFILE_EXT))
-    save_file(
+    # In memory first: of a full disk both libraries make errors of their own.
+    content = io.BytesIO()
+    torch.save(tensors, content)
+    path.with_suffix(PARAMFILE_EXT).write_bytes(content.getbuffer())
+    path.with_suffix(SAFETENSORS_EXTENSION).write_bytes(
         # Convolutions are channels_last, which that format does not know.
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        path.with_suffix(SAFETENSORS_EXTENSION),
+        save({name: tensor.contiguous() for name, tensor in tensors.items()})
     )
 
 

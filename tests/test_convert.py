@@ -1,17 +1,28 @@
-"""Published checkpoints to model folders, and what is refused."""
+"""Published checkpoints to model folders and back, and what is refused."""
 
+import json
 import pickle
 import subprocess
 import sys
+import zlib
 
 import pytest
 import torch
 from conftest import ParityCase
+from full_disk import full_disk
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
 
-from redimnet2_lobes.convert import convert, main
-from redimnet2_lobes.front_end import LogMel, mel_triangles
+from redimnet2_lobes.convert import convert, convert_back, main
+from redimnet2_lobes.front_end import LogMel, TorchaudioLogMel, mel_triangles
+from redimnet2_lobes.loading import read_tensors
+from redimnet2_lobes.model_folder import write_model_folder
+from redimnet2_lobes.published import (
+    build_network,
+    published_checkpoint,
+    take_weights,
+)
+from redimnet2_lobes.redimnet2 import ReDimNet2
 
 
 def front_end_constants():
@@ -60,7 +71,12 @@ def test_command_line(published, b0_case, tmp_path):
         check=True,
     )
     files = {path.name for path in model.iterdir()}
-    assert files == {"README.md", "embedding_model.ckpt", "hyperparams.yaml"}
+    assert files == {
+        "README.md",
+        "embedding_model.ckpt",
+        "embedding_model.safetensors",
+        "hyperparams.yaml",
+    }
     weights = torch.load(model / "embedding_model.ckpt", weights_only=True)
     assert not [name for name in weights if name.startswith("front_end")]
 
@@ -237,20 +253,219 @@ def test_existing_folder_is_not_overwritten(published, tmp_path):
     ]
 
 
-def test_failed_write_leaves_nothing(published, tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", [100, 1_000_000])
+def test_a_full_disk_leaves_nothing(published, tmp_path, limit):
     torch.save(published, tmp_path / "published.pt")
-
-    def full_disk(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("redimnet2_lobes.model_folder.torch.save", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        convert(tmp_path / "published.pt", tmp_path / "model")
+    with full_disk(limit), pytest.raises(SystemExit) as end:
+        main(
+            [
+                str(tmp_path / "published.pt"),
+                "--output",
+                str(tmp_path / "model"),
+            ]
+        )
+    folder = tmp_path / "model"
+    assert end.value.code == f"error: [Errno 27] File too large: '{folder}'"
     assert [path.name for path in tmp_path.iterdir()] == ["published.pt"]
 
 
-def test_command_line_error_is_one_line(tmp_path):
-    missing = str(tmp_path / "none.pt")
+def test_damage_that_torch_does_not_see(published, tmp_path):
+    path = tmp_path / "published.pt"
+    torch.save(published, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    with pytest.raises(ValueError, match="published.pt: not a complete check"):
+        convert(path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["none.pt"], "none.pt: no such file, and no published checkpoint"),
+        (["folder"], "folder: is a folder, not a checkpoint file; with --to"),
+        (["file/in/none", "--to", "published"], "no file or folder file/in/"),
+        (["folder", "--to", "published"], "folder has no hyperparams.yaml"),
+    ],
+)
+def test_command_line_error_is_one_line(
+    tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
     with pytest.raises(SystemExit) as end:
-        main([missing, "--output", str(tmp_path / "model")])
-    assert end.value.code == f"error: {missing}: no such file"
+        main([*arguments, "--output", "output"])
+    assert end.value.code.startswith(f"error: {message}")
+    assert "\n" not in end.value.code
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["b0-vox2-lm"], ["--output", "a"]])
+def test_source_and_output_are_needed(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "SOURCE and --output are needed" in capsys.readouterr().err
+
+
+def assert_same_tensors(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+def test_layout_back_and_forth(parity_case):
+    checkpoint = parity_case.checkpoint()
+    network = load(checkpoint)
+    back = published_checkpoint(network)
+    weights = {
+        name: tensor
+        for name, tensor in back["state_dict"].items()
+        if not name.startswith("spec.")
+    }
+    assert_same_tensors(weights, checkpoint["state_dict"])
+    assert all(x.is_contiguous() for x in back["state_dict"].values())
+    # Kernel sizes are for other types of blocks.
+    expected = json.loads(json.dumps(checkpoint["model_config"]))
+    config = json.loads(json.dumps(back["model_config"]))
+    for stage in expected["stages_setup"] + config["stages_setup"]:
+        del stage[3]
+    assert config | expected == config
+
+
+def load(checkpoint):
+    network = build_network(checkpoint["model_config"])
+    take_weights(network, checkpoint["state_dict"])
+    return network
+
+
+@pytest.mark.parametrize(
+    "front_end",
+    [LogMel(), TorchaudioLogMel(), TorchaudioLogMel(normalize=True)],
+)
+def test_file_to_folder_to_file_to_folder(front_end, tmp_path):
+    network = small_network(
+        front_end, aggregation_norm=True, dual_aggregation=True
+    )
+    generator = torch.Generator().manual_seed(0)
+    for tensor in network.state_dict().values():
+        tensor.random_(generator=generator)
+    torch.save(published_checkpoint(network), tmp_path / "first.pt")
+    convert(tmp_path / "first.pt", tmp_path / "first")
+    main(
+        [str(tmp_path / "first"), "--to", "published"]
+        + ["--output", str(tmp_path / "new" / "second.pt")]
+    )
+    convert(tmp_path / "new" / "second.pt", tmp_path / "second")
+
+    first = torch.load(tmp_path / "first.pt", weights_only=True)
+    second = torch.load(tmp_path / "new" / "second.pt", weights_only=True)
+    assert first["model_config"] == second["model_config"]
+    assert_same_tensors(second["state_dict"], first["state_dict"])
+    for extension in ("ckpt", "safetensors"):
+        assert_same_tensors(
+            *(
+                read_tensors(tmp_path / folder / f"embedding_model.{extension}")
+                for folder in ("second", "first")
+            )
+        )
+    texts = [
+        (tmp_path / name / "hyperparams.yaml").read_text().splitlines()[1:]
+        for name in ("first", "second")
+    ]
+    assert texts[0] == texts[1]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["second.pt"]
+
+
+# CRC-32 of the constants that the published code builds, made by running it.
+CONSTANTS = {
+    LogMel: {
+        "1.flipped_filter": 3439110235,
+        "2.real_kernel_pt": 623578016,
+        "2.image_kernel_pt": 2009036195,
+        "2.melbanks_pt": 1541775146,
+    },
+    TorchaudioLogMel: {
+        "1.flipped_filter": 3439110235,
+        "2.spectrogram.window": 518644151,
+        "2.mel_scale.fb": 2275832430,
+    },
+}
+
+
+@pytest.mark.parametrize("front_end", CONSTANTS)
+def test_constants_are_those_of_the_published_code(front_end):
+    tensors = published_checkpoint(small_network(front_end()))["state_dict"]
+    found = {
+        name.removeprefix("spec.torchfbank."): zlib.crc32(tensor.numpy())
+        for name, tensor in tensors.items()
+        if name.startswith("spec.")
+    }
+    assert found == CONSTANTS[front_end]
+
+
+def small_network(front_end, **options):
+    stage = {"blocks": 1, "expansion": 1, "reduction": 8}
+    stages = [{"frequency_stride": 2, "time_stride": 2, **stage}]
+    return ReDimNet2(front_end, 4, stages, **options)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A model folder as training writes it."""
+    write_model_folder(
+        tmp_path / "trained",
+        small_network(LogMel()),
+        "A test",
+        class_weights=torch.zeros(2, 192),
+        speakers=["anna", "bert"],
+    )
+    return tmp_path / "trained"
+
+
+def test_trained_folder_to_published(trained, tmp_path):
+    convert_back(trained, tmp_path / "published.pt")
+    content = torch.load(tmp_path / "published.pt", weights_only=True)
+    held = sum(x.nbytes for x in content["state_dict"].values())
+    assert (tmp_path / "published.pt").stat().st_size < held + 100_000
+    convert(tmp_path / "published.pt", tmp_path / "again")
+    name = "embedding_model.safetensors"
+    assert_same_tensors(
+        read_tensors(tmp_path / "again" / name), read_tensors(trained / name)
+    )
+
+
+def test_existing_file_is_not_overwritten(trained, tmp_path):
+    (tmp_path / "published.pt").write_text("keep")
+    with pytest.raises(ValueError, match="published.pt: exists already"):
+        convert_back(trained, tmp_path / "published.pt")
+    assert (tmp_path / "published.pt").read_text() == "keep"
+
+
+def test_a_full_disk_leaves_no_file(trained, tmp_path):
+    with full_disk(100_000), pytest.raises(OSError, match="File too large"):
+        convert_back(trained, tmp_path / "published.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["trained"]
+
+
+def test_other_models_have_no_published_form(trained, tmp_path):
+    path = trained / "hyperparams.yaml"
+    text = path.read_text()
+    start = text.index("embedding_model:")
+    end = text.index("# The network holds")
+    path.write_text(
+        text[:start]
+        + "embedding_model: !new:torch.nn.Identity\n\n"
+        + text[end:]
+    )
+    for file in trained.glob("embedding_model.*"):
+        file.unlink()
+    torch.save({}, trained / "embedding_model.ckpt")
+    with pytest.raises(
+        ValueError, match="trained: holds an? Identity, not a Re"
+    ):
+        convert_back(trained, tmp_path / "published.pt")
+    assert not (tmp_path / "published.pt").exists()

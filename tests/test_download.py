@@ -1,57 +1,22 @@
 """Downloads from a server that cuts, resumes, or cannot resume."""
 
 import hashlib
-import http.server
 import os
-import threading
 
 import pytest
-from download import download
+from file_server import serve_files
+
+from redimnet2_lobes.download import download
 
 CONTENT = os.urandom(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; the server says how well."""
-
-    def do_GET(self):
-        self.server.ranges.append(self.headers["Range"])
-        if self.path != "/file":
-            self.send_error(404)
-            return
-        start = 0
-        if self.server.can_resume and self.headers["Range"]:
-            start = int(self.headers["Range"][len("bytes=") : -1])
-            if start >= len(CONTENT):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
-                self.end_headers()
-                return
-            self.send_response(206)
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
-        self.end_headers()
-        self.wfile.write(CONTENT[start : self.server.cut_at])
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.can_resume = True
-        server.cut_at = None
-        server.ranges = []
-        server.url = f"http://127.0.0.1:{server.server_port}/file"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+def server():
+    with serve_files({"file": CONTENT}) as server:
+        server.url = f"{server.address}/file"
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize("can_resume", [True, False])
@@ -85,6 +50,31 @@ def test_a_wrong_sum_is_named_and_nothing_stays(server, tmp_path):
     assert MD5 in str(failure.value) and "0" * 32 in str(failure.value)
     assert "\n" not in str(failure.value)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("is_fine", [True, False])
+def test_a_check_sees_the_file_before_it_takes_its_name(
+    server, tmp_path, is_fine
+):
+    path = tmp_path / "file.bin"
+    seen = []
+
+    def check(partial):
+        with open(partial, "rb") as stream:
+            seen.append((stream.read(), path.exists()))
+        if not is_fine:
+            raise ValueError("no such thing")
+
+    if is_fine:
+        download(server.url, path, check=check)
+    else:
+        with pytest.raises(ValueError) as failure:
+            download(server.url, path, check=check)
+        message = str(failure.value)
+        assert message.startswith(f"{server.url}: no such thing; ")
+        assert str(path) in message and "\n" not in message
+    assert seen == [(CONTENT, False)]
+    assert os.listdir(tmp_path) == (["file.bin"] if is_fine else [])
 
 
 @pytest.mark.parametrize("partial", [CONTENT, CONTENT + b"more"])

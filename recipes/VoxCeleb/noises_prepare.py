@@ -24,8 +24,9 @@ import tempfile
 import zipfile
 import zlib
 
-from download import download
 from tqdm import tqdm
+
+from redimnet2_lobes.download import download
 
 # For each corpus the folder in its archive, the folders that must be in that,
 # and where the archive is.

@@ -20,8 +20,9 @@ import argparse
 import os
 import sys
 
-from download import download
 from trials import MD5_SUMS, has_published_sum, read_trials
+
+from redimnet2_lobes.download import download
 
 META = "https://mm.kaist.ac.kr/datasets/voxceleb/meta"
 URLS = {

@@ -7,6 +7,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,15 @@ from redimnet2_lobes.calibration import (
     train_calibration,
 )
 from redimnet2_lobes.embeddings import extract_embeddings
+from redimnet2_lobes.loading import find_model
+from redimnet2_lobes.results import RESULTS_FILE, plain_cosine, read_results
 from redimnet2_lobes.scoring import (
     average,
     cohort_statistics,
     normalize_scores,
     trial_scores,
 )
+from redimnet2_lobes.whole_files import complete_or_absent
 
 # Score normalizations: which sides' statistics, and of how much of the cohort.
 SCORE_NORMS = {
@@ -274,6 +278,10 @@ class Verification:
                     )
                 )
         report(results, self.hparams, self.output_folder)
+        if self.hparams["keep_results_with_model"]:
+            keep_results(
+                self.output_folder / RESULTS_FILE, self.hparams["checkpoint"]
+            )
 
     def _embed_cohort(self):
         """Embeddings of the cohort's entries, or None."""
@@ -438,6 +446,36 @@ def rows_of_speakers(utterances):
     return list(rows.values())
 
 
+def keep_results(path, checkpoint):
+    """Copies results into the model folder that they are of.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        results.json of a verification.
+    checkpoint : str
+        The model folder, or the output folder of a training.
+
+    Raises
+    ------
+    ValueError
+        If there is no result of the plain cosine among them.
+    OSError
+        If the model folder cannot be written.
+    """
+    results = read_results(path)
+    if not plain_cosine(results):
+        raise ValueError(
+            "keep_results_with_model: there is no result of the cosine alone, "
+            "which the threshold is taken from"
+        )
+    results["checkpoint"] = os.path.basename(os.path.abspath(checkpoint))
+    kept = Path(find_model(checkpoint)) / RESULTS_FILE
+    with complete_or_absent(kept) as partial:
+        partial.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    print(f"kept with the model: {kept}")
+
+
 def check_hparams(hparams):
     """Checks what can be checked before any work is done.
 
@@ -465,6 +503,7 @@ def check_hparams(hparams):
         output_folder=str,
         embeddings_folder=str,
         cohort_top=int,
+        keep_results_with_model=bool,
         **{
             key: expected
             for key, expected in optional.items()
@@ -472,6 +511,7 @@ def check_hparams(hparams):
         },
     )
     check_embedding_hparams(hparams)
+    _check_results_can_be_kept(hparams)
     if hparams["utterances_per_speaker"] is not None:
         check_at_least(hparams, utterances_per_speaker=1)
     for key, known in (
@@ -529,4 +569,19 @@ def check_hparams(hparams):
     ):
         raise ValueError(
             f"data_folder: there is no folder wav in {hparams['data_folder']}"
+        )
+
+
+def _check_results_can_be_kept(hparams):
+    if not hparams["keep_results_with_model"]:
+        return
+    if not os.path.isdir(hparams["checkpoint"]):
+        raise ValueError(
+            f"keep_results_with_model: the checkpoint {hparams['checkpoint']} "
+            "is no model folder or training output here; pass one, or False"
+        )
+    if hparams.get("mean_list") is not None:
+        raise ValueError(
+            "keep_results_with_model: with mean_list the threshold is not "
+            "that of the cosine alone; leave one of them out"
         )

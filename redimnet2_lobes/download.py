@@ -17,7 +17,7 @@ BLOCK = 2**20  # bytes
 TIMEOUT = 60  # seconds without a byte
 
 
-def download(url, path, md5=None):
+def download(url, path, md5=None, check=None):
     """Downloads a file, unless it is there already.
 
     What has arrived stays in ``path.partial``; after a cut connection the next
@@ -31,13 +31,17 @@ def download(url, path, md5=None):
         Where it goes. It appears when it is complete.
     md5 : str, optional
         The MD5 sum that it must have.
+    check : callable, optional
+        Called with the path of what has arrived, before it takes its name. A
+        ValueError says what is wrong with it.
 
     Raises
     ------
     OSError
         If the file cannot be fetched, or not to its end.
     ValueError
-        If it has another MD5 sum. What has arrived is removed.
+        If it has another MD5 sum, or the check says so. What has arrived is
+        removed.
 
     Example
     -------
@@ -58,12 +62,17 @@ def download(url, path, md5=None):
             f"{url}: cannot be fetched ({error}); run the same command again "
             f"to go on from there, or fetch it by hand and save it as {path}"
         ) from error
-    if md5 is not None and (found := _md5_of(partial)) != md5:
+    try:
+        if md5 is not None and (found := _md5_of(partial)) != md5:
+            raise ValueError(f"the MD5 sum is {found}, not {md5}")
+        if check is not None:
+            check(partial)
+    except ValueError as error:
         os.remove(partial)
         raise ValueError(
-            f"{url}: the MD5 sum is {found}, not {md5}; run the same command "
-            f"again, or fetch it by hand and save it as {path}"
-        )
+            f"{url}: {error}; run the same command again, or fetch it by hand "
+            f"and save it as {path}"
+        ) from error
     os.replace(partial, path)
 
 
