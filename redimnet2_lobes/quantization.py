@@ -1,0 +1,90 @@
+"""Weights of an ONNX graph in eight bits, for small files.
+
+A runtime that folds constants, as ONNX Runtime does, makes floats of them when
+it loads the file: a third of the size, the same speed. Arithmetic in eight
+bits did not pay; tests/benchmarks/measured/runtimes.md has the figures.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+# Smaller constants are not worth the two nodes that make floats of them.
+MINIMUM_SIZE = 1024
+
+
+def quantize_weights(model, exempt="front_end_"):
+    """Stores the weights of convolutions and products as int8.
+
+    Each output channel has a scale of its own.
+
+    Arguments
+    ---------
+    model : onnx.ModelProto
+        From ``onnx_graph.write_graph``; it is not changed.
+    exempt : str
+        Constants whose name starts so keep their precision. Those of the
+        front-end have to: its spectra span many powers of ten.
+
+    Returns
+    -------
+    onnx.ModelProto
+
+    Example
+    -------
+    >>> weight = numpy_helper.from_array(np.eye(64, dtype=np.float32), "weight")
+    >>> product = helper.make_node("MatMul", ["weight", "x"], ["y"])
+    >>> graph = helper.make_graph([product], "graph", [], [], [weight])
+    >>> quantized = quantize_weights(helper.make_model(graph))
+    >>> [node.op_type for node in quantized.graph.node]
+    ['Cast', 'Mul', 'MatMul']
+    """
+    weights = {
+        name
+        for node in model.graph.node
+        if node.op_type in ("Conv", "MatMul", "Gemm")
+        for name in node.input
+    }
+    quantized = ModelProto()
+    quantized.CopyFrom(model)
+    graph = quantized.graph
+    del graph.initializer[:], graph.node[:]
+    for constant in model.graph.initializer:
+        name = constant.name
+        if (
+            name not in weights
+            or name.startswith(exempt)
+            or np.prod(constant.dims) < MINIMUM_SIZE
+        ):
+            graph.initializer.append(constant)
+            continue
+        weight = numpy_helper.to_array(constant)
+        axes = tuple(range(1, weight.ndim))
+        largest = np.abs(weight).max(axes, keepdims=True)
+        scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        integers = (weight / scale).round().astype(np.int8)
+        graph.initializer.extend(
+            [
+                numpy_helper.from_array(integers, f"{name}_int8"),
+                numpy_helper.from_array(scale, f"{name}_scale"),
+            ]
+        )
+        # Not DequantizeLinear, which ONNX Runtime keeps for kernels that
+        # multiply integers, and computes anew in each run.
+        graph.node.extend(
+            [
+                helper.make_node(
+                    "Cast",
+                    [f"{name}_int8"],
+                    [f"{name}_float"],
+                    to=TensorProto.FLOAT,
+                ),
+                helper.make_node(
+                    "Mul", [f"{name}_float", f"{name}_scale"], [name]
+                ),
+            ]
+        )
+    graph.node.extend(model.graph.node)
+    return quantized

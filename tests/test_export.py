@@ -1,0 +1,233 @@
+"""Exported files against the networks they come from."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import relative_difference
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio import audio_io
+from test_parity import build as build_published
+from test_parity import load_encoder
+from test_redimnet2 import OPTIONS, PADDINGS, STAGES, pad, speech
+from test_redimnet2 import build as build_small
+
+from redimnet2_lobes import export
+from redimnet2_lobes.export import export_onnx
+from redimnet2_lobes.front_end import LogMel
+from redimnet2_lobes.inference import encode_utterances
+from redimnet2_lobes.onnx_encoder import OnnxEncoder
+from redimnet2_lobes.onnx_graph import OPSET, over_batch, write_graph
+from redimnet2_lobes.redimnet2 import ReDimNet2
+
+SIZES = [400, 3999, 16160, 30000]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small network and its file."""
+    network = build_small(stages=STAGES[1:3], aggregation_norm=True)
+    path = tmp_path_factory.mktemp("export") / "small.onnx"
+    export_onnx(network, path)
+    return network, path
+
+
+@torch.no_grad()
+def assert_equal(network, path, sizes, padding="NaN"):
+    batch, lengths = pad(
+        [speech(size, i) for i, size in enumerate(sizes)], PADDINGS[padding]
+    )
+    found = OnnxEncoder(path, threads=1).encode_batch(batch, lengths)
+    assert relative_difference(found, network(batch, lengths)) < 2e-5
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_option(options, tmp_path):
+    network = build_small(**options)
+    export_onnx(network, tmp_path / "a.onnx")
+    assert_equal(network, tmp_path / "a.onnx", SIZES)
+
+
+@pytest.mark.parametrize("groups", [4, 12, 16])
+def test_widths_that_fill_blocks_and_others(groups, tmp_path):
+    """Strided convolutions of one to four channels out, and in groups."""
+    torch.manual_seed(1)
+    stages = [
+        {**stage, "expansion": expansion, "reduction": 12}
+        for stage, expansion in zip(STAGES, (4, 3, 0.75, 1, 0.5), strict=True)
+    ]
+    network = ReDimNet2(LogMel(), groups, stages).eval()
+    export_onnx(network, tmp_path / "a.onnx")
+    assert_equal(network, tmp_path / "a.onnx", [8000, 20000])
+
+
+@torch.no_grad()
+def test_published_b0(b0_case, tmp_path):
+    network = build_published(b0_case)
+    assert export_onnx(network, tmp_path / "b0.onnx") < 1e-5
+    encoder = OnnxEncoder(tmp_path / "b0.onnx", threads=1)
+    for size in b0_case.lengths:
+        found = encoder.encode_batch(b0_case.waveform(size).unsqueeze(0))[0, 0]
+        theirs = b0_case.figure(f"embedding_{size}")
+        assert relative_difference(found, theirs) < 1e-5
+    assert_equal(network, tmp_path / "b0.onnx", [400, 160000])
+
+
+@pytest.mark.parametrize("variant", [f"b{i}" for i in range(7)])
+def test_graph_of_every_variant(variant):
+    """The graphs are whole; running all takes long (benchmarks/runtimes.py)."""
+    hparams = Path(__file__).parents[1] / "hparams"
+    with open(hparams / f"redimnet2_{variant}.yaml") as file:
+        overrides = {
+            "data_folder": ".",
+            "musan_folder": ".",
+            "rirs_folder": ".",
+        }
+        network = load_hyperpyyaml(file, overrides)["embedding_model"]
+    for features in (False, True):
+        model = over_batch(write_graph(network, features))
+        onnx.checker.check_model(model, full_check=True)
+        assert model.opset_import[0].version == OPSET == 20
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_padding_changes_nothing(small, padding):
+    encoder = OnnxEncoder(small[1], threads=1)
+    waveforms = [speech(size, i) for i, size in enumerate(SIZES)]
+    batch = encoder.encode_batch(*pad(waveforms, PADDINGS[padding]))
+    for waveform, found in zip(waveforms, batch, strict=True):
+        alone = encoder.encode_batch(waveform.unsqueeze(0))[0]
+        assert torch.equal(found, alone)
+
+
+def test_order_of_a_batch(small):
+    encoder = OnnxEncoder(small[1], threads=1)
+    waveforms = [speech(size, i) for i, size in enumerate(SIZES)]
+    forth = encoder.encode_batch(*pad(waveforms, PADDINGS["NaN"]))
+    back = encoder.encode_batch(*pad(waveforms[::-1], PADDINGS["zeros"]))
+    assert torch.equal(forth, back.flip(0))
+
+
+@torch.no_grad()
+def test_features(tmp_path):
+    network = build_small(stages=STAGES[1:3], dual_aggregation=True)
+    path = tmp_path / "features.onnx"
+    export_onnx(network, path, features=True)
+    session = onnxruntime.InferenceSession(path)
+    features, frames = torch.randn(3, 90, 72), torch.tensor([90, 17, 50])
+    feed = {"features": features.numpy(), "frames": frames.numpy()}
+    (found,) = session.run(["embeddings"], feed)
+    expected = network.encode_features(features, frames)
+    assert relative_difference(torch.from_numpy(found), expected) < 1e-5
+    with pytest.raises(ValueError, match="takes features; export without"):
+        OnnxEncoder(path)
+
+
+def test_the_file_says_what_it_is(small):
+    session = onnxruntime.InferenceSession(small[1])
+    assert session.get_modelmeta().custom_metadata_map == {
+        "model": "ReDimNet2",
+        "variant": "custom",
+        "sample_rate": "16000",
+        "minimum_samples": "400",
+        "embedding_size": "192",
+    }
+    assert [(x.name, x.shape) for x in session.get_inputs()] == [
+        ("waveforms", ["batch", "samples"]),
+        ("lengths", ["batch"]),
+    ]
+    assert os.listdir(small[1].parent) == [small[1].name]
+
+
+def test_many_files(small, tmp_path):
+    """In place of EncoderClassifier.encode_batch."""
+    paths = [tmp_path / f"{i}.wav" for i in range(3)]
+    for i, path in enumerate(paths):
+        audio_io.save(path, speech(9000 + 500 * i, i).unsqueeze(0), 16000)
+    encoder = OnnxEncoder(small[1], threads=1)
+    found = encode_utterances(encoder.encode_batch, paths)
+    expected = encode_utterances(small[0], paths)
+    for path in paths:
+        assert relative_difference(found[path], expected[path]) < 1e-4
+
+
+def test_too_short(small):
+    encoder = OnnxEncoder(small[1], threads=1)
+    with pytest.raises(ValueError, match="has 399 samples"):
+        encoder.encode_batch(torch.zeros(1, 399))
+    with pytest.raises(ValueError, match="has 100 samples"):
+        encoder.encode_batch(torch.zeros(2, 1000), torch.tensor([1, 0.1]))
+
+
+def test_damaged_and_foreign_files(small, tmp_path):
+    path = tmp_path / "a.onnx"
+    with pytest.raises(ValueError, match="a.onnx: no such file"):
+        OnnxEncoder(path)
+    for content in (b"", b"no model", small[1].read_bytes()[:-1000]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="a.onnx: not a") as caught:
+            OnnxEncoder(path)
+        assert "\n" not in str(caught.value)
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    values = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:])
+    opset = [onnx.helper.make_opsetid("", 20)]
+    foreign = onnx.helper.make_model(graph, opset_imports=opset, ir_version=9)
+    onnx.save(foreign, path)
+    with pytest.raises(ValueError, match="not a file of python -m"):
+        OnnxEncoder(path)
+
+
+def test_a_wrong_file_is_not_kept(tmp_path):
+    network = build_small(stages=STAGES[1:3])
+    with torch.no_grad():
+        network.projection.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="differ by nan of the largest value"):
+        export_onnx(network, tmp_path / "a.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    def full(path, content):
+        with open(path, "wb") as file:
+            file.write(content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    network = build_small(stages=STAGES[1:3])
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_onnx(network, tmp_path / "a.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_missing_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install onnx onnxruntime"):
+        export_onnx(build_small(stages=STAGES[1:3]), tmp_path / "a.onnx")
+
+
+def test_command_line(b0_case, tmp_path, capsys):
+    load_encoder(b0_case, tmp_path)  # which writes a model folder
+    (folder,) = {path.parent for path in tmp_path.rglob("hyperparams.yaml")}
+    output = tmp_path / "b0.onnx"
+    export.main([str(folder), "--output", str(output), "--int8"])
+    assert "of torch's embeddings" in capsys.readouterr().out
+    before = output.read_bytes()
+    with pytest.raises(SystemExit, match="error: .* exists already"):
+        export.main([str(folder), "--output", str(output)])
+    assert output.read_bytes() == before
+    with pytest.raises(SystemExit, match="error: .* is no folder"):
+        export.main([str(folder), "--output", str(tmp_path / "b" / "c.onnx")])
+
+
+def test_silence_gives_what_torch_gives(small):
+    silence = torch.zeros(1, 9000)
+    found = OnnxEncoder(small[1], threads=1).encode_batch(silence)
+    with torch.no_grad():
+        assert relative_difference(found, small[0](silence)) < 1e-4
+    assert np.isfinite(found.numpy()).all()
