@@ -20,6 +20,8 @@ For use:
  * metrics, plots: error rates and their pictures
  * model_folder, loading: folders that SpeechBrain's inference classes load
  * published, released, convert: the published checkpoints
+ * command_line, long_files: the command redimnet2
+ * push, model_card, single_file: the hub
  * export, onnx_graph, quantization, onnx_encoder: ONNX
  * results: what an evaluation found
  * download, whole_files: files that appear when they are complete

@@ -32,6 +32,14 @@ LARGEST_SAMPLE = 2.0**31
 # for 44099 Hz takes minutes. The nearest small ratio is at most 0.08 % off.
 LARGEST_DENOMINATOR = 640
 
+# The usual ones first. libsndfile does not decode the last three: they are
+# reported, not overlooked.
+AUDIO_EXTENSIONS = (
+    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".aifc"),
+    *(".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".voc"),
+    *(".m4a", ".aac", ".wma"),
+)
+
 EMPTY = ("empty", "it holds no samples, so export or record it again")
 
 

@@ -313,9 +313,7 @@ def find_model(source):
             source = os.path.join(source, "model")
         if not os.path.isfile(os.path.join(source, "hyperparams.yaml")):
             raise ValueError(
-                f"{source} has no hyperparams.yaml, so it is no model folder; "
-                "for a training checkpoint pass the file embedding_model.ckpt "
-                "in it, with --variant"
+                f"{source} has no hyperparams.yaml, so it is no model folder"
             )
         return source
     try:

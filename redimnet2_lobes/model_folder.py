@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from torch import nn
@@ -194,6 +193,9 @@ def write_model_folder(
 
 def _save(tensors, path):
     """Writes tensors in both formats, under a name without extension."""
+    # SpeechBrain alone does not bring it, and loads NoSpeakerClasses from here.
+    from safetensors.torch import save
+
     # In memory first: of a full disk both libraries make errors of their own.
     content = io.BytesIO()
     torch.save(tensors, content)

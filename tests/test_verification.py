@@ -23,6 +23,7 @@ from redimnet2_lobes.metrics import Cllr, actDCF, minCllr
 from redimnet2_lobes.model_folder import write_model_folder
 from redimnet2_lobes.plda import PldaBackend
 from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.scoring import CosineBackend
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = REPOSITORY / "recipes" / "VoxCeleb" / "SpeakerRec"
@@ -31,6 +32,7 @@ sys.path.insert(0, str(SCRIPTS))
 command_line = importlib.import_module("command_line")
 verification = importlib.import_module("speaker_verification_cosine")
 plda = importlib.import_module("speaker_verification_plda")
+Verification = importlib.import_module("verification").Verification
 
 SPEAKERS, UTTERANCES = 3, 4
 
@@ -259,6 +261,69 @@ def test_nothing_else_is_written_anywhere(
         content = path.read_bytes()
         assert str(tmp_path).encode() not in content
         assert str(corpus).encode() not in content
+
+
+def test_results_are_kept_with_the_model(verify, model, tmp_path, monkeypatch):
+    trained = tmp_path / "b0" / "42"
+    shutil.copytree(model, trained / "model")
+    before = {path.name for path in (trained / "model").iterdir()}
+    # Results.json itself names a relative checkpoint as it was given.
+    monkeypatch.chdir(tmp_path)
+    results = verify(checkpoint="b0/42/", keep_results_with_model=True)
+    kept = trained / "model" / "results.json"
+    content = json.loads(kept.read_text())
+    written = json.loads((results / "results.json").read_text())
+    assert written.pop("checkpoint") == "b0/42"
+    assert content.pop("checkpoint") == "42"
+    assert content == written
+    after = {path.name for path in (trained / "model").iterdir()}
+    assert after - before == {"results.json"}
+    # Its folder is still the one that is loaded, and a later run replaces it.
+    verify(checkpoint=trained / "model", keep_results_with_model=True)
+    assert json.loads(kept.read_text())["checkpoint"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"checkpoint": "user/name"}, "user/name is no model folder"),
+        ({"checkpoint": "{weights}", "variant": "b0"}, "is no model folder"),
+        ({"mean_list": "{corpus}"}, "with mean_list"),
+        ({"keep_results_with_model": "perhaps"}, "expected True or False"),
+    ],
+)
+def test_results_that_cannot_be_kept_are_refused_first(
+    keys, message, verify, corpus, model, monkeypatch
+):
+    def no_encoding(*arguments):
+        raise AssertionError("embedded first")
+
+    monkeypatch.setattr(EncoderClassifier, "encode_batch", no_encoding)
+    weights = model / "embedding_model.ckpt"
+    keys = {
+        key: value.format(weights=weights, corpus=corpus)
+        for key, value in keys.items()
+    }
+    keys = {"checkpoint": model, "keep_results_with_model": True, **keys}
+    with pytest.raises(ValueError, match=f"^keep_results_with.*{message}"):
+        verify(**keys)
+    assert not (model / "results.json").exists()
+
+
+def test_results_without_the_cosine_are_not_kept(corpus, model, tmp_path):
+    run = Verification(
+        [
+            str(HPARAMS),
+            f"--data_folder={corpus}",
+            f"--checkpoint={model}",
+            f"--output_folder={tmp_path}",
+            "--keep_results_with_model=True",
+            "--device=cpu",
+        ]
+    )
+    with pytest.raises(ValueError, match="^keep_results.* only another"):
+        run.evaluate({"another": CosineBackend()})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_embeddings_are_computed_once(verify, model, monkeypatch):

@@ -34,19 +34,17 @@ from speechbrain.utils.parallel import get_available_cpu_count, parallel_map
 from tqdm import tqdm
 from trials import has_published_sum, read_trials
 
-from redimnet2_lobes.audio import AudioError, load_waveform
+from redimnet2_lobes.audio import (
+    AUDIO_EXTENSIONS,
+    AudioError,
+    load_waveform,
+)
 
 logger = get_logger(__name__)
 
 SAMPLE_RATE = 16000
 
 # Of two files of one utterance, the one whose extension comes first is taken.
-# libsndfile does not decode the last three: they are reported, not overlooked.
-AUDIO_EXTENSIONS = (
-    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".aifc"),
-    *(".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".voc"),
-    *(".m4a", ".aac", ".wma"),
-)
 PREFERENCE = {
     extension: rank for rank, extension in enumerate(AUDIO_EXTENSIONS)
 }

@@ -25,6 +25,8 @@ from redimnet2_lobes.loading import (
 from redimnet2_lobes.published import VARIANTS
 from redimnet2_lobes.redimnet2 import PassThrough, ReDimNet2
 
+WEIGHTS_FILE = "embedding_model.ckpt"  # of a training checkpoint
+
 
 def check_embedding_hparams(hparams):
     """Checks what says which network embeds what of an utterance.
@@ -125,7 +127,10 @@ def load_encoder(checkpoint, variant, hparams_folder, run_opts):
         else:
             encoder = load_model(checkpoint, run_opts)
     except ValueError as error:
-        raise ValueError(f"checkpoint: {error}") from error
+        remedy = ""
+        if os.path.isfile(os.path.join(checkpoint, WEIGHTS_FILE)):
+            remedy = f"; pass the file {WEIGHTS_FILE} in it, with --variant"
+        raise ValueError(f"checkpoint: {error}{remedy}") from error
     if os.path.isfile(checkpoint):
         return _build(tensors, checkpoint, variant, hparams_folder, run_opts)
     found = getattr(encoder.hparams, "variant", None)

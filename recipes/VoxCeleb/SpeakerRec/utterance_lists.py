@@ -11,8 +11,7 @@ import string
 from pathlib import Path
 from typing import NamedTuple
 
-from voxceleb_prepare import AUDIO_EXTENSIONS
-
+from redimnet2_lobes.audio import AUDIO_EXTENSIONS
 from redimnet2_lobes.shards import SHARD_SOURCE
 
 

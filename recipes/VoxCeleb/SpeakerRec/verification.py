@@ -33,7 +33,7 @@ from redimnet2_lobes.calibration import (
 )
 from redimnet2_lobes.embeddings import extract_embeddings
 from redimnet2_lobes.loading import find_model
-from redimnet2_lobes.results import RESULTS_FILE, plain_cosine, read_results
+from redimnet2_lobes.results import PLAIN_COSINE, RESULTS_FILE, read_results
 from redimnet2_lobes.scoring import (
     average,
     cohort_statistics,
@@ -246,7 +246,19 @@ class Verification:
             ``test_side`` make rows of embeddings whose dot product is the
             score, such as ``CosineBackend``. The score must not depend on
             which of two embeddings enrols.
+
+        Raises
+        ------
+        ValueError
+            If results are to be kept with the model, and the cosine is not
+            among the back-ends, which the threshold is taken from.
         """
+        keep = self.hparams["keep_results_with_model"]
+        if keep and PLAIN_COSINE not in backends:
+            raise ValueError(
+                f"keep_results_with_model: there is no {PLAIN_COSINE} among "
+                f"the back-ends, only {', '.join(backends)}; pass False"
+            )
         self._cohort = self._embed_cohort()
         calibrations = self.calibrations
         if self.calibration_lists:
@@ -278,7 +290,7 @@ class Verification:
                     )
                 )
         report(results, self.hparams, self.output_folder)
-        if self.hparams["keep_results_with_model"]:
+        if keep:
             keep_results(
                 self.output_folder / RESULTS_FILE, self.hparams["checkpoint"]
             )
@@ -458,17 +470,10 @@ def keep_results(path, checkpoint):
 
     Raises
     ------
-    ValueError
-        If there is no result of the plain cosine among them.
     OSError
         If the model folder cannot be written.
     """
     results = read_results(path)
-    if not plain_cosine(results):
-        raise ValueError(
-            "keep_results_with_model: there is no result of the cosine alone, "
-            "which the threshold is taken from"
-        )
     results["checkpoint"] = os.path.basename(os.path.abspath(checkpoint))
     kept = Path(find_model(checkpoint)) / RESULTS_FILE
     with complete_or_absent(kept) as partial:
