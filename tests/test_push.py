@@ -1,0 +1,334 @@
+"""Pushing to a hub on this machine, by the real client, and loading from it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import relative_difference
+from hub_server import TOKEN, serve_hub
+from huggingface_hub import ModelCard, constants
+
+from redimnet2_lobes.front_end import LogMel
+from redimnet2_lobes.model_folder import write_model_folder
+from redimnet2_lobes.push import main
+from redimnet2_lobes.redimnet2 import ReDimNet2
+
+NAME = "user/redimnet2-test"
+STAGE = {"frequency_stride": 2, "time_stride": 2, "reduction": 8}
+RESULTS = {
+    "checkpoint": "results/of/anna/redimnet2",
+    "seconds_used": None,
+    "crops": None,
+    "results": [
+        {
+            "list": "veri_test2",
+            "back_end": "cosine",
+            "trials": 37611,
+            "eer_percent": 1.25,
+            "eer_threshold": 0.31,
+            "min_dcf_0.01": 0.123,
+        }
+    ],
+}
+UPLOADED = {
+    "README.md",
+    "classifier.ckpt",
+    "classifier.safetensors",
+    "config.json",
+    "embedding_model.ckpt",
+    "embedding_model.safetensors",
+    "hyperparams.yaml",
+    "label_encoder.ckpt",
+    "redimnet2_lobes.py",
+}
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    stage = {**STAGE, "blocks": 1, "expansion": 2}
+    return ReDimNet2(LogMel(), 4, [stage], aggregation_norm=True).eval()
+
+
+@pytest.fixture
+def folder(network, tmp_path):
+    folder = tmp_path / "model"
+    write_model_folder(
+        folder,
+        network,
+        "A test",
+        class_weights=torch.randn(2, 192),
+        speakers=["anna", "bert"],
+    )
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with serve_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        # The newer way of upload has no server but the hub's own.
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        # The client waits between its attempts.
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        yield server
+
+
+def push(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    message = end.value.code
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+LOAD = """
+import sys, torch
+source, output, way = sys.argv[1:]
+if way == "alone":
+    # A machine with SpeechBrain, and nothing that we need beyond it.
+    import importlib.util, os
+    sys.meta_path[:] = [
+        finder for finder in sys.meta_path
+        if "editable" not in getattr(finder, "__module__", "")
+        and "editable" not in getattr(finder, "__name__", "").lower()
+    ]
+    sys.path[:] = [
+        path for path in sys.path
+        if not os.path.isdir(os.path.join(path or ".", "redimnet2_lobes"))
+    ]
+    for name in ("safetensors", "onnx", "onnxruntime", "kaldiio", "pyarrow"):
+        sys.modules[name] = None
+    assert importlib.util.find_spec("redimnet2_lobes") is None
+    from speechbrain.inference.interfaces import foreign_class
+    model = foreign_class(
+        source=source,
+        pymodule_file="redimnet2_lobes.py",
+        classname="SpeakerRecognition",
+    )
+else:
+    from speechbrain.inference.speaker import SpeakerRecognition
+    model = SpeakerRecognition.from_hparams(source=source)
+wavs = torch.randn(2, 24000, generator=torch.Generator().manual_seed(1))
+embeddings = model.encode_batch(wavs, torch.tensor([1.0, 0.5]))
+torch.save(embeddings, output)
+
+
+"""
+
+
+@pytest.mark.parametrize("way", ["package", "alone"])
+def test_what_is_pushed_loads(way, hub, folder, network, tmp_path, capsys):
+    main([str(folder), NAME])
+    assert capsys.readouterr().out.startswith(f"{hub.address}/{NAME}/commit/")
+    assert hub.commits == 1 and not hub.private[NAME]
+    assert hub.repositories[NAME]["main"].keys() == UPLOADED
+    output = tmp_path / "embeddings.pt"
+    subprocess.run(
+        [sys.executable, "-c", LOAD, NAME, output, way],
+        check=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(tmp_path / "home"),
+            "PYTHONPATH": "",
+        },
+    )
+    wavs = torch.randn(2, 24000, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = network(wavs, torch.tensor([1.0, 0.5]))
+    embeddings = torch.load(output, weights_only=True)
+    assert relative_difference(embeddings, expected) < 1e-6
+    assert any("resolve" in request for request in hub.requests)
+
+
+def test_private_branch_and_second_push(hub, folder):
+    main([str(folder), NAME, "--private", "--revision=second"])
+    assert hub.private[NAME]
+    assert hub.repositories[NAME]["main"] == {}
+    assert hub.repositories[NAME]["second"].keys() == UPLOADED
+    (folder / "extra.onnx").write_bytes(b"graph")
+    main([str(folder), NAME, "--revision=second"])
+    assert hub.commits == 2
+    assert hub.repositories[NAME]["second"]["extra.onnx"] == b"graph"
+
+
+def test_results_and_what_stays_at_home(hub, folder, capsys):
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    (folder / "log.txt").write_text("from home")
+    (folder / ".token").write_text(TOKEN)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    main([str(folder), NAME])
+    pushed = hub.repositories[NAME]["main"]
+    assert pushed.keys() == {*UPLOADED, "results.json"}
+    results = json.loads(pushed["results.json"])
+    assert results == {**RESULTS, "checkpoint": NAME}
+    out, err = capsys.readouterr()
+    left_out = [line for line in err.splitlines() if "left out" in line]
+    assert left_out == ["left out: .token", "left out: log.txt"]
+    for content in [*pushed.values(), out.encode(), err.encode()]:
+        assert TOKEN.encode() not in content
+        assert str(folder).encode() not in content
+        assert b"anna/redimnet2" not in content
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after == before
+
+
+def test_the_card(folder, tmp_path, capsys):
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({**RESULTS, "seconds_used": 8.0}))
+    main(
+        [
+            *(str(folder), NAME, f"--results={results}", "--dry_run"),
+            *("--license=mit", "--training_data=VoxCeleb2, dev"),
+            *("--datasets", "ProgramComputer/voxceleb"),
+        ]
+    )
+    out = capsys.readouterr().out
+    listing, text = out.split("README.md:\n\n")
+    listed = {line.split()[-1] for line in listing.splitlines() if line}
+    assert listed == {*UPLOADED, "results.json"}
+    card = ModelCard(text)
+    data = card.data.to_dict()
+    assert data["library_name"] == "speechbrain"
+    assert data["license"] == "mit"
+    assert data["datasets"] == ["ProgramComputer/voxceleb"]
+    assert {"speechbrain", "speaker-verification"} <= set(data["tags"])
+    (index,) = data["model-index"]
+    (result,) = index["results"]
+    (metric,) = result["metrics"]
+    assert metric["value"] == 1.25
+    for line in (
+        "| training data | VoxCeleb2, dev |",
+        "| speaker classes | 2 |",
+        "| veri_test2 | cosine | 1.250 | 0.1230 | 37,611 | 0.3100 |",
+        f'model = SpeakerRecognition.from_hparams(source="{NAME}")',
+        f"redimnet2 verify a.wav b.wav --model={NAME}",
+    ):
+        assert line in card.text
+    assert "of each utterance its first 8 s was embedded" in card.text
+
+
+def test_a_card_without_results_claims_none(folder, capsys):
+    main([str(folder), NAME, "--dry_run"])
+    text = capsys.readouterr().out
+    assert "Not evaluated." in text
+    for word in ("model-index", "EER", "VoxCeleb"):
+        assert word not in text
+
+
+def test_a_dry_run_asks_nobody(hub, folder):
+    main([str(folder), NAME, "--dry_run"])
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "message"),
+    [
+        ("repos/create", 401, "HTTP 401.*hf auth login.*HF_TOKEN"),
+        ("repos/create", 403, "HTTP 403.*may not write there"),
+        ("preupload", 404, "HTTP 404.*check the name"),
+        ("commit", 409, "HTTP 409.*changed at the same time"),
+        ("repos/create", 429, "HTTP 429.*wait some minutes"),
+        ("preupload", 429, "HTTP 429.*wait some minutes"),
+        ("objects/batch", 503, "HTTP 503.*again later"),
+        ("commit", 500, "HTTP 500.*again later"),
+        ("storage", 500, "HTTP 500.*again later"),
+        ("commit", "cut", "cannot be reached or broke off"),
+        ("storage", "cut", "cannot be reached or broke off"),
+        ("repos/create", "cut", "cannot be reached or broke off"),
+        ("commit", 418, "HTTP 418.*it says"),
+    ],
+)
+def test_the_hub_refuses(part, status, message, hub, folder, capsys):
+    hub.faults = {part: [status] * 100}
+    if part == "repos/create" and status in (401, 403):
+        hub.faults["/api/models"] = [status] * 100
+    error = push(folder, NAME)
+    assert error.startswith(f"error: {NAME}: ")
+    assert re.search(message, error)
+    assert hub.commits == 0
+    out, err = capsys.readouterr()
+    for text in (error, out, err):
+        assert TOKEN not in text
+        assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503])
+def test_the_client_tries_again(fault, hub, folder):
+    hub.faults = {"preupload": [fault], "storage": [fault]}
+    main([str(folder), NAME])
+    assert hub.commits == 1
+    assert hub.repositories[NAME]["main"].keys() == UPLOADED
+
+
+def test_a_wrong_token(hub, folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    error = push(folder, NAME)
+    assert "HTTP 401" in error and "hf_another" not in error
+
+
+def test_no_token(hub, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert "hf auth login" in push(folder, NAME)
+    assert hub.requests == []
+
+
+def test_no_hub_at_all(folder, hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "cannot be reached" in push(folder, NAME)
+
+
+@pytest.mark.parametrize(
+    "name", ["name", "user/../name", "../name", "a/b/c", "user/na me", ""]
+)
+def test_what_is_no_name(name, hub, folder):
+    assert push(folder, name).endswith("not a name USER/NAME on the hub")
+    assert hub.requests == []
+
+
+def truncate(folder):
+    file = folder / "embedding_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def remove_weights(folder):
+    for file in folder.glob("embedding_model.*"):
+        file.unlink()
+
+
+def foreign_results(folder):
+    (folder / "results.json").write_text('{"eer": 1}')
+
+
+def remove_all(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "it is damaged"),
+        (remove_weights, "embedding_model.ckpt"),
+        (foreign_results, "results.json: not the results"),
+        (remove_all, "no hyperparams.yaml"),
+    ],
+)
+def test_a_folder_that_does_not_load_is_not_pushed(
+    damage, message, hub, folder
+):
+    damage(folder)
+    assert message in push(folder, NAME)
+    assert hub.requests == []
+
+
+def test_no_folder(hub, tmp_path):
+    assert push(tmp_path / "none", NAME).endswith("none: no such folder")
+    assert push("user/name", NAME) == "error: user/name: no such folder"
