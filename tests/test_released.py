@@ -108,8 +108,13 @@ def test_an_interrupted_download_is_resumed(server, cache, tmp_path, capsys):
     server.cut_at = 1000
     refuse(tmp_path)
     server.before_answer = lambda: os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(SystemExit) as end:
-        main([NAME, "--output", str(tmp_path / "model")])
+    # Whatever runs the tests in the background may have SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as end:
+            main([NAME, "--output", str(tmp_path / "model")])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert end.value.code == 130
     assert capsys.readouterr().err.endswith("interrupted\n")
     server.before_answer = server.cut_at = None
