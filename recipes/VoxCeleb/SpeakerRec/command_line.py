@@ -99,6 +99,9 @@ def main_with_one_line_errors(function):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    if torch.distributed.is_initialized():
+        # Its threads abort a process that ends while they wait for Python.
+        torch.distributed.destroy_process_group()
 
 
 def one_line(error):
