@@ -32,9 +32,10 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
-from redimnet2_lobes.results import RESULTS_FILE, plain_cosine, read_results
+from redimnet2_lobes.error_lines import one_line, one_line_errors
+from redimnet2_lobes.results import RESULTS_FILE
+from redimnet2_lobes.threshold import Threshold, kept_threshold
 from redimnet2_lobes.whole_files import complete_or_absent
 
 MODEL_VARIABLE = "REDIMNET2_MODEL"
@@ -43,18 +44,6 @@ NO_THRESHOLD = (
     "none known; give --threshold, or have the verification script keep its "
     "results with the model (--keep_results_with_model=True)"
 )
-
-
-class Threshold(NamedTuple):
-    """The cosine above which two voices are one, and where it is from."""
-
-    value: float | None = None
-    origin: str | None = None
-
-    def __str__(self):
-        if self.value is None:
-            return f"threshold  {NO_THRESHOLD}"
-        return f"threshold  {self.value:.4f} ({self.origin})"
 
 
 def main(arguments=None):
@@ -67,20 +56,13 @@ def main(arguments=None):
 
     Example
     -------
-    >>> with contextlib.redirect_stderr(sys.stdout):
-    ...     main(["verify", "no.wav", "b.wav", "--model=redimnet2_b3"])
+    >>> main(["verify", "no.wav", "b.wav", "--model=redimnet2_b3"])
     Traceback (most recent call last):
-    SystemExit: 1
+    SystemExit: error: no.wav: missing; check the path
     """
     options = _parser().parse_args(arguments)
-    try:
+    with one_line_errors():
         _print(options.command(options))
-    except (ValueError, OSError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def verify(options):
@@ -100,7 +82,7 @@ def verify(options):
     for path in paths:
         _check_file(path)
     model, encoder = _load_encoder(options)
-    threshold = _threshold(options, model)
+    threshold = _threshold(options, model, encoder)
     embeddings = _embed(encoder, paths, options)
     enrolment, test = _directions([embeddings[path] for path in paths])
     score = float(enrolment @ test)
@@ -121,7 +103,13 @@ def verify(options):
         False: "different speakers",
         None: "none, without a threshold",
     }
-    return f"score      {score:.4f}\n{threshold}\ndecision   {words[decision]}"
+    return "\n".join(
+        (
+            f"score      {score:.4f}",
+            _threshold_line(threshold),
+            f"decision   {words[decision]}",
+        )
+    )
 
 
 def embed(options):
@@ -180,7 +168,7 @@ def identify(options):
     speakers = _enrolled_speakers(options.enrol)
     tests = _find_files(options.files)
     model, encoder = _load_encoder(options)
-    threshold = _threshold(options, model)
+    threshold = _threshold(options, model, encoder)
     enrolled = [path for paths in speakers.values() for path in paths]
     embeddings = _embed(encoder, [*enrolled, *tests], options)
     scores = _scores(speakers, tests, embeddings)
@@ -449,6 +437,10 @@ def _enrolled_speakers(folder):
     return speakers
 
 
+def _is_onnx(model):
+    return model.lower().endswith(".onnx")
+
+
 def _load_encoder(options):
     """The model as SpeechBrain names it, and what embeds."""
     model = options.model or os.environ.get(MODEL_VARIABLE)
@@ -457,7 +449,7 @@ def _load_encoder(options):
             "--model: missing; give a model folder, a hub name or a .onnx "
             f"file, or set {MODEL_VARIABLE}"
         )
-    if model.lower().endswith(".onnx"):
+    if _is_onnx(model):
         if options.device not in (None, "cpu"):
             raise ValueError(
                 f"--device: {options.device} is for PyTorch; leave it out, "
@@ -486,7 +478,7 @@ def _load_encoder(options):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"--device: {device!r} cannot be used here ({_one_line(error)})"
+            f"--device: {device!r} cannot be used here ({one_line(error)})"
         ) from error
     # Whatever loading prints, stdout is for results.
     with contextlib.redirect_stdout(sys.stderr):
@@ -497,51 +489,25 @@ def _load_encoder(options):
     return find_model(model), encoder
 
 
-def _threshold(options, model):
+def _threshold(options, model, encoder):
     if options.threshold is not None:
         return Threshold(options.threshold, "given by --threshold")
-    path = _find_results(model)
-    if path is None:
-        return Threshold()
-    results = read_results(path)
-    rows = plain_cosine(results)
-    if not rows or not math.isfinite(rows[0]["eer_threshold"]):
-        return Threshold()
-    row = rows[0]
-    if os.path.isabs(model):  # where it lies is the user's business
-        model = os.path.basename(model)
-    origin = f"that of the EER on {row['list']}, {row['trials']:,} trials"
-    if len(rows) > 1:
-        origin += f", the first of {len(rows)} lists"
-    seconds, crops = results["seconds_used"], results["crops"]
-    if crops is not None:
-        origin += f", with {crops} crops of {seconds:g} s each, not whole files"
-    elif seconds is not None:
-        origin += f", with the first {seconds:g} s of each, not whole files"
-    return Threshold(
-        row["eer_threshold"], f"{origin}; {RESULTS_FILE} of {model}"
-    )
+    if _is_onnx(model):
+        threshold, holder = encoder.threshold, os.path.basename(model)
+    else:
+        threshold = kept_threshold(model)
+        if os.path.isabs(model):  # where it lies is the user's business
+            model = os.path.basename(model)
+        holder = f"{RESULTS_FILE} of {model}"
+    if threshold.value is None:
+        return threshold
+    return threshold._replace(origin=f"{threshold.origin}; {holder}")
 
 
-def _find_results(model):
-    """The results that were kept with a model, or None."""
-    if os.path.isdir(model) or os.path.isfile(model):
-        folder = Path(model) if os.path.isdir(model) else Path(model).parent
-        path = folder / RESULTS_FILE
-        return path if path.is_file() else None
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        LocalEntryNotFoundError,
-    )
-
-    try:
-        return huggingface_hub.hf_hub_download(model, RESULTS_FILE)
-    except (EntryNotFoundError, OSError) as error:
-        offline = isinstance(error, LocalEntryNotFoundError)
-        if offline or not isinstance(error, EntryNotFoundError):
-            _note(f"the {RESULTS_FILE} of {model} is out of reach: {error}")
-        return None
+def _threshold_line(threshold):
+    if threshold.value is None:
+        return f"threshold  {NO_THRESHOLD}"
+    return f"threshold  {threshold.value:.4f} ({threshold.origin})"
 
 
 def _embed(encoder, paths, options):
@@ -619,12 +585,6 @@ def _write(output, partial, content):
 
 def _note(text):
     print(f"note: {' '.join(text.split())}", file=sys.stderr)
-
-
-def _one_line(error):
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _print(text):

@@ -15,11 +15,11 @@ Authors
 import argparse
 import io
 import os
-import sys
 from pathlib import Path
 
 import torch
 
+from redimnet2_lobes.error_lines import one_line_errors
 from redimnet2_lobes.loading import load_model
 from redimnet2_lobes.model_folder import write_model_folder
 from redimnet2_lobes.published import (
@@ -156,18 +156,13 @@ def main(arguments=None):
         return
     if options.source is None or options.output is None:
         parser.error("SOURCE and --output are needed, or --list")
-    try:
+    with one_line_errors():
         if options.to == "published":
             convert_back(options.source, options.output)
             print(f"Published checkpoint: {options.output}")
         else:
             convert(options.source, options.output)
             print(f"Model folder: {options.output}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,16 @@ Authors
 
 import argparse
 import importlib.util
-import sys
 from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from redimnet2_lobes.error_lines import one_line_errors
 from redimnet2_lobes.front_end import SAMPLE_RATE, WINDOW
-from redimnet2_lobes.loading import load_model
+from redimnet2_lobes.loading import find_model, load_model
 from redimnet2_lobes.published import VARIANTS
+from redimnet2_lobes.threshold import Threshold, kept_threshold
 from redimnet2_lobes.whole_files import complete_or_absent
 
 # Largest difference of embeddings, relative to the largest value.
@@ -31,9 +32,12 @@ INT8_TOLERANCE = 1e-1
 # Below and above half a second, up to which utterances are repeated.
 VERIFIED_SAMPLES = ((48000,), (WINDOW, 7999, 30001, 16160), (128000, 8000))
 VERIFIED_FRAMES = ((300,), (50, 51, 197), (800, 99))
+NO_THRESHOLD = Threshold()
 
 
-def export_onnx(network, path, features=False, int8=False):
+def export_onnx(
+    network, path, features=False, int8=False, threshold=NO_THRESHOLD
+):
     """Writes a network as an ONNX file and verifies it.
 
     The file has opset 20. Its inputs are ``waveforms`` [batch, samples] at
@@ -54,6 +58,9 @@ def export_onnx(network, path, features=False, int8=False):
         Whether to leave out the front-end.
     int8 : bool
         Whether to store the weights in eight bits, see ``quantization``.
+    threshold : Threshold
+        What the metadata give as the network's threshold; one without a value
+        is left out.
 
     Returns
     -------
@@ -86,10 +93,13 @@ def export_onnx(network, path, features=False, int8=False):
     model = write_graph(network, features)
     if int8:
         model = quantize_weights(model)
+        if threshold.value is not None:
+            origin = f"{threshold.origin}, before quantization"
+            threshold = threshold._replace(origin=origin)
     model = over_batch(model)
     tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     with complete_or_absent(path) as partial:
-        write_model(model, network, partial)
+        write_model(model, network, partial, threshold)
         difference = largest_difference(network, partial, features)
         if not difference <= tolerance:
             raise ValueError(
@@ -135,7 +145,7 @@ def check_packages():
             )
 
 
-def write_model(model, network, path):
+def write_model(model, network, path, threshold=NO_THRESHOLD):
     """Writes a model with what a user of the file has to know.
 
     Arguments
@@ -146,6 +156,8 @@ def write_model(model, network, path):
         The network that it computes.
     path : pathlib.Path
         The file.
+    threshold : Threshold
+        Its threshold.
 
     Example
     -------
@@ -160,16 +172,17 @@ def write_model(model, network, path):
     from onnx.helper import set_model_props
 
     size = network.arguments()["base_channels"]
-    set_model_props(
-        model,
-        {
-            "model": "ReDimNet2",
-            "variant": VARIANTS.get(size, "custom"),
-            "sample_rate": str(SAMPLE_RATE),
-            "minimum_samples": str(WINDOW),
-            "embedding_size": str(network.projection.out_features),
-        },
-    )
+    properties = {
+        "model": "ReDimNet2",
+        "variant": VARIANTS.get(size, "custom"),
+        "sample_rate": str(SAMPLE_RATE),
+        "minimum_samples": str(WINDOW),
+        "embedding_size": str(network.projection.out_features),
+    }
+    if threshold.value is not None:
+        properties["threshold"] = repr(threshold.value)
+        properties["threshold_origin"] = threshold.origin
+    set_model_props(model, properties)
     path.write_bytes(model.SerializeToString())
 
 
@@ -247,15 +260,17 @@ def main(arguments=None):
         help="store the weights in eight bits: a third of the size",
     )
     options = parser.parse_args(arguments)
-    try:
+    with one_line_errors():
         check_target(options.output)
         check_packages()
         network = load_model(options.model).mods.embedding_model
         difference = export_onnx(
-            network, options.output, options.features, options.int8
+            network,
+            options.output,
+            options.features,
+            options.int8,
+            kept_threshold(find_model(options.model)),
         )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     print(f"{options.output}: within {difference:.1e} of torch's embeddings")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from redimnet2_lobes.lengths import valid_samples
+from redimnet2_lobes.threshold import Threshold
 
 
 class OnnxEncoder:
@@ -20,6 +21,12 @@ class OnnxEncoder:
         The file; one that takes waveforms.
     threads : int or None
         Threads; None for one on each core.
+
+    Attributes
+    ----------
+    threshold : Threshold
+        The cosine above which two voices are one, if the model folder had the
+        results of an evaluation when it was exported.
 
     Raises
     ------
@@ -69,6 +76,10 @@ class OnnxEncoder:
                 f"{path}: takes features; export without --features"
             )
         self.minimum_samples = int(known["minimum_samples"])
+        self.threshold = Threshold()
+        if "threshold" in known:
+            value = float(known["threshold"])
+            self.threshold = Threshold(value, known["threshold_origin"])
 
     def encode_batch(self, wavs, wav_lens=None):
         """Computes embeddings, as ``EncoderClassifier.encode_batch``.

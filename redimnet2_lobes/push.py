@@ -22,6 +22,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from redimnet2_lobes.error_lines import one_line_errors
 from redimnet2_lobes.loading import find_model, load_model
 from redimnet2_lobes.model_card import write_model_card
 from redimnet2_lobes.redimnet2 import ReDimNet2
@@ -289,7 +290,7 @@ def main(arguments=None):
         help="list the files and print the card, and upload nothing",
     )
     options = parser.parse_args(arguments)
-    try:
+    with one_line_errors():
         files, left_out = collect(
             options.folder,
             options.repository,
@@ -307,11 +308,6 @@ def main(arguments=None):
         print(
             push(files, options.repository, options.private, options.revision)
         )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def _listing(files, left_out):

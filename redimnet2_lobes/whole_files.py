@@ -5,8 +5,11 @@ Authors
 """
 
 import contextlib
+import errno
 import os
 from pathlib import Path
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -25,6 +28,11 @@ def complete_or_absent(path):
     pathlib.Path
         Where to write it: the name with ``.part`` behind, in the same folder.
 
+    Raises
+    ------
+    OSError
+        If it cannot be written; of a full disk too it names the file.
+
     Example
     -------
     >>> path = getfixture("tmp_path") / "results.json"
@@ -40,5 +48,9 @@ def complete_or_absent(path):
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None and error.errno in NO_SPACE:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)

@@ -329,6 +329,12 @@ def test_a_folder_that_does_not_load_is_not_pushed(
     assert hub.requests == []
 
 
+def test_no_results(hub, folder):
+    line = push(folder, NAME, "--results=nosuch.json")
+    assert line == "error: nosuch.json: No such file or directory"
+    assert hub.requests == []
+
+
 def test_no_folder(hub, tmp_path):
     assert push(tmp_path / "none", NAME).endswith("none: no such folder")
     assert push("user/name", NAME) == "error: user/name: no such folder"

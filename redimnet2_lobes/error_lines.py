@@ -1,0 +1,55 @@
+"""Programs that end with one line in place of a traceback.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import contextlib
+import sys
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Ends the program with one line if what it was given is wrong.
+
+    A ValueError or OSError becomes exit code 1, Ctrl-C becomes 130.
+
+    Example
+    -------
+    >>> with one_line_errors():
+    ...     open("no.wav")
+    Traceback (most recent call last):
+    SystemExit: error: no.wav: No such file or directory
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {one_line(error)}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def one_line(error):
+    r"""The message of an exception, without line breaks.
+
+    Arguments
+    ---------
+    error : Exception
+        The exception.
+
+    Returns
+    -------
+    str
+        The line.
+
+    Example
+    -------
+    >>> one_line(ValueError("two\n  lines"))
+    'two lines'
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "a.wav"))
+    'a.wav: No such file or directory'
+    """
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
