@@ -272,7 +272,7 @@ def _whole_file(path):
         with complete_or_absent(path) as partial:
             yield partial
     except OSError as error:
-        if error.filename is not None:
+        if error.filename not in (None, str(path)):
             raise
         raise OSError(
             f"{path}: {error.strerror}; once that is mended, run the same "
