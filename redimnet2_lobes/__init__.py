@@ -19,6 +19,7 @@ For use:
  * scoring, plda, calibration: from embeddings to scores
  * metrics, plots: error rates and their pictures
  * model_folder, loading: folders that SpeechBrain's inference classes load
+ * variants: B0 to B6 and which a network is
  * published, released, convert: the published checkpoints
  * command_line, long_files: the command redimnet2
  * push, model_card, single_file: the hub

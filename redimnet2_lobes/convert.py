@@ -22,13 +22,10 @@ import torch
 from redimnet2_lobes.error_lines import one_line_errors
 from redimnet2_lobes.loading import load_model
 from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.published import (
-    VARIANTS,
-    load_published,
-    published_checkpoint,
-)
+from redimnet2_lobes.published import load_published, published_checkpoint
 from redimnet2_lobes.redimnet2 import ReDimNet2
 from redimnet2_lobes.released import RELEASED, list_released, load_released
+from redimnet2_lobes.variants import variant_of
 from redimnet2_lobes.whole_files import complete_or_absent
 
 
@@ -73,7 +70,7 @@ def convert(checkpoint, output):
         output,
         network,
         title=f"ReDimNet2 converted from {name}",
-        variant=VARIANTS.get(network.arguments()["base_channels"]),
+        variant=variant_of(network),
     )
 
 

@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from redimnet2_lobes.error_lines import one_line_errors
 from redimnet2_lobes.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.loading import find_model, load_model
-from redimnet2_lobes.published import VARIANTS
 from redimnet2_lobes.threshold import Threshold, kept_threshold
+from redimnet2_lobes.variants import variant_of
 from redimnet2_lobes.whole_files import complete_or_absent
 
 # Largest difference of embeddings, relative to the largest value.
@@ -171,10 +171,9 @@ def write_model(model, network, path, threshold=NO_THRESHOLD):
     """
     from onnx.helper import set_model_props
 
-    size = network.arguments()["base_channels"]
     properties = {
         "model": "ReDimNet2",
-        "variant": VARIANTS.get(size, "custom"),
+        "variant": variant_of(network) or "custom",
         "sample_rate": str(SAMPLE_RATE),
         "minimum_samples": str(WINDOW),
         "embedding_size": str(network.projection.out_features),

@@ -70,15 +70,15 @@ TYPES = {
     "feat_type": str,
     "spec_params": dict,
 }
-# Base channels tell the released variants apart.
-VARIANTS = {
-    12: "b0",
-    16: "b1",
-    20: "b2",
-    24: "b3",
-    32: "b4",
-    48: "b5",
-    64: "b6",
+# What arguments of `ReDimNet2` and of its front-end are called there.
+PUBLISHED_NAMES = {
+    "base_channels": "C",
+    "stages": "stages_setup",
+    "out_channels": "out_channels",
+    "dual_aggregation": "dual_agg",
+    "embedding_size": "embed_dim",
+    "front_end": "feat_type",
+    "mel_bins": "F",
 }
 # Widths of the masks of SpecAugment, which is off in every released one.
 MASK_SETTINGS = {"freq_mask_width", "time_mask_width"}
@@ -181,7 +181,7 @@ def published_checkpoint(network):
     torch.Size([8, 1, 2, 2])
     """
     return {
-        "model_config": _model_config(network),
+        "model_config": published_config(network),
         "state_dict": {
             **_published_weights(network),
             **_front_end_constants(network.front_end),
@@ -189,7 +189,26 @@ def published_checkpoint(network):
     }
 
 
-def _model_config(network):
+def published_config(network):
+    """What the published code calls the arguments of a network.
+
+    Arguments
+    ---------
+    network : ReDimNet2
+        The network.
+
+    Returns
+    -------
+    dict
+        As stored in a published checkpoint.
+
+    Example
+    -------
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> published_config(ReDimNet2(LogMel(), 4, stages))["C"]
+    4
+    """
     arguments = network.arguments()
     front_end = network.front_end
     is_torchaudio = isinstance(front_end, TorchaudioLogMel)

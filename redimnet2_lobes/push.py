@@ -28,6 +28,7 @@ from redimnet2_lobes.model_card import write_model_card
 from redimnet2_lobes.redimnet2 import ReDimNet2
 from redimnet2_lobes.results import RESULTS_FILE, read_results
 from redimnet2_lobes.single_file import FILE_NAME, single_file
+from redimnet2_lobes.variants import variant_of
 
 # What is taken from a model folder; the card, the results and the code are
 # written anew.
@@ -122,7 +123,7 @@ def collect(folder, repository, results_file, license, training_data, datasets):
     card = write_model_card(
         repository,
         network,
-        variant=getattr(encoder.hparams, "variant", None),
+        variant=variant_of(network),
         speakers=None if label_encoder is None else len(label_encoder),
         results=results,
         license=license,

@@ -15,7 +15,12 @@ from pathlib import Path
 import torch
 
 from redimnet2_lobes.download import download
-from redimnet2_lobes.published import VARIANTS, load_published
+from redimnet2_lobes.published import (
+    PUBLISHED_NAMES,
+    load_published,
+    published_config,
+)
+from redimnet2_lobes.variants import difference
 
 ADDRESS = "https://github.com/PalabraAI/redimnet2/releases/download/v1.0.0"
 
@@ -150,13 +155,14 @@ name; did you mean b3-vox2-lm? See python -m redimnet2_lobes.convert --list
 
 def _load(path, released):
     network = load_published(path)
-    arguments = network.arguments()
-    channels = arguments["base_channels"]
-    if VARIANTS.get(channels) != released.variant:
+    name = difference(network, released.variant)
+    if name is not None:
+        key = PUBLISHED_NAMES[name]
+        value = published_config(network).get(key)
         raise ValueError(
-            f"model_config.C: {channels} is not that of {released.variant}"
+            f"model_config.{key}: {value} is not that of {released.variant}"
         )
-    has_norm = arguments["aggregation_norm"]
+    has_norm = network.arguments()["aggregation_norm"]
     if has_norm != (released.corpora != "vox2"):
         raise ValueError(
             f"model_config.agg_gnorm: {has_norm} is not that of {released.name}"

@@ -18,12 +18,13 @@ from test_redimnet2 import OPTIONS, PADDINGS, STAGES, pad, speech
 from test_redimnet2 import build as build_small
 
 from redimnet2_lobes import export
-from redimnet2_lobes.export import export_onnx
+from redimnet2_lobes.export import export_onnx, write_model
 from redimnet2_lobes.front_end import LogMel
 from redimnet2_lobes.inference import encode_utterances
 from redimnet2_lobes.onnx_encoder import OnnxEncoder
 from redimnet2_lobes.onnx_graph import OPSET, over_batch, write_graph
 from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.variants import VARIANTS
 
 SIZES = [400, 3999, 16160, 30000]
 
@@ -93,6 +94,16 @@ def test_graph_of_every_variant(variant):
         model = over_batch(write_graph(network, features))
         onnx.checker.check_model(model, full_check=True)
         assert model.opset_import[0].version == OPSET == 20
+
+
+@pytest.mark.parametrize("stages, variant", [(6, "b0"), (2, "custom")])
+def test_the_variant_is_the_whole_architecture(tmp_path, stages, variant):
+    architecture = VARIANTS["b0"]
+    architecture = {**architecture, "stages": architecture["stages"][:stages]}
+    path = tmp_path / "network.onnx"
+    write_model(onnx.ModelProto(), ReDimNet2(LogMel(), **architecture), path)
+    properties = {x.key: x.value for x in onnx.load(path).metadata_props}
+    assert properties["variant"] == variant
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

@@ -15,7 +15,7 @@ from full_disk import full_disk
 from redimnet2_lobes import released
 from redimnet2_lobes.convert import main
 from redimnet2_lobes.loading import load_model, read_tensors
-from redimnet2_lobes.published import published_checkpoint
+from redimnet2_lobes.published import build_network, published_checkpoint
 
 NAME = "b0-vox2-lm"
 FILE = f"{NAME}.pt"
@@ -167,6 +167,19 @@ def test_another_architecture_of_the_variant(server, cache, tmp_path):
     server.files[f"{name}.pt"] = published_file("b3-vox2")
     message = refuse(tmp_path, name)
     assert f"model_config.agg_gnorm: False is not that of {name}" in message
+    assert not os.listdir(cache)
+
+
+def test_another_network_of_as_many_channels(server, cache, tmp_path):
+    """Damaged on the way, or of another author."""
+    case = ParityCase("b3-vox2")
+    config = {**case.manifest["model_config"], "embed_dim": 256}
+    content = io.BytesIO()
+    network = build_network(config)
+    torch.save(published_checkpoint(network), content)
+    server.files["b3-vox2-lm.pt"] = content.getvalue()
+    message = refuse(tmp_path, "b3-vox2-lm")
+    assert "model_config.embed_dim: 256 is not that of b3" in message
     assert not os.listdir(cache)
 
 

@@ -32,10 +32,10 @@ from measurements import has_bfloat16, measure
 from report import agrees, write_report
 from tqdm import tqdm
 
-from redimnet2_lobes import published
+from redimnet2_lobes import variants
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIANTS = tuple(published.VARIANTS.values())
+VARIANTS = tuple(variants.VARIANTS)
 
 
 @dataclass(frozen=True)

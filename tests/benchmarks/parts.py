@@ -17,7 +17,7 @@ from implementations import OURS, build, waveforms
 from tqdm import tqdm
 
 from redimnet2_lobes.front_end import SAMPLE_RATE
-from redimnet2_lobes.published import VARIANTS
+from redimnet2_lobes.variants import VARIANTS
 
 # The first that fits a module's name; parts lie side by side.
 PARTS = {
@@ -43,7 +43,7 @@ def main():
     torch.set_num_threads(2)
     shares = {
         variant: measure(variant, options.batch, options.seconds)
-        for variant in tqdm(VARIANTS.values(), unit="variant")
+        for variant in tqdm(VARIANTS, unit="variant")
     }
     print(f"| part, % of {options.batch} x {options.seconds:g} s |", end="")
     print("".join(f" {variant} |" for variant in shares))

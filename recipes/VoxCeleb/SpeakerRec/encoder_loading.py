@@ -22,8 +22,8 @@ from redimnet2_lobes.loading import (
     load_model,
     read_tensors,
 )
-from redimnet2_lobes.published import VARIANTS
 from redimnet2_lobes.redimnet2 import PassThrough, ReDimNet2
+from redimnet2_lobes.variants import VARIANTS
 
 WEIGHTS_FILE = "embedding_model.ckpt"  # of a training checkpoint
 
@@ -41,11 +41,10 @@ def check_embedding_hparams(hparams):
     ValueError
         If a value is wrong.
     """
-    known = tuple(VARIANTS.values())
-    if hparams["variant"] not in (None, *known):
+    if hparams["variant"] not in (None, *VARIANTS):
         raise ValueError(
             f"variant: unknown value {hparams['variant']!r}, expected one of "
-            f"{', '.join(known)}"
+            f"{', '.join(VARIANTS)}"
         )
     check_types(hparams, checkpoint=str, seconds_per_batch=float)
     window = WINDOW / SAMPLE_RATE
@@ -147,7 +146,7 @@ def _build(tensors, path, variant, hparams_folder, run_opts):
     if variant is None:
         raise ValueError(
             f"variant: missing; for the weights in {path} pass --variant=..., "
-            f"one of {', '.join(VARIANTS.values())}"
+            f"one of {', '.join(VARIANTS)}"
         )
     hparams_file = Path(hparams_folder) / f"redimnet2_{variant}.yaml"
     if not hparams_file.is_file():

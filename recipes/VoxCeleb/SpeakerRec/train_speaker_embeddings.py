@@ -53,9 +53,9 @@ from redimnet2_lobes.inference import encode_utterances
 from redimnet2_lobes.metrics import EER
 from redimnet2_lobes.model_folder import write_model_folder
 from redimnet2_lobes.plots import plot_training_curves
-from redimnet2_lobes.published import VARIANTS
 from redimnet2_lobes.scoring import CosineBackend, trial_scores
 from redimnet2_lobes.training_data import TrainingCrops, UtteranceList
+from redimnet2_lobes.variants import VARIANTS, difference
 from redimnet2_lobes.whole_files import complete_or_absent
 
 logger = get_logger(__name__)
@@ -467,12 +467,28 @@ def check_settings(hparams):
         validation_seconds=0.1,
         validation_seconds_per_batch=0.1,
     )
-    variant = VARIANTS.get(hparams["base_channels"])
-    if hparams["variant"] not in (None, variant):
+    check_variant(hparams["variant"], hparams["embedding_model"])
+
+
+def check_variant(variant, network):
+    """Refuses the name of a variant for a network that is not one of it.
+
+    Arguments
+    ---------
+    variant : str or None
+        The name; None for other networks.
+    network : torch.nn.Module
+        The network.
+    """
+    if variant is None:
+        return
+    differing = "this network"
+    if variant in VARIANTS:
+        differing = difference(network, variant)
+    if differing is not None:
         raise ValueError(
-            f"variant: {hparams['variant']!r} does not go with base_channels: "
-            f"{hparams['base_channels']}; the variants are "
-            f"{', '.join(VARIANTS.values())}, and null is for other networks"
+            f"variant: {variant!r} does not go with {differing}; the variants "
+            f"are {', '.join(VARIANTS)}, and null is for other networks"
         )
 
 
