@@ -107,7 +107,7 @@ def _weights(folder, name):
     return None
 
 
-def _speakers(path):
+def read_speakers(path):
     """The names of the classes."""
     try:
         return CategoricalEncoder.from_saved(path)
@@ -115,8 +115,8 @@ def _speakers(path):
         raise
     except Exception as error:
         raise ValueError(
-            f"{path}: damaged, or another file than model folders have; copy "
-            "or train it again"
+            f"{path}: damaged, or a file that names no speakers; copy or train "
+            "it again"
         ) from error
 
 
@@ -144,7 +144,7 @@ def _class_weights(folder):
         )
         return {}
     weight = class_weights["weight"]
-    speakers = _speakers(folder / "label_encoder.ckpt")
+    speakers = read_speakers(folder / "label_encoder.ckpt")
     if len(speakers) != len(weight):
         raise ValueError(
             f"{folder}: label_encoder.ckpt names {len(speakers)} speakers for "

@@ -1,18 +1,23 @@
 """The average of the last checkpoints of a training."""
 
+import re
+import shutil
 from pathlib import Path
 
 import average_checkpoints
 import pytest
 import torch
+from command_line import one_line
 from hyperpyyaml import resolve_references
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper
 
 from redimnet2_lobes.checkpoints import CompleteCheckpointer
 from redimnet2_lobes.front_end import LogMel
+from redimnet2_lobes.loading import load_model, read_tensors
 from redimnet2_lobes.losses import SphereFace2
 from redimnet2_lobes.redimnet2 import ReDimNet2
 
@@ -34,15 +39,28 @@ EPOCHS = [2, 5, 6, 7, 8]
 class Training:
     """What a training leaves in its output folder."""
 
-    def __init__(self, folder):
+    def __init__(
+        self,
+        folder,
+        hparams="redimnet2_b0.yaml",
+        speeds=3,
+        loss=None,
+        left_out=(),
+        edit=lambda text: text,
+    ):
         self.folder = folder
         self.states = {}
         modules = {
             "embedding_model": ReDimNet2(
                 LogMel(), 4, STAGES, aggregation_norm=True
             ),
-            "classifier": Classifier(192, out_neurons=3 * len(SPEAKERS)),
-            "compute_cost": SphereFace2(),
+            "classifier": Classifier(192, out_neurons=speeds * len(SPEAKERS)),
+            "compute_cost": SphereFace2() if loss is None else loss,
+        }
+        modules = {
+            name: module
+            for name, module in modules.items()
+            if name not in left_out
         }
         checkpointer = CompleteCheckpointer(folder / "save", modules)
         for epoch in EPOCHS:
@@ -69,7 +87,7 @@ class Training:
             "stages": STAGES,
             "title": "A training",
         }
-        hparams = (RECIPE / "hparams" / "redimnet2_b0.yaml").read_text()
+        hparams = edit((RECIPE / "hparams" / hparams).read_text())
         hparams = hparams.replace("!PLACEHOLDER", "given")
         resolved = resolve_references(hparams, overrides)
         (folder / "hyperparams.yaml").write_text(resolved.getvalue())
@@ -160,3 +178,128 @@ def test_nothing_is_overwritten(training, tmp_path):
     with pytest.raises(ValueError, match="exists already"):
         run(training, tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+WRAPPED = """\
+compute_cost: !new:speechbrain.nnet.losses.LogSoftmaxWrapper
+    loss_fn: !new:speechbrain.nnet.losses.AdditiveAngularMargin
+"""
+
+
+def with_speechbrains_loss(text):
+    return re.sub(r"^compute_cost: (.*\n)( .*\n)+", WRAPPED, text, flags=re.M)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {
+            "hparams": "demo_redimnet2_b0.yaml",
+            "speeds": 5,
+            "left_out": ["compute_cost"],
+        },
+        {"edit": with_speechbrains_loss, "left_out": ["compute_cost"]},
+        {
+            "edit": with_speechbrains_loss,
+            "loss": LogSoftmaxWrapper(AdditiveAngularMargin()),
+        },
+    ],
+)
+def test_losses_without_state(tmp_path, given):
+    """Like the demo's, whether the checkpoints have an empty file of it."""
+    training = Training(tmp_path / "training", **given)
+    run(training, tmp_path / "average", 3)
+    encoder = EncoderClassifier.from_hparams(source=str(tmp_path / "average"))
+    network = encoder.mods.embedding_model.state_dict()
+    assert_means(network, training.mean("embedding_model", EPOCHS[-3:]))
+    # The same files as at the end of the training, which fine-tuning takes.
+    assert read_tensors(tmp_path / "average" / "compute_cost.ckpt") == {}
+
+
+def test_a_loss_that_was_not_kept(tmp_path, capsys):
+    training = Training(tmp_path / "training", left_out=["compute_cost"])
+    run(training, tmp_path / "average", 3)
+    assert "compute_cost: not in the checkpoints" in capsys.readouterr().out
+    assert not list((tmp_path / "average").glob("compute_cost*"))
+    assert load_model(tmp_path / "average").mods.classifier.weight.shape[0] == 2
+
+
+@pytest.mark.parametrize("name", ["classifier", "embedding_model"])
+def test_modules_that_were_not_kept(tmp_path, name):
+    training = Training(tmp_path / "training", left_out=[name])
+    refuse(training, tmp_path, rf"CKPT.*: has no {name}\.ckpt; pass the")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def replaced(tensors):
+    return lambda path: torch.save(tensors, path)
+
+
+FAULTS = {
+    "cut": ("embedding_model.ckpt", cut, "embedding_model.ckpt is not a file"),
+    "empty": ("classifier.ckpt", lambda p: p.write_bytes(b""), "classifier.ck"),
+    "text": ("compute_cost.ckpt", lambda p: p.write_text("text"), "compute_c"),
+    "other network": (
+        "embedding_model.ckpt",
+        replaced(Classifier(192, out_neurons=2).state_dict()),
+        "embedding_model.ckpt does not fit hyperparams.yaml of the training: ",
+    ),
+    "other speakers": (
+        "classifier.ckpt",
+        replaced(Classifier(192, out_neurons=9).state_dict()),
+        "classifier.ckpt does not fit .*: weight has the shape .9, 192.",
+    ),
+    "other loss": (
+        "compute_cost.ckpt",
+        replaced({"scale": torch.ones(())}),
+        "compute_cost.ckpt does not fit .*: bias is missing",
+    ),
+    "missing": ("classifier.ckpt", Path.unlink, "has no classifier.ckpt"),
+    "meta": ("CKPT.yaml", lambda p: p.write_text("{"), "CKPT.yaml"),
+    "empty meta": ("CKPT.yaml", lambda p: p.write_text(""), "CKPT.yaml"),
+}
+
+
+@pytest.mark.parametrize("age", [0, 1])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_in_one_checkpoint(training, tmp_path, fault, age):
+    name, harm, message = FAULTS[fault]
+    harmed = Training.__new__(Training)
+    harmed.folder = tmp_path / "training"
+    shutil.copytree(training.folder, harmed.folder)
+    found = average_checkpoints.last_epochs(harmed.folder / "save", 3)
+    harm(found[age].path / name)
+    refuse(harmed, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "message"),
+    [
+        (["carl"], "weight has the shape .6, 192., not .3, 192."),
+        ("anna", "label_encoder.txt: damaged"),
+        (None, "label_encoder.txt"),
+    ],
+)
+def test_faults_of_the_speakers(training, tmp_path, speakers, message):
+    harmed = Training.__new__(Training)
+    harmed.folder = tmp_path / "training"
+    shutil.copytree(training.folder, harmed.folder)
+    path = harmed.folder / "save" / "label_encoder.txt"
+    path.unlink()
+    if speakers == "anna":
+        path.write_text(speakers)
+    elif speakers is not None:
+        encoder = CategoricalEncoder()
+        encoder.update_from_iterable(speakers, sequence_input=False)
+        encoder.save(path)
+    refuse(harmed, tmp_path, message)
+
+
+def refuse(training, tmp_path, message):
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        run(training, tmp_path / "average", 3)
+    assert "\n" not in one_line(error.value)
+    assert not (tmp_path / "average").exists()

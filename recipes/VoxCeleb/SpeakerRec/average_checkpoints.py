@@ -15,22 +15,24 @@ Authors
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-import torch
 from command_line import (
     build_hparam,
     check_at_least,
     main_with_one_line_errors,
+    one_line,
 )
-from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
+from speechbrain.utils.checkpoints import (
+    PARAMFILE_EXT,
+    Checkpointer,
+    average_checkpoints,
+)
 from tqdm import tqdm
 
+from redimnet2_lobes.fine_tuning import read_speakers
+from redimnet2_lobes.loading import check_tensors, read_tensors
 from redimnet2_lobes.model_folder import write_model_folder
-
-_load_tensors = partial(torch.load, weights_only=True)
 
 
 def main(arguments):
@@ -66,13 +68,21 @@ def main(arguments):
     save_folder = options.training_folder / "save"
     checkpoints = last_epochs(save_folder, options.last)
     network = build_hparam(hparams_file, "embedding_model")
-    network.load_state_dict(average(checkpoints, "embedding_model"))
-    loss = build_hparam(hparams_file, "compute_cost")
-    loss.load_state_dict(average(checkpoints, "compute_cost"))
-    # Faster and slower versions of the speakers were for training only.
-    speakers = CategoricalEncoder.from_saved(save_folder / "label_encoder.txt")
+    average(checkpoints, "embedding_model", network)
+    speakers = read_speakers(save_folder / "label_encoder.txt")
     speakers.expect_len(len(speakers))
-    class_weights = average(checkpoints, "classifier")["weight"]
+    speeds = build_hparam(hparams_file, "crop").speeds
+    classifier = build_hparam(hparams_file, "classifier")(
+        out_neurons=len(speakers) * len(speeds)
+    )
+    average(checkpoints, "classifier", classifier)
+    loss = build_hparam(hparams_file, "compute_cost")
+    if loss.state_dict():  # most losses have none
+        if "compute_cost" in checkpoints[0].paramfiles:
+            average(checkpoints, "compute_cost", loss)
+        else:
+            print("compute_cost: not in the checkpoints, so it is left out")
+            loss = None
     first, last = (checkpoints[i].meta["epoch"] for i in (-1, 0))
     title = build_hparam(hparams_file, "title")
     write_model_folder(
@@ -80,7 +90,8 @@ def main(arguments):
         network,
         f"{title}, average of epochs {first} to {last}",
         variant=build_hparam(hparams_file, "variant"),
-        class_weights=class_weights[: len(speakers)],
+        # Faster and slower versions of them were for training only.
+        class_weights=classifier.weight[: len(speakers)],
         speakers=[speakers.decode_ndim(i) for i in range(len(speakers))],
         loss=loss,
     )
@@ -118,9 +129,17 @@ def last_epochs(folder, count):
     >>> [checkpoint.meta["epoch"] for checkpoint in found]
     [4, 3]
     """
-    found = Checkpointer(folder).find_checkpoints(
-        max_key="epoch", max_num_checkpoints=count
-    )
+    try:
+        found = Checkpointer(folder).find_checkpoints(
+            max_key="epoch", max_num_checkpoints=count
+        )
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: CKPT.yaml of a checkpoint is damaged; move that "
+            f"checkpoint elsewhere ({one_line(error)})"
+        ) from error
     successive = [
         checkpoint
         for age, checkpoint in enumerate(found)
@@ -135,8 +154,8 @@ def last_epochs(folder, count):
     return successive
 
 
-def average(checkpoints, name):
-    """Averages the weights of a module.
+def average(checkpoints, name, module):
+    """Gives a module the mean of its weights.
 
     Arguments
     ---------
@@ -144,20 +163,37 @@ def average(checkpoints, name):
         Checkpoints, the newest first.
     name : str
         Name of the module in the checkpoints.
+    module : torch.nn.Module
+        The module. Counters become those of the newest checkpoint.
 
-    Returns
-    -------
-    dict of str to torch.Tensor
-        Its state: means, but counters as in the newest checkpoint.
+    Raises
+    ------
+    ValueError
+        If a checkpoint is without it, is damaged, or is of another
+        architecture or number of speakers.
     """
-    means = average_checkpoints(
-        tqdm(checkpoints, desc=name), name, parameter_loader=_load_tensors
+    for checkpoint in checkpoints:
+        if name not in checkpoint.paramfiles:
+            raise ValueError(
+                f"{checkpoint.path}: has no {name}{PARAMFILE_EXT}; pass the "
+                "output_folder of a training whose checkpointer has it among "
+                "its recoverables"
+            )
+
+    def read(path, map_location):
+        tensors = read_tensors(path)
+        check_tensors(tensors, module, path, "hyperparams.yaml of the training")
+        return tensors
+
+    with tqdm(checkpoints, desc=name) as bar:
+        means = average_checkpoints(bar, name, parameter_loader=read)
+    newest = read_tensors(checkpoints[0].paramfiles[name])
+    module.load_state_dict(
+        {
+            key: means[key] if tensor.is_floating_point() else tensor
+            for key, tensor in newest.items()
+        }
     )
-    newest = _load_tensors(checkpoints[0].paramfiles[name], map_location="cpu")
-    return {
-        key: means[key] if tensor.is_floating_point() else tensor
-        for key, tensor in newest.items()
-    }
 
 
 if __name__ == "__main__":
