@@ -39,6 +39,7 @@ AUDIO_EXTENSIONS = (
     *(".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".voc"),
     *(".m4a", ".aac", ".wma"),
 )
+RANK = {extension: rank for rank, extension in enumerate(AUDIO_EXTENSIONS)}
 
 EMPTY = ("empty", "it holds no samples, so export or record it again")
 
@@ -69,6 +70,84 @@ class AudioError(ValueError):
 
     def __str__(self):
         return f"{self.path or 'audio'}: {self.reason}; {self.remedy}"
+
+
+def utterance_name(file):
+    """The name of an utterance, which its file may have in any format.
+
+    Arguments
+    ---------
+    file : str
+        Name or path of a file, or already that of an utterance.
+
+    Returns
+    -------
+    str
+        The same without an extension of audio files, in capitals or not.
+
+    Example
+    -------
+    >>> utterance_name("anna/x/1.FLAC"), utterance_name("anna/x/take.1")
+    ('anna/x/1', 'anna/x/take.1')
+    """
+    stem, extension = os.path.splitext(file)
+    return stem if extension.lower() in RANK else file
+
+
+def audio_rank(file):
+    """Which of several files of one utterance to take.
+
+    Arguments
+    ---------
+    file : str
+        Name or path of a file.
+
+    Returns
+    -------
+    int or None
+        The lowest is the most usual format; None if it is no audio file.
+
+    Example
+    -------
+    >>> audio_rank("1.wav") < audio_rank("1.Flac"), audio_rank("1.txt")
+    (True, None)
+    """
+    return RANK.get(os.path.splitext(file)[1].lower())
+
+
+def match_utterances(names, files):
+    """The file of each utterance, in whatever format it is.
+
+    Trial lists name ``.wav`` files, which a corpus may have as ``.flac``.
+
+    Arguments
+    ---------
+    names : iterable of str
+        Utterances, with an extension or without.
+    files : iterable of str
+        What there is, named in the same way.
+
+    Returns
+    -------
+    dict
+        Each of ``names`` that was found to one of ``files``: itself, or else
+        of those that differ in the extension the most usual one.
+
+    Example
+    -------
+    >>> match_utterances(["1.wav", "2", "3.wav"], ["1.ogg", "1.FLAC", "2.wav"])
+    {'1.wav': '1.FLAC', '2': '2.wav'}
+    """
+    files = set(files)
+    best = {}
+    for file in sorted(files, key=lambda file: (audio_rank(file) or 0, file)):
+        best.setdefault(utterance_name(file), file)
+    matches = {}
+    for name in names:
+        match = name if name in files else best.get(utterance_name(name))
+        if match is not None:
+            matches[name] = match
+    return matches
 
 
 class CheckedAudioNormalizer(AudioNormalizer):

@@ -387,10 +387,9 @@ def _audio_below(folder):
 
 
 def _is_audio(name):
-    from redimnet2_lobes.audio import AUDIO_EXTENSIONS
+    from redimnet2_lobes.audio import audio_rank
 
-    extension = os.path.splitext(name)[1].lower()
-    return name[0] != "." and extension in AUDIO_EXTENSIONS
+    return name[0] != "." and audio_rank(name) is not None
 
 
 def _raise(error):

@@ -12,7 +12,7 @@ import numpy as np
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import Dataset
 
-from redimnet2_lobes.audio import AudioError
+from redimnet2_lobes.audio import AudioError, utterance_name
 
 logger = get_logger(__name__)
 
@@ -72,7 +72,8 @@ class UtteranceList:
         left_out_speakers : container of str
             Speakers of the trials to test on, without prefix.
         left_out_utterances : container of str
-            Utterances of the trials to validate on, without prefix.
+            Utterances of the trials to validate on, without prefix, by their
+            ``utterance_name``.
 
         Raises
         ------
@@ -90,6 +91,7 @@ class UtteranceList:
                         float(row["duration"]) < minimum_seconds
                         or row["spk_id"] in left_out_speakers
                         or row["ID"] in left_out_utterances
+                        or utterance_name(row["ID"]) in left_out_utterances
                     ):
                         continue
                     source = string.Template(row["wav"])

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from matplotlib.image import imread
 from speechbrain.dataio import audio_io
@@ -987,6 +988,25 @@ def test_missing_files_are_all_named(verify, model, tmp_path):
     names = ["a/x/1.wav", "a/x/2.wav", "b/x/1.wav"]
     lines = listed.read_text().splitlines()
     assert [line.split("/wav/")[1] for line in lines] == names
+
+
+@pytest.mark.parametrize("with_list", [False, True])
+def test_a_corpus_in_another_format_than_its_list(
+    verify, corpus, model, tmp_path, with_list
+):
+    """As voxceleb_unpack.py --format=flac writes it."""
+    in_flac = tmp_path / "flac"
+    for path in (corpus / "wav").rglob("*.wav"):
+        other = (in_flac / path.relative_to(corpus)).with_suffix(".flac")
+        other.parent.mkdir(parents=True, exist_ok=True)
+        samples, rate = soundfile.read(path, dtype="int16")
+        soundfile.write(other, samples, rate)
+    shutil.copy(corpus / "veri_test2.txt", in_flac)
+    expected = scores_of(verify(checkpoint=model))
+    given = {"utterance_list": in_flac} if with_list else {}
+    # The embeddings are kept by their files, so that these are new.
+    found = scores_of(verify(checkpoint=model, data_folder=in_flac, **given))
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_speakers_of_the_training_are_no_unseen_ones(

@@ -35,19 +35,15 @@ from tqdm import tqdm
 from trials import has_published_sum, read_trials
 
 from redimnet2_lobes.audio import (
-    AUDIO_EXTENSIONS,
     AudioError,
+    audio_rank,
     load_waveform,
+    utterance_name,
 )
 
 logger = get_logger(__name__)
 
 SAMPLE_RATE = 16000
-
-# Of two files of one utterance, the one whose extension comes first is taken.
-PREFERENCE = {
-    extension: rank for rank, extension in enumerate(AUDIO_EXTENSIONS)
-}
 
 TRAIN_CSV = "train.csv"
 REPORT_CSV = "preparation_report.csv"
@@ -299,7 +295,7 @@ def _utterances_of(trial_list):
                 f"{trial_list}: {file!r} is not of the form "
                 "speaker/session/utterance.wav, relative to wav/"
             )
-        utterances.add(os.path.splitext(file)[0])
+        utterances.add(utterance_name(file))
     return utterances
 
 
@@ -365,7 +361,7 @@ def _find_speakers(wav_folder):
                 continue
             if entry.is_dir():
                 speakers.append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in PREFERENCE:
+            elif audio_rank(entry.name) is not None:
                 misplaced.append(_printable(entry.name))
     # As utterances are sorted, where "a-b/x/1" is before "a/x/1".
     return sorted(speakers, key=lambda name: f"{name}/"), sorted(misplaced)
@@ -517,8 +513,7 @@ def _find_audio(folder, prefix, depth=1):
                         entry.path, f"{prefix}{name}/", depth + 1
                     )
                 continue
-            stem, extension = os.path.splitext(name)
-            rank = PREFERENCE.get(extension.lower())
+            rank = audio_rank(name)
             if rank is None:
                 continue
             try:
@@ -526,7 +521,8 @@ def _find_audio(folder, prefix, depth=1):
                 size, mtime_ns = status.st_size, status.st_mtime_ns
             except OSError:  # a link to nowhere
                 size, mtime_ns = -1, -1
-            yield prefix + stem, rank, prefix + name, size, mtime_ns
+            name = prefix + name
+            yield utterance_name(name), rank, name, size, mtime_ns
 
 
 def _fault_of_name(name, is_second):

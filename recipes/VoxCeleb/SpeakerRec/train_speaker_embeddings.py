@@ -47,6 +47,7 @@ from trial_files import check_labels, find_files
 from trials import read_trials
 from voxceleb_prepare import prepare_voxceleb
 
+from redimnet2_lobes.audio import utterance_name
 from redimnet2_lobes.batches import EpochProgress, GlobalBatches
 from redimnet2_lobes.fine_tuning import load_pretrained
 from redimnet2_lobes.inference import encode_utterances
@@ -340,9 +341,7 @@ def load_utterances(hparams, validation_trials):
         for name in pair
     }
     left_out_utterances = {
-        os.path.splitext(name)[0]
-        for _, *pair in validation_trials
-        for name in pair
+        utterance_name(name) for _, *pair in validation_trials for name in pair
     }
     utterances = UtteranceList()
     for prefix, path in lists.items():

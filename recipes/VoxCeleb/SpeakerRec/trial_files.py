@@ -4,9 +4,11 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import contextlib
 import os
 from pathlib import Path
 
+from redimnet2_lobes.audio import audio_rank, match_utterances
 from redimnet2_lobes.whole_files import complete_or_absent
 
 
@@ -40,7 +42,8 @@ def find_files(names, data_folder, output_folder, key="data_folder"):
     Arguments
     ---------
     names : iterable of str
-        Utterances, such as ``id10270/5r0dWxy17C8/00001.wav``.
+        Utterances, such as ``id10270/5r0dWxy17C8/00001.wav``. Where there is
+        no such file, one with another extension of audio files is taken.
     data_folder : str
         The folder that holds ``wav/``.
     output_folder : str
@@ -62,7 +65,10 @@ def find_files(names, data_folder, output_folder, key="data_folder"):
         name: os.path.join(data_folder, "wav", name)
         for name in dict.fromkeys(names)
     }
-    missing = [path for path in paths.values() if not os.path.isfile(path)]
+    absent = [path for path in paths.values() if not os.path.isfile(path)]
+    others = match_utterances(absent, _audio_beside(absent))
+    paths = {name: others.get(path, path) for name, path in paths.items()}
+    missing = [path for path in absent if path not in others]
     if missing:
         os.makedirs(output_folder, exist_ok=True)
         listed = Path(output_folder) / "missing_files.txt"
@@ -76,3 +82,13 @@ def find_files(names, data_folder, output_folder, key="data_folder"):
             f"{listed} names all"
         )
     return paths
+
+
+def _audio_beside(paths):
+    """The audio files in the folders of the paths."""
+    for folder in {os.path.dirname(path) for path in paths}:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for file in os.listdir(folder):
+                path = os.path.join(folder, file)
+                if audio_rank(file) is not None and os.path.isfile(path):
+                    yield path

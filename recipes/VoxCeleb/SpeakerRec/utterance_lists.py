@@ -11,7 +11,7 @@ import string
 from pathlib import Path
 from typing import NamedTuple
 
-from redimnet2_lobes.audio import AUDIO_EXTENSIONS
+from redimnet2_lobes.audio import audio_rank
 from redimnet2_lobes.shards import SHARD_SOURCE
 
 
@@ -142,8 +142,7 @@ def _read_folder(folder):
     for path, folders, files in os.walk(root, onerror=_raise, followlinks=True):
         folders[:] = [name for name in folders if name[0] != "."]
         for file in files:
-            extension = os.path.splitext(file)[1].lower()
-            if file[0] == "." or extension not in AUDIO_EXTENSIONS:
+            if file[0] == "." or audio_rank(file) is None:
                 continue
             full = os.path.join(path, file)
             name = Path(full).relative_to(root).as_posix()

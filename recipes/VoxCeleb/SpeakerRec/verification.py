@@ -25,6 +25,7 @@ from trials import read_enrolments, read_trials
 from utterance_lists import limit_per_speaker, read_utterances
 from verification_report import Result, report
 
+from redimnet2_lobes.audio import match_utterances
 from redimnet2_lobes.calibration import (
     load_calibrations,
     quality_measures,
@@ -159,13 +160,14 @@ class Verification:
                 source, self.hparams["data_folder"]
             )
         }
+        matches = match_utterances(names, known)
         for name in names:
-            if name not in known:
+            if name not in matches:
                 raise ValueError(
                     f"utterance_list: {source} does not say where {name} is, "
                     "which the trials name"
                 )
-        return {name: known[name] for name in names}
+        return {name: known[matches[name]] for name in names}
 
     def _check_cohort(self):
         """Checks its size before it is embedded."""
