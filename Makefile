@@ -2,6 +2,7 @@
 # make test   lint, tests and doctests
 # make bench  measures speed and memory (tests/benchmarks/README.md)
 # make lint   ruff alone
+# make mutants [MODULES=...]   breaks the code on purpose (tests/README.md)
 #
 # Each builds the environment in .venv first, if it is not there.
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test bench lint
+.PHONY: demo test bench lint mutants
 demo: .venv/complete
 	$(BIN)/python recipes/VoxCeleb/SpeakerRec/demo.py demo
 
@@ -18,6 +19,9 @@ test: lint
 
 bench: .venv/complete
 	$(BIN)/python tests/benchmarks/benchmark.py
+
+mutants: .venv/complete
+	$(BIN)/python tests/mutants.py $(MODULES)
 
 lint: .venv/complete
 	$(BIN)/ruff check .

@@ -15,7 +15,8 @@ sys.path.insert(0, str(TESTS / "parity"))
 import fill  # noqa: E402
 
 # With pytest-xdist each process has a core of its own.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 class ParityCase:

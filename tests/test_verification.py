@@ -1,22 +1,25 @@
 """The verification scripts: their results, their files and their errors."""
 
-import importlib
 import itertools
 import json
 import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import pytest
 import soundfile
+import speaker_verification_cosine as verification
+import speaker_verification_plda as plda
 import torch
 from matplotlib.image import imread
 from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils import metric_stats
+from verification import Verification
 
 from redimnet2_lobes.audio import load_waveform
 from redimnet2_lobes.front_end import LogMel
@@ -27,13 +30,7 @@ from redimnet2_lobes.redimnet2 import ReDimNet2
 from redimnet2_lobes.scoring import CosineBackend
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SCRIPTS = REPOSITORY / "recipes" / "VoxCeleb" / "SpeakerRec"
 HPARAMS = REPOSITORY / "hparams" / "verification_redimnet2.yaml"
-sys.path.insert(0, str(SCRIPTS))
-command_line = importlib.import_module("command_line")
-verification = importlib.import_module("speaker_verification_cosine")
-plda = importlib.import_module("speaker_verification_plda")
-Verification = importlib.import_module("verification").Verification
 
 SPEAKERS, UTTERANCES = 3, 4
 
@@ -955,30 +952,6 @@ def test_a_right_yaml_is_loaded_as_by_hyperpyyaml(tmp_path):
     assert hparams["double"] == 10
 
 
-def run_script(*arguments, folder):
-    return subprocess.run(
-        [
-            sys.executable,
-            SCRIPTS / "speaker_verification_cosine.py",
-            *map(str, arguments),
-        ],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_the_script_ends_in_one_line(tmp_path):
-    done = run_script(HPARAMS, folder=tmp_path)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert re.match("error: data_folder: missing; .*make demo", line)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_missing_files_are_all_named(verify, model, tmp_path):
     trials = tmp_path / "trials.txt"
     trials.write_text("1 a/x/1.wav a/x/2.wav\n0 a/x/1.wav b/x/1.wav\n")
@@ -1028,18 +1001,33 @@ def test_speakers_of_the_training_are_no_unseen_ones(
     )
 
 
-def test_the_script_verifies(corpus, model, tmp_path):
-    done = run_script(
-        HPARAMS,
+def test_the_script_verifies(corpus, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        str(HPARAMS),
         f"--data_folder={corpus}",
         f"--checkpoint={model}",
         "--output_folder=results",
         "--device=cpu",
-        folder=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].startswith("veri_test2  cosine ")
+    ]
+    monkeypatch.setattr(sys, "argv", ["script", *arguments])
+    runpy.run_path(verification.__file__, run_name="__main__")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].startswith("veri_test2  cosine ")
     assert (tmp_path / "results" / "results.json").exists()
+
+
+def test_the_script_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script", str(HPARAMS)])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(verification.__file__, run_name="__main__")
+    assert caught.value.code == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert re.match("error: data_folder: missing; .*make demo", line)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
