@@ -282,6 +282,10 @@ def load_model(source, run_opts=None):
 def find_model(source):
     """Finds the model folder in the output of a training.
 
+    What exists is a path, and what cannot be a hub name is one too: it begins
+    with ``.``, ``/`` or ``~``, or has not exactly one slash. Anything else is a
+    hub name, whatever else lies in the working folder.
+
     Arguments
     ---------
     source : str
@@ -306,6 +310,17 @@ def find_model(source):
     ValueError: no file or folder user/../name
     """
     source = os.fspath(source)
+    try:
+        validate_repo_id(source)
+        is_name = "/" in source
+    except HFValidationError:
+        is_name = False
+    otherwise = ""
+    if is_name:
+        otherwise = (
+            "; for the model of this name on the hub, rename it or run this in "
+            "another folder"
+        )
     if os.path.isdir(source):
         # The output of a training has its model folder in it, and a
         # hyperparams.yaml of its own.
@@ -314,13 +329,11 @@ def find_model(source):
         if not os.path.isfile(os.path.join(source, "hyperparams.yaml")):
             raise ValueError(
                 f"{source} has no hyperparams.yaml, so it is no model folder"
+                f"{otherwise}"
             )
         return source
-    try:
-        validate_repo_id(source)
-        is_name = "/" in source and not os.path.isdir(source.split("/")[0])
-    except HFValidationError:
-        is_name = False
-    if not is_name or os.path.isfile(source):
+    if os.path.lexists(source):
+        raise ValueError(f"{source} is no folder{otherwise}")
+    if not is_name:
         raise ValueError(f"no file or folder {source}")
     return source

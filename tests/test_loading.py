@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.loading import load_model, read_tensors
+from redimnet2_lobes.loading import find_model, load_model, read_tensors
 from redimnet2_lobes.model_folder import write_model_folder
 from redimnet2_lobes.redimnet2 import ReDimNet2
 from redimnet2_lobes.results import plain_cosine, read_results
@@ -174,3 +174,53 @@ def test_results_that_are_none(content, message, tmp_path):
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"^{path}: not the .*{message}"):
         read_results(path)
+
+
+@pytest.mark.parametrize("beside", ["nothing", "folder", "file", "others"])
+def test_hub_names_whatever_lies_beside(beside, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if beside == "file":
+        (tmp_path / "user").write_text("notes")
+    elif beside != "nothing":
+        (tmp_path / "user").mkdir()
+    if beside == "others":
+        (tmp_path / "user" / "name2").mkdir()
+        (tmp_path / "name").mkdir()
+    assert find_model("user/name") == "user/name"
+    for path in ("./user/name", "user/name/", "~/user/name", "user//name"):
+        with pytest.raises(ValueError, match=f"^no file or folder {path}$"):
+            find_model(path)
+    for path in (f"{tmp_path}/user/name", "user/name/model", "name3"):
+        with pytest.raises(ValueError, match=f"^no file or folder {path}$"):
+            find_model(path)
+
+
+def test_what_exists_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "user" / "name"
+    folder.mkdir(parents=True)
+    either = "; for the model of this name on the hub, rename it or run .*er$"
+    with pytest.raises(ValueError, match=f"^user/name has no hyp.*{either}"):
+        find_model("user/name")
+    with pytest.raises(ValueError, match="so it is no model folder$"):
+        find_model("./user/name")
+    (folder / "hyperparams.yaml").write_text("variant: b0")
+    assert find_model("user/name") == "user/name"
+    (folder / "model").mkdir()
+    (folder / "model" / "hyperparams.yaml").write_text("variant: b0")
+    assert find_model("user/name") == "user/name/model"
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+def test_what_exists_and_is_no_folder(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user").mkdir()
+    path = tmp_path / "user" / "name"
+    if kind == "file":
+        path.write_text("notes")
+    else:
+        path.symlink_to("nowhere")
+    with pytest.raises(ValueError, match="^user/name is no folder; for the mo"):
+        find_model("user/name")
+    with pytest.raises(ValueError, match="^./user/name is no folder$"):
+        find_model("./user/name")

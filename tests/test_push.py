@@ -13,6 +13,7 @@ from hub_server import TOKEN, serve_hub
 from huggingface_hub import ModelCard, constants
 
 from redimnet2_lobes.front_end import LogMel
+from redimnet2_lobes.loading import load_model
 from redimnet2_lobes.model_folder import write_model_folder
 from redimnet2_lobes.push import main
 from redimnet2_lobes.redimnet2 import ReDimNet2
@@ -120,6 +121,32 @@ torch.save(embeddings, output)
 
 
 """
+
+
+@pytest.mark.parametrize("beside", ["folder", "file"])
+def test_loading_beside_what_has_the_name_of_the_user(
+    beside, hub, folder, network, tmp_path, monkeypatch
+):
+    main([str(folder), NAME])
+    working_folder = tmp_path / "work"
+    (working_folder / ("user" if beside == "folder" else ".")).mkdir(
+        parents=True
+    )
+    if beside == "file":
+        (working_folder / "user").write_text("notes")
+    monkeypatch.chdir(working_folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        hub.address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    loaded = load_model(NAME, {"device": "cpu"}).mods.embedding_model
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert load_model(str(folder)).mods.classifier.weight.shape == (2, 192)
+    with pytest.raises(ValueError, match="user/none is no file or folder, and"):
+        load_model("user/none")
 
 
 @pytest.mark.parametrize("way", ["package", "alone"])
