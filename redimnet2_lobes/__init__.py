@@ -26,6 +26,7 @@ For use:
  * export, onnx_graph, quantization, onnx_encoder: ONNX
  * results: what an evaluation found
  * download, whole_files: files that appear when they are complete
+ * folder_lock: a folder that one process at a time may write
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026

@@ -157,6 +157,7 @@ class EpochProgress:
     @mark_as_loader
     def load(self, path, end_of_epoch):
         """Goes on from where it was, or starts the next epoch."""
+        self.reset()
         if end_of_epoch:
             return
         with open(path, encoding="utf-8") as file:

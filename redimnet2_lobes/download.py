@@ -13,6 +13,8 @@ import urllib.request
 
 from tqdm import tqdm
 
+from redimnet2_lobes.whole_files import replace_when_synced
+
 BLOCK = 2**20  # bytes
 TIMEOUT = 60  # seconds without a byte
 
@@ -73,7 +75,7 @@ def download(url, path, md5=None, check=None):
             f"{url}: {error}; run the same command again, or fetch it by hand "
             f"and save it as {path}"
         ) from error
-    os.replace(partial, path)
+    replace_when_synced(partial, path)
 
 
 def _fetch(url, partial):

@@ -33,6 +33,7 @@ from redimnet2_lobes.inference import (
     load_source,
 )
 from redimnet2_lobes.shards import SHARD_SOURCE
+from redimnet2_lobes.whole_files import replace_when_synced
 
 # Enters every key: a new number makes all caches anew. Raise it when the same
 # weights give other embeddings, or when the parts change their form.
@@ -338,7 +339,7 @@ def _write_part(path, **arrays):
     try:
         with open(partial, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(partial, path)
+        replace_when_synced(partial, path)
     except OSError as error:
         raise OSError(
             f"{path}: cannot be written ({error.strerror or error}); once "

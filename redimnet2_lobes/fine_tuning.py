@@ -49,7 +49,8 @@ def load_pretrained(folder, network, classifier, speakers, loss):
     Raises
     ------
     ValueError
-        If it is no model folder, one of another architecture, or damaged.
+        If it is no model folder, one of another architecture, damaged, or of
+        a training that diverged.
         Nothing is taken over then.
 
     Example
@@ -86,6 +87,11 @@ def load_pretrained(folder, network, classifier, speakers, loss):
             "pass the folder model/ that a training has written"
         )
     _check_architecture(weights, network, folder)
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise ValueError(
+            f"{folder}: not all of its weights are finite, since its training "
+            "diverged; take another model folder"
+        )
     learned_by_loss = _weights(folder, "compute_cost") or {}
     class_weights = _class_weights(folder)
 

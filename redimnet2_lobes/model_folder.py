@@ -11,7 +11,6 @@ Authors
 """
 
 import io
-import os
 import tempfile
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from torch import nn
 
 from redimnet2_lobes.loading import SAFETENSORS_EXTENSION
+from redimnet2_lobes.whole_files import replace_when_synced
 
 HYPERPARAMS = """\
 # {title}
@@ -185,7 +185,7 @@ def write_model_folder(
                 key=lambda file: file.name == "hyperparams.yaml",
             )
             for file in files:
-                os.replace(file, folder / file.name)
+                replace_when_synced(file, folder / file.name)
     except OSError as error:
         # Which folder, since of a full disk the error names no file.
         raise OSError(error.errno, error.strerror, str(folder)) from error

@@ -33,7 +33,6 @@ import argparse
 import contextlib
 import csv
 import errno
-import fcntl
 import functools
 import io
 import itertools
@@ -51,6 +50,8 @@ from typing import NamedTuple
 
 import imageio_ffmpeg
 from tqdm import tqdm
+
+from redimnet2_lobes.folder_lock import only_writer
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".m4a")
 FORMATS = {"wav": "pcm_s16le", "flac": "flac"}
@@ -171,7 +172,6 @@ def unpack(output, sources, audio_format="wav", workers=None):
     >>> unpack(str(folder / "VoxCeleb1"), [str(folder / "vox1_test_wav.zip")])
     (1, 0, 0)
     """
-    os.makedirs(output, exist_ok=True)
     with (
         _work_folder(output) as work_folder,
         contextlib.ExitStack() as archives,
@@ -235,23 +235,12 @@ def unpack(output, sources, audio_format="wav", workers=None):
 @contextlib.contextmanager
 def _work_folder(output):
     """Give a folder for unfinished files, to one process at a time."""
-    lock = os.open(output, os.O_RDONLY)
-    try:
-        try:
-            # The kernel lets go of it whatever ends the process.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(
-                f"{output}: another voxceleb_unpack.py is writing it; wait "
-                "until it has ended"
-            ) from None
+    with only_writer(output, "voxceleb_unpack.py"):
         folder = os.path.join(output, ".unpacking")
         shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
         os.mkdir(folder)
         yield folder
         shutil.rmtree(folder)
-    finally:
-        os.close(lock)
 
 
 def _places(source):

@@ -20,7 +20,9 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import contextlib
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -38,7 +40,7 @@ from command_line import (
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger, WandBLogger
 from torch.nn.parallel import DistributedDataParallel
@@ -49,7 +51,9 @@ from voxceleb_prepare import prepare_voxceleb
 
 from redimnet2_lobes.audio import utterance_name
 from redimnet2_lobes.batches import EpochProgress, GlobalBatches
+from redimnet2_lobes.checkpoints import keep_speakers, training_settings
 from redimnet2_lobes.fine_tuning import load_pretrained
+from redimnet2_lobes.folder_lock import only_writer
 from redimnet2_lobes.inference import encode_utterances
 from redimnet2_lobes.metrics import EER
 from redimnet2_lobes.model_folder import write_model_folder
@@ -57,7 +61,6 @@ from redimnet2_lobes.plots import plot_training_curves
 from redimnet2_lobes.scoring import CosineBackend, trial_scores
 from redimnet2_lobes.training_data import TrainingCrops, UtteranceList
 from redimnet2_lobes.variants import VARIANTS, difference
-from redimnet2_lobes.whole_files import complete_or_absent
 
 logger = get_logger(__name__)
 
@@ -111,6 +114,10 @@ class SpeakerBrain(sb.core.Brain):
     def on_fit_start(self):
         """Validates the untrained network: a bad file shows before training."""
         super().on_fit_start()
+        # Steps of this global batch size; before, it may have been another.
+        self.progress.steps = (
+            self.progress.utterances // self.train_sampler.global_batch_size
+        )
         counter = self.hparams.epoch_counter
         if counter.current >= counter.limit:
             logger.info(
@@ -184,6 +191,8 @@ class SpeakerBrain(sb.core.Brain):
             torch.distributed.all_reduce(sums)
             processes = torch.distributed.get_world_size()
         loss, correct, utterances, replaced = sums.tolist()
+        if not math.isfinite(loss):
+            self._end_unless_skipped()
         self.progress.correct += round(correct)
         self.progress.utterances += round(utterances)
         self.progress.replaced += round(replaced)
@@ -194,6 +203,36 @@ class SpeakerBrain(sb.core.Brain):
         self.batch_ended = now
         return torch.tensor(loss / processes)
 
+    def check_loss_isfinite(self, loss):
+        """Left to ``fit_batch``, where all processes see the same loss."""
+
+    def _end_unless_skipped(self):
+        """Ends a training whose loss is not finite, if the weights saw it."""
+        self.nonfinite_count += 1
+        skipped = self.scaler.is_enabled() or self.skip_nonfinite_grads
+        if not skipped or self.nonfinite_count > self.nonfinite_patience:
+            raise self._diverged("the loss")
+
+    def _check_weights(self):
+        """Ends the training before weights are saved that are no numbers."""
+        for key, module in self.modules.items():
+            for name, weight in unwrap(module).state_dict().items():
+                if not weight.isfinite().all():
+                    raise self._diverged(f"{key}: {name}")
+
+    def _diverged(self, what):
+        step = math.ceil(self.step / self.grad_accumulation_factor)
+        precision = "" if self.precision == "fp32" else " or --precision=fp32"
+        return ValueError(
+            f"epoch {self.hparams.epoch_counter.current}, step {step}: {what} "
+            f"is not finite; the checkpoints in {self.hparams.save_folder} are "
+            f"from before: go on from them with a lower --initial_lr{precision}"
+        )
+
+    def _save_intra_epoch_ckpt(self):
+        self._check_weights()
+        super()._save_intra_epoch_ckpt()
+
     def _should_save_intra_epoch_ckpt(self, *args):
         # Not between the parts of a global batch: gradients are not saved.
         whole = self.step % self.grad_accumulation_factor == 0
@@ -201,6 +240,7 @@ class SpeakerBrain(sb.core.Brain):
 
     def on_stage_end(self, stage, loss, epoch=None):
         """Validates, logs and saves a checkpoint."""
+        self._check_weights()
         run_on_main(self._end_epoch, args=[loss, epoch])
         self.progress.reset()
 
@@ -263,7 +303,13 @@ class SpeakerBrain(sb.core.Brain):
 
         def encode_batch(wavs, wav_lens):
             with self.evaluation_ctx:
-                return network(wavs.to(self.device), wav_lens.to(self.device))
+                embeddings = network(
+                    wavs.to(self.device), wav_lens.to(self.device)
+                )
+            # All of them: that is not a file's fault.
+            if not embeddings.isfinite().any():
+                raise self._diverged("what the network gives")
+            return embeddings
 
         embeddings = encode_utterances(
             encode_batch,
@@ -360,6 +406,12 @@ def load_utterances(hparams, validation_trials):
         )
     speakers = CategoricalEncoder()
     names = [os.fsdecode(name) for name in np.unique(utterances.speakers)]
+    if len(names) == 1:
+        raise ValueError(
+            f"{', '.join(map(str, lists.values()))}: {names[0]} is the only "
+            "speaker that is left for training; more are needed in "
+            "data_folder or the lists, beside those of test_trials"
+        )
     speakers.expect_len(len(names))
     for index, name in enumerate(names):  # update_from_iterable is quadratic
         speakers.insert_label(name, index)
@@ -367,28 +419,6 @@ def load_utterances(hparams, validation_trials):
         f"Training on {len(utterances)} utterances of {len(names)} speakers"
     )
     return utterances, speakers
-
-
-def keep_speakers(speakers, checkpointer):
-    """Notes the speakers, or compares them with those of the checkpoints.
-
-    Arguments
-    ---------
-    speakers : CategoricalEncoder
-        Speaker names.
-    checkpointer : Checkpointer
-        Has the checkpoints that the run may go on from.
-    """
-    path = checkpointer.checkpoints_dir / "label_encoder.txt"
-    if not checkpointer.list_checkpoints():
-        with complete_or_absent(path) as partial:
-            speakers.save(partial)
-    before = CategoricalEncoder.from_saved(path)
-    if before.lab2ind != speakers.lab2ind:
-        raise ValueError(
-            f"output_folder: {path.parent.parent} holds a run on other "
-            "speakers; choose another, or delete it"
-        )
 
 
 def build_loggers(hparams):
@@ -544,6 +574,7 @@ def build_brain(hparams, run_opts):
     """
     trials, paths = load_validation(hparams)
     hparams["augment"].check()
+    run_on_main(hparams["checkpointer"].set_damaged_aside)
     utterances, speakers = load_utterances(hparams, trials)
     run_on_main(keep_speakers, args=[speakers, hparams["checkpointer"]])
 
@@ -621,6 +652,32 @@ def main(arguments):
     sb.utils.distributed.ddp_init_group(run_opts)
     hparams = load_hparams(hparams_file, overrides)
     check_settings(hparams)
+    # The main process alone, for it writes.
+    with (
+        only_writer(hparams["output_folder"], "training")
+        if if_main_process()
+        else contextlib.nullcontext()
+    ):
+        train(hparams, hparams_file, run_opts, overrides)
+
+
+def train(hparams, hparams_file, run_opts, overrides):
+    """Trains in an output folder that is this training's own.
+
+    Arguments
+    ---------
+    hparams : dict
+        Hyperparameters.
+    hparams_file : str
+        The file they are from.
+    run_opts : RunOptions
+        SpeechBrain's run options, such as ``device``.
+    overrides : str
+        What the command line replaced in the file, as YAML.
+    """
+    # Before hyperparams.yaml in the output folder is replaced.
+    settings = training_settings(hparams)
+    run_on_main(hparams["checkpointer"].keep_settings, args=[settings])
     sb.core.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
