@@ -15,6 +15,7 @@ import soundfile
 import speaker_verification_cosine as verification
 import speaker_verification_plda as plda
 import torch
+import verification_report
 from matplotlib.image import imread
 from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
@@ -25,7 +26,6 @@ from redimnet2_lobes.audio import load_waveform
 from redimnet2_lobes.front_end import LogMel
 from redimnet2_lobes.metrics import Cllr, actDCF, minCllr
 from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.plda import PldaBackend
 from redimnet2_lobes.redimnet2 import ReDimNet2
 from redimnet2_lobes.scoring import CosineBackend
 
@@ -42,6 +42,7 @@ base_channels: 4
 embedding_model: !new:redimnet2_lobes.redimnet2.ReDimNet2
     front_end: !new:redimnet2_lobes.front_end.LogMel
     base_channels: !ref <base_channels>
+    embedding_size: 16
     stages:
         - {frequency_stride: 2, time_stride: 2,
            blocks: 1, expansion: 1, reduction: 8}
@@ -78,10 +79,13 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 
 
 def small_network():
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     stage = {"blocks": 1, "expansion": 1, "reduction": 8}
     return ReDimNet2(
-        LogMel(), 4, [{"frequency_stride": 2, "time_stride": 2, **stage}]
+        LogMel(),
+        4,
+        [{"frequency_stride": 2, "time_stride": 2, **stage}],
+        embedding_size=16,
     )
 
 
@@ -117,17 +121,42 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def verify(corpus, tmp_path):
-    """Runs the script's main function in this process."""
+def plots():
+    """Asked for by tests that look at plots; others do without, for speed."""
+
+
+@pytest.fixture(autouse=True)
+def no_plots(request, monkeypatch):
+    if "plots" not in request.fixturenames:
+        for name in ("plot_det", "plot_score_histogram"):
+            monkeypatch.setattr(
+                verification_report, name, lambda *args, **kwargs: None
+            )
+
+
+@pytest.fixture(scope="module")
+def kept_embeddings(tmp_path_factory):
+    """Where tests find the embeddings that one of them has computed."""
+    return tmp_path_factory.mktemp("embeddings")
+
+
+@pytest.fixture
+def verify(corpus, kept_embeddings, tmp_path):
+    """Runs the script's main function in this process; None for a default."""
 
     def run(hparams=HPARAMS, **keys):
         keys = {
             "data_folder": corpus,
             "output_folder": tmp_path / "results",
+            "embeddings_folder": kept_embeddings,
             "device": "cpu",
             **keys,
         }
-        arguments = [f"--{key}={value}" for key, value in keys.items()]
+        arguments = [
+            f"--{key}={value}"
+            for key, value in keys.items()
+            if value is not None
+        ]
         verification.main([str(hparams), *arguments])
         return tmp_path / "results"
 
@@ -141,10 +170,13 @@ def scores_of(results, name="cosine"):
     return {(row[0], row[1]): float(row[3]) for row in rows}
 
 
+@pytest.mark.usefixtures("plots")
 def test_results_agree_with_speechbrain_file_by_file(
     verify, corpus, model, capsys
 ):
-    results = verify(checkpoint=model, seconds_per_batch=1.5)
+    results = verify(
+        checkpoint=model, seconds_per_batch=1.5, embeddings_folder=None
+    )
 
     encoder = EncoderClassifier.from_hparams(source=str(model))
     embeddings = {
@@ -223,6 +255,7 @@ def test_the_worst_trials_are_listed_with_their_files(verify, model):
     assert tuple(rows[len(same)][1:]) == max(other, key=other.get)
 
 
+@pytest.mark.usefixtures("plots")
 def test_nothing_else_is_written_anywhere(
     verify, corpus, model, tmp_path, monkeypatch
 ):
@@ -239,7 +272,7 @@ def test_nothing_else_is_written_anywhere(
         }
 
     before = everything()
-    results = verify(checkpoint=model)
+    results = verify(checkpoint=model, embeddings_folder=None)
     written = everything() - before
     (cache,) = (path for path in written if path.suffix == ".npz")
     assert cache.is_relative_to(results / "embeddings")
@@ -302,7 +335,12 @@ def test_results_that_cannot_be_kept_are_refused_first(
         key: value.format(weights=weights, corpus=corpus)
         for key, value in keys.items()
     }
-    keys = {"checkpoint": model, "keep_results_with_model": True, **keys}
+    keys = {
+        "checkpoint": model,
+        "embeddings_folder": None,
+        "keep_results_with_model": True,
+        **keys,
+    }
     with pytest.raises(ValueError, match=f"^keep_results_with.*{message}"):
         verify(**keys)
     assert not (model / "results.json").exists()
@@ -325,15 +363,16 @@ def test_results_without_the_cosine_are_not_kept(corpus, model, tmp_path):
 
 
 def test_embeddings_are_computed_once(verify, model, monkeypatch):
-    expected = scores_of(verify(checkpoint=model))
+    given = {"checkpoint": model, "embeddings_folder": None}
+    expected = scores_of(verify(**given))
 
     def no_encoding(*arguments):
         raise AssertionError("embedded again")
 
     monkeypatch.setattr(EncoderClassifier, "encode_batch", no_encoding)
-    assert scores_of(verify(checkpoint=model)) == expected
+    assert scores_of(verify(**given)) == expected
     with pytest.raises(AssertionError, match="embedded again"):
-        verify(checkpoint=model, maximum_seconds=0.2)
+        verify(**given, maximum_seconds=0.2)
 
 
 def test_several_lists_and_forms_in_one_run(verify, corpus, model, tmp_path):
@@ -394,41 +433,15 @@ def test_names_of_a_wav_scp(verify, corpus, model, tmp_path):
         verify(**given)
 
 
-def test_enrolments_of_several_utterances(verify, corpus, model, tmp_path):
-    models = [
-        f"speaker{s} " + " ".join(f"id{s}/video/{u}.wav" for u in range(2))
-        for s in range(SPEAKERS)
-    ]
-    (tmp_path / "enrolments.txt").write_text("\n".join(models))
-    trials = [
-        (int(s == t), f"speaker{s}", f"id{t}/video/{u}.wav")
-        for s in range(SPEAKERS)
-        for t in range(SPEAKERS)
-        for u in (2, 3)
-    ]
+def test_enrolments_that_are_no_models_are_refused(
+    verify, corpus, model, tmp_path
+):
+    names = tmp_path / "enrolments.txt"
+    names.write_text("speaker0 id0/video/0.wav id0/video/1.wav\n")
     path = tmp_path / "veri_test2.txt"
-    path.write_text("\n".join(" ".join(map(str, trial)) for trial in trials))
-    given = {
-        "checkpoint": model,
-        "verification_file": path,
-        "enrolment_file": tmp_path / "enrolments.txt",
-    }
-    scores = scores_of(verify(**given))
-    encoder = EncoderClassifier.from_hparams(source=str(model))
-
-    def embed(speaker, utterance):
-        wav = load_waveform(corpus / f"wav/id{speaker}/video/{utterance}.wav")
-        return encoder.encode_batch(wav).flatten()
-
-    for _, enrolment, test in trials:
-        speaker = int(enrolment[-1])
-        mean = (embed(speaker, 0) + embed(speaker, 1)) / 2
-        tested = embed(int(test[2]), int(test[-5]))
-        expected = torch.cosine_similarity(mean, tested, dim=0).item()
-        assert scores[enrolment, test] == pytest.approx(expected, abs=1e-5)
-    path.write_text(path.read_text().replace("speaker2", "nobody"))
+    path.write_text("1 speaker0 id0/video/2.wav\n0 nobody id0/video/2.wav\n")
     with pytest.raises(ValueError, match="enrolment_file: .* no model nobody"):
-        verify(**given)
+        verify(checkpoint=model, verification_file=path, enrolment_file=names)
 
 
 @pytest.fixture(scope="module")
@@ -445,54 +458,6 @@ def cohort(tmp_path_factory):
             wav = wav / wav.abs().max() / 2
             audio_io.save(path, wav.unsqueeze(0), 16000)
     return folder
-
-
-@pytest.mark.parametrize("entries", ["speakers", "utterances"])
-def test_normalized_scores_are_those_of_a_direct_computation(
-    entries, verify, corpus, cohort, model
-):
-    results = verify(
-        checkpoint=model,
-        mean_list=cohort,
-        cohort_list=cohort,
-        cohort_entries=entries,
-        cohort_top=5,
-        score_norms="[z, t, s, adaptive_s]",
-    )
-    encoder = EncoderClassifier.from_hparams(source=str(model))
-
-    def embed(path):
-        return encoder.encode_batch(load_waveform(path)).flatten()
-
-    others = [
-        torch.stack([embed(path) for path in sorted(folder.rglob("*.wav"))])
-        for folder in sorted(cohort.iterdir())
-    ]
-    mean = torch.cat(others).mean(dim=0)
-    if entries == "speakers":
-        entry = torch.stack([speaker.mean(dim=0) for speaker in others]) - mean
-    else:
-        entry = torch.cat(others) - mean
-    plain = scores_of(results)
-    normalized = {
-        norm: scores_of(results, f"cosine_{norm}")
-        for norm in ("z_norm", "t_norm", "s_norm", "adaptive_s_norm_top_5")
-    }
-    for enrolment, test in list(plain)[::9]:
-        sides = [
-            embed(corpus / "wav" / name) - mean for name in (enrolment, test)
-        ]
-        score = torch.cosine_similarity(*sides, dim=0)
-        against = [torch.cosine_similarity(each, entry) for each in sides]
-        z, t = ((score - each.mean()) / each.std() for each in against)
-        top = [each.sort().values[-5:] for each in against]
-        adaptive = sum((score - each.mean()) / each.std() for each in top) / 2
-        expected = [score, z, t, (z + t) / 2, adaptive]
-        found = [
-            each[enrolment, test] for each in (plain, *normalized.values())
-        ]
-        for ours, theirs in zip(found, expected, strict=True):
-            assert ours == pytest.approx(theirs.item(), rel=1e-3, abs=1e-3)
 
 
 def test_calibration_is_trained_saved_and_applied(
@@ -552,7 +517,7 @@ def test_cohorts_that_do_not_fit_are_refused(
         (tmp_path / "list.scp", r"list\.scp does not say whose utterance 0 is"),
     ):
         with pytest.raises(ValueError, match=message):
-            verify(checkpoint=model, cohort_list=source)
+            verify(checkpoint=model, cohort_list=source, embeddings_folder=None)
 
 
 def test_tested_speakers_in_cohort_and_calibration_are_reported(
@@ -569,6 +534,7 @@ def test_tested_speakers_in_cohort_and_calibration_are_reported(
     assert "3 of the 3 speakers are in the calibration trials" in shown
 
 
+@pytest.mark.usefixtures("plots")
 def test_no_files_of_other_back_ends_are_left(verify, cohort, model):
     given = {"checkpoint": model, "cohort_list": cohort, "cohort_top": 3}
     folder = verify(**given) / "veri_test2"
@@ -588,11 +554,11 @@ def test_no_files_of_other_back_ends_are_left(verify, cohort, model):
 
 @pytest.fixture(scope="module")
 def plda_speech(tmp_path_factory):
-    """Short noises, as many as LDA needs for embeddings of 192 values."""
+    """Short noises, as many as LDA needs for embeddings of 16 values."""
     folder = tmp_path_factory.mktemp("plda")
     generator = torch.Generator().manual_seed(2)
     for speaker in range(6):
-        for utterance in range(34):
+        for utterance in range(4):
             wav = torch.randn(800, generator=generator)
             wav = wav + wav.roll(1 + speaker)
             path = folder / f"other{speaker}" / "video" / f"{utterance}.wav"
@@ -643,22 +609,6 @@ def test_plda_is_trained_saved_and_taken_again(
     )
     scores = scores_of(first, "plda")
     assert scores_of(second, "plda") == scores
-    # The log-likelihood ratio does not care which utterance enrols.
-    encoder = EncoderClassifier.from_hparams(source=str(model))
-    backend = PldaBackend.load(first / "plda.npz")
-    for enrolment, test in list(scores)[::11]:
-        embeddings = torch.stack(
-            [
-                encoder.encode_batch(load_waveform(corpus / "wav" / name))[0, 0]
-                for name in (test, enrolment)
-            ]
-        )
-        expected = backend.enrolment_side(embeddings[:1]) @ (
-            backend.test_side(embeddings[1:]).T
-        )
-        assert scores[enrolment, test] == pytest.approx(
-            expected.item(), rel=1e-3, abs=1e-3
-        )
 
 
 @pytest.mark.parametrize(
@@ -692,15 +642,15 @@ def test_faults_of_plda_are_named(
 def test_another_model_never_meets_the_files_of_the_last_one(
     verify, model, tmp_path
 ):
-    results = verify(checkpoint=model)
+    results = verify(checkpoint=model, embeddings_folder=None)
     scores = results / "veri_test2" / "cosine_scores.txt"
     first = scores.read_text()
     network = small_network()
     torch.nn.init.normal_(network.projection.weight)
     write_model_folder(tmp_path / "other", network, "Another network")
-    verify(checkpoint=tmp_path / "other")
+    verify(checkpoint=tmp_path / "other", embeddings_folder=None)
     assert scores.read_text() != first
-    verify(checkpoint=model)
+    verify(checkpoint=model, embeddings_folder=None)
     assert scores.read_text() == first
 
 
@@ -733,21 +683,28 @@ def test_bare_weights_score_as_the_model_folder(
     verify, model, weights_file, tmp_path
 ):
     expected = scores_of(verify(checkpoint=model))
-    shutil.rmtree(tmp_path / "results")
     results = verify(
-        tmp_path / HPARAMS.name, checkpoint=weights_file, variant="b0"
+        tmp_path / HPARAMS.name,
+        checkpoint=weights_file,
+        variant="b0",
+        embeddings_folder=None,
     )
     assert scores_of(results) == expected
 
 
-def test_bare_weights_of_b0(verify, tmp_path):
+def test_bare_weights_of_b0(verify, corpus, tmp_path):
     network = command_line.build_hparam(
         HPARAMS.parent / "redimnet2_b0.yaml", "embedding_model"
     )
     torch.save(network.state_dict(), tmp_path / "embedding_model.ckpt")
-    given = {"checkpoint": tmp_path / "embedding_model.ckpt"}
+    lines = (corpus / "veri_test2.txt").read_text().splitlines()
+    (tmp_path / "veri_test2.txt").write_text("\n".join([lines[0], lines[3]]))
+    given = {
+        "checkpoint": tmp_path / "embedding_model.ckpt",
+        "verification_file": tmp_path / "veri_test2.txt",
+    }
     results = verify(**given, variant="b0")
-    assert len(scores_of(results)) == 66
+    assert len(scores_of(results)) == 2
     with pytest.raises(ValueError, match=r"not fit redimnet2_b1\.yaml"):
         verify(**given, variant="b1")
 
@@ -992,7 +949,7 @@ def test_speakers_of_the_training_are_no_unseen_ones(
         model,
         small_network(),
         title="trained on a speaker of the test",
-        class_weights=torch.ones(2, 192),
+        class_weights=torch.ones(2, 16),
         speakers=[speaker, "another"],
     )
     verify(checkpoint=model)

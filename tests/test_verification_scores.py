@@ -1,0 +1,496 @@
+"""Scores and figures of small verifications, by slow and direct computations.
+
+Embeddings are taken from SpeechBrain's interface, file by file; what is made of
+them is computed again in loops over Python's floats, from the definitions.
+"""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import speaker_verification_cosine
+import speaker_verification_plda
+import torch
+import verification_report
+from scipy.stats import multivariate_normal
+from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.processing.PLDA_LDA import LDA, PLDA, StatObject_SB
+
+from redimnet2_lobes.audio import load_waveform
+from redimnet2_lobes.front_end import SAMPLE_RATE, LogMel
+from redimnet2_lobes.model_folder import write_model_folder
+from redimnet2_lobes.redimnet2 import ReDimNet2
+
+HPARAMS = Path(__file__).resolve().parent.parent / "hparams"
+SIZE = 6  # of embeddings
+TOP = 5
+PRIORS = (0.01, 0.05)
+LISTS = ("veri_test2", "another")
+
+
+class Corpus:
+    """Buzzes of a pitch for each speaker, in noise.
+
+    What a run is given: the test of two lists, the calibration trials of two
+    lists, all of models of one to three utterances; a cohort, and lists for the
+    mean and for PLDA.
+    """
+
+    def __init__(self, folder):
+        torch.manual_seed(0)
+        self.folder = folder
+        self.random = np.random.default_rng(0)
+        self.test = self._speakers("test/wav/id", 4, lambda speaker: 5)
+        self.calibration = self._speakers("more/wav/cal", 5, lambda speaker: 4)
+        self.cohort = self._speakers("cohort/co", 6, lambda s: 2 + s % 3)
+        self.of_mean = self._speakers("mean/of", 2, lambda speaker: 2)
+        self.training = self._speakers("plda/tr", 8, lambda s: 3 + s % 3)
+        self.models = {}
+        self.trials = {
+            **self._lists("test", self.test, LISTS),
+            **self._lists("more", self.calibration, ("first", "second")),
+        }
+        (folder / "models.txt").write_text(
+            "\n".join(" ".join([n, *u]) for n, u in self.models.items())
+        )
+        self.model = folder / "model"
+        stage = {"blocks": 1, "expansion": 1, "reduction": 8}
+        network = ReDimNet2(
+            LogMel(),
+            4,
+            [{"frequency_stride": 2, "time_stride": 2, **stage}],
+            embedding_size=SIZE,
+            minimum_seconds=0.1,
+        )
+        write_model_folder(self.model, network, "A small network")
+        encoder = EncoderClassifier.from_hparams(source=str(self.model))
+        self.vectors, self.seconds = {}, {}
+        for path in folder.rglob("*.wav"):
+            name = str(path.relative_to(folder)).split("wav/")[-1]
+            waveform = load_waveform(path)
+            vector = encoder.encode_batch(waveform).flatten().tolist()
+            self.vectors[name] = vector
+            self.seconds[name] = len(waveform) / SAMPLE_RATE
+
+    def _speakers(self, prefix, speakers, utterances_of):
+        """Names of each speaker's utterances."""
+        names = []
+        for speaker in range(speakers):
+            names.append([])
+            for utterance in range(utterances_of(speaker)):
+                samples = self.random.integers(2000, 6000)
+                time = np.arange(samples) / SAMPLE_RATE
+                pitch = 200 + 150 * speaker + self.random.normal(0, 60)
+                wav = sum(np.sin(2 * np.pi * pitch * k * time) for k in (1, 2))
+                wav = wav / 20 + self.random.normal(0, 0.05, samples)
+                path = self.folder / f"{prefix}{speaker}/v/{utterance}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, wav, SAMPLE_RATE)
+                name = str(path.relative_to(self.folder)).split("wav/")[-1]
+                names[-1].append(name)
+        return names
+
+    def _lists(self, folder, speakers, names):
+        trials = {}
+        for size, name in enumerate(names, start=1):
+            trials[name] = []
+            for speaker, utterances in enumerate(speakers):
+                for first in range(2):
+                    model = f"{name}-{speaker}-{first}"
+                    self.models[model] = utterances[first : first + size + 1]
+                    trials[name] += [
+                        (int(speaker == other), model, test)
+                        for other in range(len(speakers))
+                        for test in speakers[other][-2:]
+                    ]
+            (self.folder / folder / f"{name}.txt").write_text(
+                "\n".join(" ".join(map(str, t)) for t in trials[name])
+            )
+        return trials
+
+    def run(self, main, hparams, output_folder, **keys):
+        keys = {
+            "data_folder": self.folder / "test",
+            "verification_file": f"[{self.paths('test', LISTS)}]",
+            "enrolment_file": self.folder / "models.txt",
+            "checkpoint": self.model,
+            "output_folder": output_folder,
+            "embeddings_folder": self.folder / "embeddings",
+            "device": "cpu",
+            **keys,
+        }
+        arguments = [f"--{key}={value}" for key, value in keys.items()]
+        main([str(HPARAMS / hparams), *arguments])
+        return output_folder
+
+    def paths(self, folder, names):
+        return ", ".join(str(self.folder / folder / f"{n}.txt") for n in names)
+
+    def model_vector(self, model):
+        return mean([self.vectors[name] for name in self.models[model]])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return Corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    for name in ("plot_det", "plot_score_histogram"):
+        monkeypatch.setattr(verification_report, name, lambda *a, **k: None)
+
+
+def mean(vectors):
+    return [
+        math.fsum(column) / len(column) for column in zip(*vectors, strict=True)
+    ]
+
+
+def cosine_without(subtracted):
+    def cosine(one, other):
+        one, other = (
+            [x - y for x, y in zip(side, subtracted, strict=True)]
+            for side in (one, other)
+        )
+        product = math.fsum(x * y for x, y in zip(one, other, strict=True))
+        return product / math.hypot(*one) / math.hypot(*other)
+
+    return cosine
+
+
+def normalizations(score, cohort, enrolment, test):
+    """The scores of a trial by the names that their files have."""
+    plain = score(enrolment, test)
+    sides = [
+        [score(side, each) for each in cohort] for side in (enrolment, test)
+    ]
+    tops = [sorted(side)[-TOP:] for side in sides]
+    z, t = (
+        (plain - statistics.mean(side)) / statistics.stdev(side)
+        for side in sides
+    )
+    adaptive = statistics.mean(
+        (plain - statistics.mean(top)) / statistics.stdev(top) for top in tops
+    )
+    return {
+        "": plain,
+        "_z_norm": z,
+        "_t_norm": t,
+        "_s_norm": (z + t) / 2,
+        f"_adaptive_s_norm_top_{TOP}": adaptive,
+    }
+
+
+def written(results, trial_list, name):
+    """Trials and scores of a file."""
+    text = (results / trial_list / f"{name}_scores.txt").read_text()
+    rows = [line.split() for line in text.splitlines()]
+    trials = [(int(label), model, test) for model, test, label, _ in rows]
+    return trials, [float(row[3]) for row in rows]
+
+
+def figures(results, trial_list, back_end):
+    rows = json.loads((results / "results.json").read_text())["results"]
+    (row,) = (
+        row
+        for row in rows
+        if (row["list"], row["back_end"]) == (trial_list, back_end)
+    )
+    return row
+
+
+def check_figures(found, labels, scores):
+    """Error rates at each cut between two scores, and costs."""
+    same = [s for label, s in zip(labels, scores, strict=True) if label]
+    other = [s for label, s in zip(labels, scores, strict=True) if not label]
+    assert found["trials"] == len(scores)
+    assert found["same_speaker_trials"] == len(same)
+    rates = [
+        (
+            sum(s <= cut for s in same) / len(same),
+            sum(s > cut for s in other) / len(other),
+        )
+        for cut in sorted(scores)
+    ]
+    smallest = min(abs(miss - alarm) for miss, alarm in rates)
+    closest = [
+        100 * (miss + alarm) / 2
+        for miss, alarm in rates
+        if abs(miss - alarm) <= smallest + 1e-9
+    ]
+    assert any(found["eer_percent"] == pytest.approx(each) for each in closest)
+    for prior in PRIORS:
+        costs = [m + a * (1 - prior) / prior for m, a in rates]
+        assert found[f"min_dcf_{prior}"] == pytest.approx(min(costs))
+        cut = math.log((1 - prior) / prior)
+        miss = sum(s <= cut for s in same) / len(same)
+        alarm = sum(s > cut for s in other) / len(other)
+        cost = miss + alarm * (1 - prior) / prior
+        assert found[f"act_dcf_{prior}"] == pytest.approx(cost)
+    cllr = (
+        statistics.mean(math.log2(1 + math.exp(-s)) for s in same)
+        + statistics.mean(math.log2(1 + math.exp(s)) for s in other)
+    ) / 2
+    assert found["cllr"] == pytest.approx(cllr, rel=1e-5)
+
+
+@pytest.mark.parametrize("entries", ["speakers", "utterances"])
+def test_normalized_cosines(entries, corpus, tmp_path):
+    results = corpus.run(
+        speaker_verification_cosine.main,
+        "verification_redimnet2.yaml",
+        tmp_path,
+        mean_list=corpus.folder / "mean",
+        cohort_list=corpus.folder / "cohort",
+        cohort_entries=entries,
+        cohort_top=TOP,
+        score_norms="[z, t, s, adaptive_s]",
+    )
+    vectors = corpus.vectors
+    cohort = [[vectors[name] for name in names] for names in corpus.cohort]
+    if entries == "speakers":
+        cohort = [mean(each) for each in cohort]
+    else:
+        cohort = sum(cohort, [])
+    of_mean = [vectors[name] for names in corpus.of_mean for name in names]
+    cosine = cosine_without(mean(of_mean))
+    for trial_list in LISTS:
+        expected = [
+            normalizations(
+                cosine, cohort, corpus.model_vector(model), vectors[test]
+            )
+            for _, model, test in corpus.trials[trial_list]
+        ]
+        for suffix in expected[0]:
+            trials, scores = written(results, trial_list, f"cosine{suffix}")
+            assert trials == corpus.trials[trial_list]
+            assert scores == pytest.approx(
+                [each[suffix] for each in expected], rel=1e-3, abs=1e-3
+            )
+        trials, scores = written(results, trial_list, "cosine")
+        found = figures(results, trial_list, "cosine")
+        check_figures(found, [label for label, *_ in trials], scores)
+        assert 0 < found["eer_percent"] < 50, "trials that tell nothing"
+
+
+def calibration_features(corpus, cohort, trials):
+    """Of each trial the score by file name, and the quality measures."""
+    cosine = cosine_without([0.0] * SIZE)
+    rows = []
+    for _, model, test in trials:
+        sides = corpus.model_vector(model), corpus.vectors[test]
+        measures = {
+            "duration": [
+                math.log(sum(corpus.seconds[name] for name in names))
+                for names in (corpus.models[model], [test])
+            ],
+            "magnitude": [math.log(math.hypot(*side)) for side in sides],
+            "cohort mean": [
+                statistics.mean(
+                    sorted(cosine(side, each) for each in cohort)[-TOP:]
+                )
+                for side in sides
+            ],
+        }
+        row = {}
+        for name, values in measures.items():
+            row[f"lower {name}"] = min(values)
+            row[f"higher {name}"] = max(values)
+        rows.append((normalizations(cosine, cohort, *sides), row))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "measures", ["durations", "magnitudes, cohort_means", ""]
+)
+def test_calibrated_scores(measures, corpus, tmp_path):
+    results = corpus.run(
+        speaker_verification_cosine.main,
+        "verification_redimnet2.yaml",
+        tmp_path,
+        cohort_list=corpus.folder / "cohort",
+        cohort_top=TOP,
+        calibration_trials=f"[{corpus.paths('more', ('first', 'second'))}]",
+        calibration_folder=corpus.folder / "more",
+        quality_measures=f"[{measures}]",
+    )
+    cohort = [
+        mean([corpus.vectors[name] for name in names])
+        for names in corpus.cohort
+    ]
+    calibrations = json.loads((results / "calibration.json").read_text())
+    trained_on = corpus.trials["first"] + corpus.trials["second"]
+    training = calibration_features(corpus, cohort, trained_on)
+    assert list(calibrations) == ["cosine", "cosine, adaptive s-norm (top 5)"]
+    for suffix, (name, calibration) in zip(
+        ("", "_adaptive_s_norm_top_5"), calibrations.items(), strict=True
+    ):
+        weights = calibration["weights"]
+        assert set(weights) == {
+            "score",
+            *(
+                f"{side} {measure.strip().removesuffix('s').replace('_', ' ')}"
+                for measure in filter(None, measures.split(","))
+                for side in ("lower", "higher")
+            ),
+        }
+
+        def ratios(
+            rows, weights=weights, offset=calibration["offset"], s=suffix
+        ):
+            return [
+                offset
+                + sum(
+                    weight * (scores[s] if key == "score" else row[key])
+                    for key, weight in weights.items()
+                )
+                for scores, row in rows
+            ]
+
+        # Cllr of the trials that it was trained on is at its minimum: it does
+        # not change to first order with any weight nor with the offset.
+        slopes = []
+        for ratio, (label, *_) in zip(
+            ratios(training), trained_on, strict=True
+        ):
+            sign = 1 if label else -1
+            count = sum(each[0] == label for each in trained_on)
+            slopes.append(-sign / (1 + math.exp(sign * ratio)) / count)
+        assert sum(slopes) == pytest.approx(0, abs=2e-3)
+        for key in weights:
+            values = [
+                scores[suffix] if key == "score" else row[key]
+                for scores, row in training
+            ]
+            scale = statistics.pstdev(values)
+            slope = sum(
+                s * v / scale for s, v in zip(slopes, values, strict=True)
+            )
+            assert slope == pytest.approx(0, abs=2e-3)
+        for trial_list in LISTS:
+            rows = calibration_features(
+                corpus, cohort, corpus.trials[trial_list]
+            )
+            trials, scores = written(
+                results, trial_list, f"cosine{suffix}_calibrated"
+            )
+            assert trials == corpus.trials[trial_list]
+            assert scores == pytest.approx(ratios(rows), rel=2e-3, abs=2e-3)
+            found = figures(results, trial_list, f"{name}, calibrated")
+            check_figures(found, [label for label, *_ in trials], scores)
+
+
+def log_ratio(backend):
+    """The log-likelihood ratio of PLDA from three normal densities."""
+    mean, lda, center, F, Sigma = (
+        backend[name] for name in ("mean", "lda", "plda_mean", "F", "Sigma")
+    )
+    between = F @ F.T
+    total = between + Sigma
+    same = np.block([[total, between], [between, total]])
+
+    def projected(vector):
+        vector = (np.array(vector) - mean) @ lda
+        return vector / np.sqrt(vector @ vector) - center
+
+    def score(enrolment, test):
+        one, other = projected(enrolment), projected(test)
+        return (
+            multivariate_normal.logpdf(np.concatenate([one, other]), cov=same)
+            - multivariate_normal.logpdf(one, cov=total)
+            - multivariate_normal.logpdf(other, cov=total)
+        )
+
+    return score
+
+
+def train_by_speechbrain(corpus, dimension, rank, iterations):
+    names = [name for names in corpus.training for name in names]
+    speakers = [name.split("/")[1] for name in names]
+    segments = np.array(names, dtype="|O")
+    statistics = StatObject_SB(
+        np.array(speakers, dtype="|O"),
+        segments,
+        segments,
+        segments,
+        np.ones((len(names), 1)),
+        np.array([corpus.vectors[name] for name in names]),
+    )
+    mean = statistics.get_mean_stat1()
+    statistics.center_stat1(mean)
+    lda, plda = LDA(), PLDA(rank_f=rank, nb_iter=iterations)
+    statistics = lda.do_lda(statistics, dimension)
+    statistics.norm_stat1()
+    plda.plda(statistics)
+    return {
+        "mean": mean,
+        "lda": lda.transform_mat,
+        "plda_mean": plda.mean,
+        "F": plda.F,
+        "Sigma": plda.Sigma,
+    }
+
+
+def test_scores_of_plda(corpus, tmp_path):
+    given = {
+        "cohort_list": corpus.folder / "cohort",
+        "cohort_top": TOP,
+        "score_norms": "[z, t, s, adaptive_s]",
+    }
+    results = corpus.run(
+        speaker_verification_plda.main,
+        "verification_plda_redimnet2.yaml",
+        tmp_path / "trained",
+        train_list=corpus.folder / "plda",
+        lda_dimension=4,
+        plda_rank=2,
+        plda_iterations=3,
+        **given,
+    )
+    cohort = [
+        mean([corpus.vectors[name] for name in names])
+        for names in corpus.cohort
+    ]
+    direct = log_ratio(train_by_speechbrain(corpus, 4, 2, 3))
+    with np.load(results / "plda.npz") as arrays:
+        saved = log_ratio(dict(arrays))
+    cosine = cosine_without([0.0] * SIZE)
+    for trial_list in LISTS:
+        for back_end, score in (
+            ("plda", saved),
+            ("plda", direct),
+            ("cosine", cosine),
+        ):
+            expected = [
+                normalizations(
+                    score,
+                    cohort,
+                    corpus.model_vector(model),
+                    corpus.vectors[test],
+                )
+                for _, model, test in corpus.trials[trial_list]
+            ]
+            for suffix in expected[0]:
+                trials, scores = written(
+                    results, trial_list, f"{back_end}{suffix}"
+                )
+                assert trials == corpus.trials[trial_list]
+                assert scores == pytest.approx(
+                    [each[suffix] for each in expected], rel=2e-3, abs=2e-3
+                )
+    again = corpus.run(
+        speaker_verification_plda.main,
+        "verification_plda_redimnet2.yaml",
+        tmp_path / "again",
+        plda_file=results / "plda.npz",
+        **given,
+    )
+    for trial_list in LISTS:
+        assert written(again, trial_list, "plda") == written(
+            results, trial_list, "plda"
+        )
