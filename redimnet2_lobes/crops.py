@@ -12,7 +12,7 @@ import torch
 import torchaudio
 
 from redimnet2_lobes.audio import AudioError, CheckedAudioNormalizer
-from redimnet2_lobes.front_end import SAMPLE_RATE
+from redimnet2_lobes.front_end import HOP, SAMPLE_RATE, WINDOW
 from redimnet2_lobes.shards import open_audio
 
 
@@ -64,8 +64,11 @@ class RandomCrop:
 
     Arguments
     ---------
-    seconds : float
-        Length of a crop. Shorter utterances are repeated.
+    frames : int
+        Length of a crop in windows of the features: (frames - 1) * 160 + 400
+        samples. The network pads and trims these to as many frames where
+        they are a multiple of its time stride. Shorter utterances are
+        repeated.
     speeds : list of float
         Speeds, the first being 1.0.
 
@@ -74,17 +77,19 @@ class RandomCrop:
     >>> import soundfile
     >>> path = getfixture("tmp_path") / "utterance.wav"
     >>> soundfile.write(path, np.sin(np.arange(48000)), SAMPLE_RATE)
-    >>> crop = RandomCrop(2.0, speeds=[1.0, 0.9, 1.1])
+    >>> crop = RandomCrop(200, speeds=[1.0, 0.9, 1.1])
     >>> waveform, speed = crop(str(path), np.random.default_rng(1))
     >>> waveform.shape, speed in (0, 1, 2)
-    (torch.Size([32000]), True)
+    (torch.Size([32240]), True)
     """
 
-    def __init__(self, seconds, speeds):
+    def __init__(self, frames, speeds):
         if not speeds or speeds[0] != 1.0:
             raise ValueError(f"speeds: {speeds!r} must begin with 1.0")
+        if not isinstance(frames, int) or frames < 1:
+            raise ValueError(f"frames: {frames!r} is not a positive integer")
         self.speeds = list(speeds)
-        self.samples = round(seconds * SAMPLE_RATE)
+        self.samples = (frames - 1) * HOP + WINDOW
         self._check = CheckedAudioNormalizer(SAMPLE_RATE)
         # A speed of 1.1 is a resampling from 17,600 to 16,000 Hz.
         self._resample = {

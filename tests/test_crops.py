@@ -9,6 +9,8 @@ import torch
 
 from redimnet2_lobes.audio import AudioError
 from redimnet2_lobes.crops import EpochRandom, RandomCrop
+from redimnet2_lobes.front_end import LogMel
+from redimnet2_lobes.redimnet2 import ReDimNet2
 
 
 def tone(seconds, frequency=1000):
@@ -31,12 +33,12 @@ def ramp(tmp_path):
 
 
 def test_crop_is_a_piece_of_the_file(ramp):
-    crop = RandomCrop(2.0, speeds=[1.0])
+    crop = RandomCrop(200, speeds=[1.0])
     starts = set()
     for seed in range(20):
         waveform, speed = crop(ramp, np.random.default_rng(seed))
         start = round(waveform[0].item() * 48000)
-        expected = (start + torch.arange(32000)) / 48000
+        expected = (start + torch.arange(32240)) / 48000
         assert torch.allclose(waveform, expected)
         assert speed == 0
         starts.add(start)
@@ -45,31 +47,32 @@ def test_crop_is_a_piece_of_the_file(ramp):
 
 
 def test_speed_is_drawn_before_the_place(ramp):
-    crop = RandomCrop(0.5, speeds=[1.0, 0.9, 1.1])
+    crop = RandomCrop(50, speeds=[1.0, 0.9, 1.1])
     for seed in range(10):
         waveform, speed = crop(ramp, np.random.default_rng(seed))
         random = np.random.default_rng(seed)
         assert speed == random.integers(3)
-        samples = [8000, 7200, 8801][speed]  # 8801: 8000 * 1.1, rounded up
+        samples = [8240, 7416, 9065][speed]  # 8240 * 1.1, rounded up
         start = random.integers(48000 - samples + 1)
         # In the middle, where the resampling has no borders.
         middle = (start + samples / 2) / 48000
-        assert waveform[4000].item() == pytest.approx(middle, rel=1e-3)
+        assert waveform[4120].item() == pytest.approx(middle, rel=1e-3)
 
 
 @pytest.mark.parametrize("speed", [0.8, 0.9, 1.1, 1.2])
-@pytest.mark.parametrize("seconds", [0.3, 1.0001])
+@pytest.mark.parametrize("frames", [30, 101])
 @pytest.mark.parametrize("excess", [-1, 0, 1])
-def test_crops_have_exactly_the_samples(tmp_path, speed, seconds, excess):
-    crop = RandomCrop(seconds, speeds=[1.0, speed])
-    needed = math.ceil(round(16000 * seconds) * speed)
+def test_crops_have_exactly_the_samples(tmp_path, speed, frames, excess):
+    crop = RandomCrop(frames, speeds=[1.0, speed])
+    samples = (frames - 1) * 160 + 400
+    needed = math.ceil(samples * speed)
     path = tmp_path / "exact.wav"
     soundfile.write(path, tone(2)[: needed + excess], 16000)
     random = np.random.default_rng(1)
     crops = [crop(str(path), random) for _ in range(6)]
     assert {index for _, index in crops} == {0, 1}
     for waveform, _ in crops:
-        assert waveform.shape == (round(16000 * seconds),)
+        assert waveform.shape == (samples,)
         assert waveform.dtype == torch.float32
 
 
@@ -115,7 +118,7 @@ def test_faulty_audio_is_refused(tmp_path, fault, reason):
     path = tmp_path / "faulty.wav"
     faulty(path, fault)
     with pytest.raises(AudioError) as raised:
-        RandomCrop(3.9, speeds=[1.0])(str(path), np.random.default_rng(1))
+        RandomCrop(390, speeds=[1.0])(str(path), np.random.default_rng(1))
     assert raised.value.reason == reason
     assert str(raised.value).startswith(f"{path}: {reason}; ")
     assert len(str(raised.value).splitlines()) == 1
@@ -125,16 +128,16 @@ def test_faulty_audio_is_refused(tmp_path, fault, reason):
 def test_speed_changes_the_pitch(tmp_path, speed):
     path = tmp_path / "tone.wav"
     soundfile.write(path, tone(4), 16000)
-    crop = RandomCrop(2.0, speeds=[1.0, speed])
+    crop = RandomCrop(200, speeds=[1.0, speed])
     for seed in range(10):
         waveform, index = crop(str(path), np.random.default_rng(seed))
-        assert waveform.shape == (32000,)
+        assert waveform.shape == (32240,)
         expected = 1000 * (speed if index else 1)
         assert loudest_frequency(waveform) == pytest.approx(expected, abs=2)
 
 
 def test_all_speeds_are_drawn_alike(ramp):
-    crop = RandomCrop(0.1, speeds=[1.0, 0.9, 1.1])
+    crop = RandomCrop(10, speeds=[1.0, 0.9, 1.1])
     random = np.random.default_rng(1)
     counts = np.bincount([crop(ramp, random)[1] for _ in range(300)])
     assert len(counts) == 3 and counts.min() > 70
@@ -143,14 +146,34 @@ def test_all_speeds_are_drawn_alike(ramp):
 def test_short_utterances_are_repeated(tmp_path):
     path = tmp_path / "short.wav"
     soundfile.write(path, tone(0.5, frequency=700), 16000, subtype="FLOAT")
-    waveform, _ = RandomCrop(1.2, [1.0])(str(path), np.random.default_rng(1))
+    waveform, _ = RandomCrop(120, [1.0])(str(path), np.random.default_rng(1))
     assert torch.equal(waveform[:8000], waveform[8000:16000])
-    assert torch.equal(waveform[:3200], waveform[16000:])
+    assert torch.equal(waveform[:3440], waveform[16000:])
 
 
 def test_speeds_must_begin_with_the_original():
     with pytest.raises(ValueError, match="speeds: .* must begin with 1.0"):
-        RandomCrop(1.0, speeds=[0.9, 1.0])
+        RandomCrop(100, speeds=[0.9, 1.0])
+
+
+@pytest.mark.parametrize("frames", [0, 2.0, "long", None])
+def test_frames_must_be_a_positive_integer(frames):
+    with pytest.raises(ValueError, match="frames: .* is not a positive int"):
+        RandomCrop(frames, speeds=[1.0])
+
+
+@pytest.mark.parametrize("frames", [100, 200, 500, 600])
+def test_as_many_frames_remain_in_the_network(tmp_path, frames):
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(7), 16000)
+    waveform, _ = RandomCrop(frames, [1.0])(str(path), np.random.default_rng(1))
+    stage = {"frequency_stride": 2, "time_stride": 4, "blocks": 1}
+    network = ReDimNet2(
+        LogMel(), 4, [{**stage, "expansion": 1, "reduction": 8}]
+    )
+    features, _ = network.front_end(waveform.unsqueeze(0))
+    maps, _ = network.feature_maps(features)
+    assert maps[0].shape[1] == frames
 
 
 def test_random_numbers_follow_from_seed_epoch_and_utterance():

@@ -44,13 +44,14 @@ RECIPES = {
     **{("_mixture", variant): figures for variant, figures in MIXTURE.items()},
     **{("_mixture_lm", variant): (48, 4e-5, 0.25) for variant in MIXTURE},
 }
-# Epochs, seconds of a crop and of the shortest utterance, speeds, rate at the
-# last step of epochs 1 and of training for a global batch of 64, margin then.
+# Epochs, frames of a crop, seconds of the shortest utterance, speeds, rate at
+# the last step of epochs 1 and of training for a global batch of 64, margin
+# then.
 STAGES = {
-    "": (120, 2, 0.5, 3, 0.0157, 6e-5, 0.2),
-    "_lm": (5, 6, 0.5, 1, 7.6e-5, 2.5e-5, 0.3),
-    "_mixture": (None, 2, 0.5, 3, None, None, 0.2),
-    "_mixture_lm": (1, 5, 5, 1, 2.5e-5, 2.5e-5, 0.3),
+    "": (120, 200, 1, 3, 0.0157, 6e-5, 0.2),
+    "_lm": (5, 600, 1, 1, 7.6e-5, 2.5e-5, 0.3),
+    "_mixture": (None, 200, 1, 3, None, None, 0.2),
+    "_mixture_lm": (1, 500, 5, 1, 2.5e-5, 2.5e-5, 0.3),
 }
 PLACEHOLDERS = [
     *("data_folder", "validation_folder", "musan_folder", "rirs_folder"),
@@ -115,7 +116,7 @@ def test_recipe_is_the_published_one(stage, variant, tmp_path):
     assert hparams["number_of_epochs"] == epochs
     assert hparams["minimum_seconds"] == shortest
     assert hparams["max_grad_norm"] == float("inf")
-    assert hparams["crop"].samples == crop * 16000
+    assert hparams["crop"].samples == {200: 32240, 600: 96240, 500: 80240}[crop]
     assert hparams["crop"].speeds == [1.0, 0.9, 1.1][:speeds]
     assert hparams["validation_seconds"] == 8
     loss = hparams["compute_cost"]
@@ -191,7 +192,7 @@ def test_the_first_missing_value_is_explained(path):
         ({"base_channels": "many"}, "base_channels.*'many'"),
         ({"stages": 3}, "stages"),
         ({"speeds": [0.9, 1.0]}, "speeds"),
-        ({"crop_seconds": "long"}, "crop_seconds"),
+        ({"crop_frames": "long"}, "crop_frames"),
         ({"final_margin": -1}, "final_margin"),
         ({"warmup_epochs": -1}, "warmup_epochs"),
         ({"margin_final_epoch": 3}, "margin_final_epoch|fix_start_epoch"),

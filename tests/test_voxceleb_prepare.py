@@ -160,7 +160,7 @@ def test_every_bad_kind(corpus, save, caplog):
     originals = snapshot(corpus)
 
     with caplog.at_level(logging.INFO):
-        prepare_voxceleb(corpus, save, workers=2)
+        prepare_voxceleb(corpus, save, minimum_seconds=0.5, workers=2)
 
     odd_name = "name with $, control or odd characters"
     skipped = {
@@ -368,7 +368,7 @@ def test_settings_are_applied_to_what_is_reused(
 ):
     write(corpus, "e/x/1.wav", tone(seconds=0.7))
     write(corpus, "e/x/2.wav", tone(8000, seconds=0.2), 8000)
-    prepare_voxceleb(corpus, save, workers=1)
+    prepare_voxceleb(corpus, save, minimum_seconds=0.5, workers=1)
     assert trained(save)[16:] == ["e/x/1"]
     checked()
     prepare_voxceleb(corpus, save, minimum_seconds=0.8, workers=1)
@@ -495,9 +495,21 @@ def test_headers_alone_give_the_same_list(corpus, save, checked):
     write(corpus, "e/x/header-only.wav", np.zeros(0))
     cut = write(corpus, "e/x/cut.wav")
     os.truncate(cut, cut.stat().st_size - 2)
-    prepare_voxceleb(corpus, save / "decoded", check_audio=True, workers=1)
+    prepare_voxceleb(
+        corpus,
+        save / "decoded",
+        check_audio=True,
+        minimum_seconds=0.5,
+        workers=1,
+    )
     checked()
-    prepare_voxceleb(corpus, save / "headers", check_audio=False, workers=1)
+    prepare_voxceleb(
+        corpus,
+        save / "headers",
+        check_audio=False,
+        minimum_seconds=0.5,
+        workers=1,
+    )
     assert checked() == ["e/x/8k.flac", "e/x/stereo.wav"]
     for name in ("train.csv", "preparation_report.csv"):
         text = (save / "decoded" / name).read_text()

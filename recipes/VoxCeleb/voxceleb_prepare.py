@@ -73,7 +73,7 @@ def prepare_voxceleb(
     save_folder,
     test_trials=None,
     validation_trials=None,
-    minimum_seconds=0.5,
+    minimum_seconds=1.0,
     check_audio=True,
     corpora=None,
     allow_incomplete=False,

@@ -4,7 +4,7 @@ Generates a corpus in VoxCeleb's layout (noise, 3 s each: 96 kB) and its shards
 in FOLDER, which keeps them for the next call, and prints a table. The rows are
 what a loader's worker does:
 
-- read: crops of 2 s at their own speed;
+- read: crops of 200 frames (2 s) at their own speed;
 - read, not cached: the same, from the disk instead of the memory (of a virtual
   machine: its host may still have it in memory);
 - and speeds: at a speed of 1.0, 0.9 or 1.1;
@@ -45,7 +45,7 @@ from redimnet2_lobes.front_end import SAMPLE_RATE
 
 MAKE_SHARDS = Path(__file__).parents[2] / "recipes/VoxCeleb/make_shards.py"
 UTTERANCE_SECONDS = 3.0
-CROP_SECONDS = 2.0
+CROP_FRAMES = 200
 BATCH_SIZE = 64
 NOT_CACHED = "read, not cached"
 
@@ -127,8 +127,8 @@ def measure(folder, crops, rounds):
         ]
         for name, path in (("files", folder), ("shards", folder / "shards"))
     }
-    reading = RandomCrop(CROP_SECONDS, speeds=[1.0])
-    speeds = RandomCrop(CROP_SECONDS, speeds=[1.0, 0.9, 1.1])
+    reading = RandomCrop(CROP_FRAMES, speeds=[1.0])
+    speeds = RandomCrop(CROP_FRAMES, speeds=[1.0, 0.9, 1.1])
     augment = augmentation(folder)
     augment.check()
 
