@@ -16,16 +16,21 @@ import os
 import re
 import sys
 import textwrap
+from dataclasses import replace
 
 import ruamel.yaml
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.run_opts import HELP_TEXTS
 
 logger = get_logger(__name__)
 # It warns of figures that no script here saves with torchvision.
 logging.getLogger("speechbrain.utils.train_logger").setLevel(logging.ERROR)
+
+# All run options of SpeechBrain that a command line can have.
+RUN_OPTIONS = (*HELP_TEXTS, "jit_module_keys", "compile_module_keys")
 
 # What to pass for keys that a YAML leaves to the user (`!PLACEHOLDER`).
 PLACEHOLDERS = {
@@ -157,7 +162,8 @@ def parse_command_line(arguments):
     Raises
     ------
     ValueError
-        If the YAML file is not given, or a run option has a wrong value.
+        If the YAML file is not given, or a run option has a wrong value or is
+        not written out.
 
     Example
     -------
@@ -167,6 +173,15 @@ def parse_command_line(arguments):
     >>> param_file, run_opts.device, overrides
     ('b0.yaml', 'cpu', 'seed: 3')
     """
+    for argument in arguments:
+        # SpeechBrain reads the value of an abbreviation, and does not use it.
+        name = argument.removeprefix("--").split("=", maxsplit=1)[0]
+        if argument.startswith("--") and name and name not in RUN_OPTIONS:
+            for option in RUN_OPTIONS:
+                if option.startswith(name):
+                    raise ValueError(
+                        f"{name}: no option; write out --{option} if it is that"
+                    )
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -179,14 +194,51 @@ def parse_command_line(arguments):
         raise ValueError(
             message.replace("param_file", "a YAML file of hyperparameters")
         ) from None
-    device = parsed[1].device
+    param_file, run_opts, overrides = parsed
+    if run_opts.optimizer_step_limit is not None:  # as text
+        try:
+            limit = int(run_opts.optimizer_step_limit)
+        except ValueError:
+            raise ValueError(
+                "optimizer_step_limit: expected a whole number, not "
+                f"{run_opts.optimizer_step_limit!r}"
+            ) from None
+        run_opts = replace(run_opts, optimizer_step_limit=limit)
+    device = run_opts.device
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device: {device!r} cannot be used here ({one_line(error)})"
         ) from error
-    return parsed
+    return param_file, run_opts, overrides
+
+
+def refuse_run_options(run_opts, remedies):
+    """Refuses run options that a script has no use for.
+
+    Arguments
+    ---------
+    run_opts : RunOptions
+        SpeechBrain's run options, from :func:`parse_command_line`.
+    remedies : dict
+        For each such option what to do instead.
+
+    Raises
+    ------
+    ValueError
+        If one is given.
+
+    Example
+    -------
+    >>> _, run_opts, _ = parse_command_line(["b0.yaml", "--test_only"])
+    >>> refuse_run_options(run_opts, {"test_only": "use verification"})
+    Traceback (most recent call last):
+    ValueError: test_only: it does nothing here; use verification
+    """
+    for name, remedy in remedies.items():
+        if name in run_opts.overridden_args:
+            raise ValueError(f"{name}: it does nothing here; {remedy}")
 
 
 def load_hparams(param_file, overrides):

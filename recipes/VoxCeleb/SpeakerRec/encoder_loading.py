@@ -8,11 +8,15 @@ import os
 from pathlib import Path
 
 from command_line import (
+    RUN_OPTIONS,
     build_hparam,
     check_at_least,
     check_types,
+    refuse_run_options,
 )
 from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from speechbrain.utils.distributed import infer_device
 
 from redimnet2_lobes.embeddings import network_fingerprint
 from redimnet2_lobes.folding import fold
@@ -26,6 +30,33 @@ from redimnet2_lobes.redimnet2 import PassThrough, ReDimNet2
 from redimnet2_lobes.variants import VARIANTS
 
 WEIGHTS_FILE = "embedding_model.ckpt"  # of a training checkpoint
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+# What SpeechBrain calls the precision of training.
+TRAINING_PRECISIONS = ("precision", "auto_mix_prec", "bfloat16_mix_prec")
+
+
+def check_embedding_options(run_opts, *others):
+    """Refuses run options that say nothing of how embeddings are computed.
+
+    Arguments
+    ---------
+    run_opts : RunOptions
+        SpeechBrain's run options.
+    *others : str
+        Those that the script uses besides ``device`` and ``eval_precision``.
+
+    Raises
+    ------
+    ValueError
+        If one is given.
+    """
+    unused = dict.fromkeys(RUN_OPTIONS, "leave it out, it is for training")
+    for name in ("device", "eval_precision", *others):
+        del unused[name]
+    for name in TRAINING_PRECISIONS:
+        unused[name] = "pass --eval_precision, since this is that of training"
+    refuse_run_options(run_opts, unused)
 
 
 def check_embedding_hparams(hparams):
@@ -45,6 +76,11 @@ def check_embedding_hparams(hparams):
         raise ValueError(
             f"variant: unknown value {hparams['variant']!r}, expected one of "
             f"{', '.join(VARIANTS)}"
+        )
+    if hparams.get("eval_precision") not in (None, *PRECISIONS):
+        raise ValueError(
+            f"eval_precision: unknown value {hparams['eval_precision']!r}, "
+            f"expected one of {', '.join(PRECISIONS)}"
         )
     check_types(hparams, checkpoint=str, seconds_per_batch=float)
     window = WINDOW / SAMPLE_RATE
@@ -77,9 +113,19 @@ def load_folded_encoder(hparams, hparams_file, run_opts):
     -------
     encoder : EncoderClassifier
         The network, folded if it is a ReDimNet2.
+    encode_batch : callable
+        That of the encoder, in the precision that ``eval_precision`` asks for,
+        on the command line or in the hyperparameters.
     fingerprint : str
-        Stands for its weights: ``network_fingerprint``.
+        Stands for its weights, ``network_fingerprint``, and the precision.
     """
+    precision = run_opts.eval_precision
+    if "eval_precision" not in run_opts.overridden_args:
+        precision = hparams.get("eval_precision") or precision
+    if precision == "fp16" and (run_opts.device or infer_device()) == "cpu":
+        raise ValueError(
+            "eval_precision: fp16 is for GPUs; pass bf16, or another --device"
+        )
     encoder = load_encoder(
         hparams["checkpoint"],
         hparams["variant"],
@@ -90,7 +136,18 @@ def load_folded_encoder(hparams, hparams_file, run_opts):
     network = encoder.mods.embedding_model
     if isinstance(network, ReDimNet2):  # others may be used as well
         encoder.mods.embedding_model = fold(network)
-    return encoder, fingerprint
+    if precision == "fp32":
+        return encoder, encoder.encode_batch, fingerprint
+    context = TorchAutocast(
+        device_type=encoder.device_type,
+        dtype=AMPConfig.from_name(precision).dtype,
+    )
+
+    def encode_batch(wavs, wav_lens):
+        with context:
+            return encoder.encode_batch(wavs, wav_lens)
+
+    return encoder, encode_batch, f"{fingerprint} {precision}"
 
 
 def load_encoder(checkpoint, variant, hparams_folder, run_opts):

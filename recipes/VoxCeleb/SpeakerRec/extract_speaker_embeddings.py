@@ -28,7 +28,11 @@ from command_line import (
     main_with_one_line_errors,
     parse_command_line,
 )
-from encoder_loading import check_embedding_hparams, load_folded_encoder
+from encoder_loading import (
+    check_embedding_hparams,
+    check_embedding_options,
+    load_folded_encoder,
+)
 from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from tqdm import tqdm
 from utterance_lists import read_utterances
@@ -48,6 +52,7 @@ def main(arguments):
         The command line without the script's name.
     """
     hparams_file, run_opts, overrides = parse_command_line(arguments)
+    check_embedding_options(run_opts, "distributed_backend")
     ddp_init_group(run_opts)
     hparams = load_hparams(hparams_file, overrides)
     check_hparams(hparams)
@@ -55,10 +60,12 @@ def main(arguments):
     utterances = read_utterances(hparams["utterances"], hparams["data_folder"])
     if hparams["format"] == "kaldi":
         check_names(utterances)
-    encoder, fingerprint = load_folded_encoder(hparams, hparams_file, run_opts)
+    _, encode_batch, fingerprint = load_folded_encoder(
+        hparams, hparams_file, run_opts
+    )
     parts = outputs[-1].with_suffix(".embedding_parts")
     embeddings = extract_embeddings(
-        encoder.encode_batch,
+        encode_batch,
         {utterance.name: utterance.path for utterance in utterances},
         parts,
         fingerprint,

@@ -36,6 +36,7 @@ from command_line import (
     load_hparams,
     main_with_one_line_errors,
     parse_command_line,
+    refuse_run_options,
 )
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.batch import PaddedBatch
@@ -63,6 +64,16 @@ from redimnet2_lobes.training_data import TrainingCrops, UtteranceList
 from redimnet2_lobes.variants import VARIANTS, difference
 
 logger = get_logger(__name__)
+
+UNUSED_RUN_OPTIONS = {
+    "test_only": "a trained model is for speaker_verification_cosine.py",
+    "grad_accumulation_factor": (
+        "it follows from --global_batch_size and --batch_size"
+    ),
+    "remove_vector_weight_decay": "set --weight_decay and --loss_weight_decay",
+    "data_parallel_backend": "start it with torchrun for several GPUs",
+    "log_config": "the variable SB_LOG_LEVEL sets how much is logged",
+}
 
 
 class SpeakerBrain(sb.core.Brain):
@@ -138,7 +149,11 @@ class SpeakerBrain(sb.core.Brain):
         devices = None if self.device_type == "cpu" else [self.device]
         for name, module in self.modules.items():
             if any(weight.requires_grad for weight in module.parameters()):
-                self.modules[name] = DistributedDataParallel(module, devices)
+                self.modules[name] = DistributedDataParallel(
+                    module,
+                    devices,
+                    find_unused_parameters=self.find_unused_parameters,
+                )
 
     def on_stage_start(self, stage, epoch=None):
         """Other crops and noises in every epoch, from where it was left."""
@@ -649,6 +664,7 @@ def main(arguments):
         The command line.
     """
     hparams_file, run_opts, overrides = parse_command_line(arguments)
+    refuse_run_options(run_opts, UNUSED_RUN_OPTIONS)
     sb.utils.distributed.ddp_init_group(run_opts)
     hparams = load_hparams(hparams_file, overrides)
     check_settings(hparams)

@@ -19,7 +19,11 @@ from command_line import (
     load_hparams,
     parse_command_line,
 )
-from encoder_loading import check_embedding_hparams, load_folded_encoder
+from encoder_loading import (
+    check_embedding_hparams,
+    check_embedding_options,
+    load_folded_encoder,
+)
 from trial_files import check_labels, find_files
 from trials import read_enrolments, read_trials
 from utterance_lists import limit_per_speaker, read_utterances
@@ -85,6 +89,7 @@ class Verification:
 
     def __init__(self, arguments):
         hparams_file, run_opts, overrides = parse_command_line(arguments)
+        check_embedding_options(run_opts)
         self.hparams = hparams = load_hparams(hparams_file, overrides)
         check_hparams(hparams)
         self.lists = self._read_lists("verification_file", "data_folder")
@@ -101,7 +106,7 @@ class Verification:
         )
         if self.cohort_utterances:
             self._check_cohort()
-        self.encoder, self.fingerprint = load_folded_encoder(
+        self.encoder, self.encode_batch, self.fingerprint = load_folded_encoder(
             hparams, hparams_file, run_opts
         )
         self.output_folder = Path(hparams["output_folder"])
@@ -225,7 +230,7 @@ class Verification:
         Embeddings
         """
         return extract_embeddings(
-            self.encoder.encode_batch,
+            self.encode_batch,
             paths,
             self.hparams["embeddings_folder"],
             self.fingerprint,
