@@ -1,8 +1,9 @@
 """Runs a script with a fault at a given moment.
 
-python faulty.py {step,save,disk} NUMBER SCRIPT ARGUMENTS...
+python faulty.py {step,nan,save,disk} NUMBER SCRIPT ARGUMENTS...
 
 - step: killed (SIGKILL) after the NUMBERth step of the optimizer
+- nan: the last of all processes has NaN for weights after that step
 - save: killed in the middle of the NUMBERth file of a checkpoint
 - disk: from the NUMBERth file of a checkpoint on, no file can grow beyond 1 kB
 """
@@ -23,7 +24,7 @@ class Fault:
     def __init__(self, kind, number):
         self.kind = kind
         self.remaining = int(number)
-        if kind == "step":
+        if kind in ("step", "nan"):
             register_optimizer_step_post_hook(self.step)
         else:
             self.whole_save, torch.save = torch.save, self.save
@@ -32,9 +33,13 @@ class Fault:
         self.remaining -= 1
         return self.remaining == 0
 
-    def step(self, *_):
+    def step(self, optimizer, *_):
         if self.is_now():
-            os.kill(os.getpid(), signal.SIGKILL)
+            if self.kind == "step":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if os.environ["RANK"] != "0":
+                for weight in optimizer.param_groups[0]["params"]:
+                    weight.data.fill_(float("nan"))
 
     def save(self, value, path):
         if self.is_now():

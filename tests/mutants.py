@@ -41,6 +41,7 @@ GROUPS = {
             "schedules",
             "fine_tuning",
             "checkpoints",
+            "resuming",
             "average_checkpoints",
             "shards",
         ],

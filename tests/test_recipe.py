@@ -27,6 +27,12 @@ SMALL = """\
 - {frequency_stride: 2, time_stride: 2, blocks: 1, expansion: 1, reduction: 18}
 - {frequency_stride: 3, time_stride: 2, blocks: 1, expansion: 1, reduction: 18}
 """
+TWO_PROCESSES = [
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node=2",
+]
 TRAINING = ["anna", "bert", "carl", "dora"]
 TEST = ["emil", "fred"]
 
@@ -289,15 +295,7 @@ def one_process(frozen_norms, corpus, tmp_path_factory):
     "launcher, overrides",
     [
         ([], {"batch_size": 2}),
-        (
-            [
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc_per_node=2",
-            ],
-            {"distributed_backend": "gloo", "batch_size": 1},
-        ),
+        (TWO_PROCESSES, {"distributed_backend": "gloo", "batch_size": 1}),
     ],
     ids=["accumulated", "two processes, accumulated"],
 )
@@ -317,6 +315,25 @@ def test_global_batch_may_be_divided(
     assert divided.keys() == one_process.keys()
     for epoch, loss in one_process.items():
         assert divided[epoch] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_all_processes_end_where_the_loss_of_one_is_not_finite(
+    corpus, tmp_path
+):
+    process = train(
+        corpus,
+        tmp_path,
+        launcher=[*TWO_PROCESSES, TESTS / "faulty.py", "nan", "1"],
+        distributed_backend="gloo",
+        batch_size=2,
+        number_of_epochs=1,
+    )
+    assert process.returncode == 1
+    line = "error: epoch 1, step 2: the loss is not finite; "
+    assert process.stderr.count(line) == 2
+    assert not list((tmp_path / "save").glob("CKPT*"))
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.fixture(scope="module")

@@ -321,22 +321,26 @@ def test_another_global_batch_in_the_middle_of_an_epoch(
     assert len(seen) == len(set(seen)) == 8
 
 
-@pytest.mark.parametrize("newest_is", ["end of an epoch", "within an epoch"])
+@pytest.mark.parametrize(
+    "newest_is, name",
+    [
+        ("end of an epoch", "classifier.ckpt"),
+        ("end of an epoch", "CKPT.yaml"),
+        ("within an epoch", "classifier.ckpt"),
+    ],
+)
 def test_the_one_before_a_damaged_checkpoint(
-    newest_is, trained, corpus, request, caplog
+    newest_is, name, trained, corpus, request, caplog
 ):
     output = trained
     expected = losses(trained)
     if newest_is == "within an epoch":
         output = request.getfixturevalue("stopped_in_the_middle")
     newest = checkpoints(output)[-1]
-    path = newest / "classifier.ckpt"
-    path.write_bytes(path.read_bytes()[:-1])
+    (newest / name).write_bytes(b"{")
     with caplog.at_level(logging.WARNING):
         train(corpus, output)
-    assert (
-        f"{newest}: classifier.ckpt is damaged; renamed to DAM" in caplog.text
-    )
+    assert f"{newest}: {name} is damaged; renamed to DAMAGED+" in caplog.text
     assert not newest.exists()
     assert (newest.parent / f"DAMAGED+{newest.name}").is_dir()
     # Nothing of the damaged one was taken.
