@@ -427,6 +427,17 @@ def test_an_unreadable_checkpoint_is_not_damaged(trained, monkeypatch):
     assert newest.exists()
 
 
+def test_a_disk_that_fails_while_loading(tmp_path):
+    def fail(progress, path, end_of_epoch):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    checkpointer = CompleteCheckpointer(tmp_path, {"progress": EpochProgress()})
+    checkpointer.save_checkpoint()
+    checkpointer.custom_load_hooks["progress"] = fail
+    with pytest.raises(OSError, match="Input/output error: '.*progress.ckpt"):
+        checkpointer.recover_if_possible()
+
+
 def touch(path):
     Path(path).touch()
 
