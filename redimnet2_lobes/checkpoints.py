@@ -59,7 +59,7 @@ class CompleteCheckpointer(Checkpointer):
         Arguments
         ---------
         settings : dict
-            Values by key, as JSON knows them; they go into each checkpoint.
+            Values by key; they go into each checkpoint, as JSON.
 
         Raises
         ------
@@ -76,7 +76,7 @@ class CompleteCheckpointer(Checkpointer):
         ValueError: speeds: not as in the checkpoints of ...; choose another \
 --output_folder, or take again speeds: [1.0, 0.9]
         """
-        settings = json.loads(json.dumps(settings))
+        settings = json.loads(json.dumps(settings, default=str))
         for folder in self._folders():
             try:
                 before = _read_checks(folder)["settings"]

@@ -78,7 +78,7 @@ def train(corpus, output, hparams=HPARAMS, options=(), **overrides):
         "out_channels": None,
         "stages": STAGES,
         "speeds": [1.0, 0.9],
-        "crop_seconds": 0.4,
+        "crop_frames": 38,
         "batch_size": 6,
         "number_of_epochs": 2,
         "checkpoints_kept": 3,
@@ -262,7 +262,7 @@ def test_a_loss_that_learns_where_none_did(trained, corpus, tmp_path):
     [
         {"batch_size": 3, "global_batch_size": 6},
         {"global_batch_size": 12, "batch_size": 12},
-        {"initial_lr": 0.001, "crop_seconds": 0.5},
+        {"initial_lr": 0.001, "crop_frames": 48},
         {"options": ["--precision=bf16"]},
     ],
     ids=str,
@@ -270,6 +270,32 @@ def test_a_loss_that_learns_where_none_did(trained, corpus, tmp_path):
 def test_what_may_change(trained, corpus, overrides):
     train(corpus, trained, number_of_epochs=3, **overrides)
     assert losses(trained).keys() == {"1", "2", "3"}
+
+
+def test_mixed_precision_may_change(tmp_path):
+    """SpeechBrain saves the scale of gradients with fp16 alone."""
+    layer = torch.nn.Linear(2, 2)
+    CompleteCheckpointer(tmp_path, {"layer": layer}).save_checkpoint()
+    checkpointer = CompleteCheckpointer(tmp_path, {"layer": layer})
+    scaler = torch.GradScaler("cpu", init_scale=8.0)
+    checkpointer.add_recoverable("scaler", scaler, optional_load=True)
+    with pytest.warns(UserWarning, match="scaler"):
+        assert checkpointer.recover_if_possible()
+    assert scaler.get_scale() == 8
+    checkpointer.save_checkpoint()
+    assert CompleteCheckpointer(
+        tmp_path, {"layer": layer}
+    ).recover_if_possible()
+
+
+def test_settings_of_any_type(tmp_path):
+    checkpointer = CompleteCheckpointer(tmp_path)
+    settings = {"dtype": torch.float32, "betas": (0.9, 0.99), "beta": None}
+    checkpointer.keep_settings(settings)
+    checkpointer.save_checkpoint()
+    checkpointer.keep_settings(settings)
+    with pytest.raises(ValueError, match=r'^dtype: .* dtype: "torch.float32"$'):
+        checkpointer.keep_settings({**settings, "dtype": torch.float64})
 
 
 def test_fewer_epochs_than_are_done(trained, corpus):
