@@ -176,10 +176,15 @@ class ReDimNet2(nn.Module):
             return self._encode_in_groups(wavs, samples)
 
     def _needs_one_piece(self, wavs):
-        """Whether a batch must stay together: for statistics or gradients, or
-        because the device is made for large batches.
+        """Whether a batch must stay together: for statistics or gradients,
+        because the device is made for large batches, or because groups would
+        make a graph of their own for each mixture of lengths.
         """
-        if self.training or wavs.device.type != "cpu":
+        if (
+            self.training
+            or wavs.device.type != "cpu"
+            or torch.compiler.is_compiling()
+        ):
             return True
         return torch.is_grad_enabled() and (
             wavs.requires_grad

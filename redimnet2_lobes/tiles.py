@@ -80,8 +80,9 @@ def utterances(x):
 def in_tiles(block, x, padding):
     """Applies a block to overlapping pieces of a map.
 
-    Pieces are taken on a CPU only, with the block in evaluation mode and
-    without gradient. The map is then overwritten.
+    Pieces are taken on a CPU only, with the block in evaluation mode, without
+    gradient and not in a graph that is being compiled, which would be one for
+    each number of pieces. The map is then overwritten.
 
     Arguments
     ---------
@@ -112,6 +113,9 @@ def in_tiles(block, x, padding):
     ...     torch.equal(in_tiles(smoother, x, None), expected)
     True
     """
+    # Before any look at the size, which would hold the graph to it.
+    if torch.compiler.is_compiling():
+        return block(x, padding)
     batch, channels, time, bins = x.shape
     frames = max(1, TILE_BYTES // (channels * bins * x.element_size()))
     if (
