@@ -1,5 +1,6 @@
 # make demo   builds a small corpus of real voices, trains B0 and verifies
-# make test   lint, tests and doctests
+# make test   lint, doctests and the tests not marked slow
+# make test-all  the slow ones as well, as .ci/run does
 # make bench  measures speed and memory (tests/benchmarks/README.md)
 # make lint   ruff alone
 # make mutants [MODULES=...]   breaks the code on purpose (tests/README.md)
@@ -10,12 +11,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test bench lint mutants
+.PHONY: demo test test-all bench lint mutants
 demo: .venv/complete
 	$(BIN)/python recipes/VoxCeleb/SpeakerRec/demo.py demo
 
-test: lint
-	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
+test: MARKS := -m "not slow"
+test test-all: lint
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(MARKS)
 
 bench: .venv/complete
 	$(BIN)/python tests/benchmarks/benchmark.py

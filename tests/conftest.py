@@ -50,7 +50,12 @@ class ParityCase:
         return torch.from_numpy(self.figures[name])
 
 
-@pytest.fixture(params=ParityCase.names)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name >= "b4"))
+        for name in ParityCase.names
+    ]
+)
 def parity_case(request):
     return ParityCase(request.param)
 

@@ -10,6 +10,7 @@ import torch
 from command_line import build_hparam
 
 
+@pytest.mark.slow
 def test_without_the_published_code(tmp_path, monkeypatch, capfd):
     monkeypatch.delenv(benchmark.PUBLISHED_VARIABLE, raising=False)
     arguments = ["--cases=file", "--variants=b0", "--repeats=1", "--threads=1"]

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from speechbrain.inference.classifiers import EncoderClassifier
 
 DEMO = Path(__file__).parent.parent / "recipes/VoxCeleb/SpeakerRec/demo.py"
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     process = subprocess.run(
         [sys.executable, DEMO, "demo", "--synthetic", "--number_of_epochs=1"],

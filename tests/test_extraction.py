@@ -238,6 +238,7 @@ def run_script(*command, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_two_processes(
     extract, arguments, corpus, tmp_path
 ):

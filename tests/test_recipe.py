@@ -212,6 +212,7 @@ def test_no_paths_in_the_model_folder(trained, corpus):
         assert str(Path.home()).encode() not in content
 
 
+@pytest.mark.slow
 def test_interrupted_runs_go_on_as_the_uninterrupted_one(
     trained, corpus, tmp_path
 ):
@@ -295,7 +296,11 @@ def one_process(frozen_norms, corpus, tmp_path_factory):
     "launcher, overrides",
     [
         ([], {"batch_size": 2}),
-        (TWO_PROCESSES, {"distributed_backend": "gloo", "batch_size": 1}),
+        pytest.param(
+            TWO_PROCESSES,
+            {"distributed_backend": "gloo", "batch_size": 1},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["accumulated", "two processes, accumulated"],
 )
@@ -406,6 +411,7 @@ def test_weights_and_biases(monkeypatch, tmp_path):
         recipe.build_loggers(settings)
 
 
+@pytest.mark.slow
 def test_fine_tuning(pretrained, corpus, noise_corpora, tmp_path):
     process = train(
         corpus,
@@ -430,6 +436,7 @@ def test_fine_tuning(pretrained, corpus, noise_corpora, tmp_path):
             assert torch.allclose(before[name], after[name], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_shards_train_as_files_do(trained, corpus, tmp_path):
     make_shards = RECIPE.parent / "make_shards.py"
     shards = tmp_path / "shards"
@@ -457,6 +464,7 @@ def test_shards_train_as_files_do(trained, corpus, tmp_path):
     assert not (tmp_path / "output" / "save" / "train.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_mixture_of_corpora(trained, corpus, noise_corpora, tmp_path):
     """Lists in place of a folder; speakers of all have the same names."""
     text = (trained / "save" / "train.csv").read_text()

@@ -20,6 +20,7 @@ def job(case, implementation, trials, limit=None, memory=2**34):
     }
 
 
+@pytest.mark.slow
 def test_tables_of_a_run(tmp_path, capsys):
     arguments = ["--cases=minDCF", "--trials=40", f"--output={tmp_path}"]
     assert scoring.main(arguments) == 0
@@ -45,12 +46,14 @@ def test_both_normalizations_agree():
     torch.testing.assert_close(ours, direct, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stopped_at_the_limit():
     # A thousand times longer than the limit.
     stuck = job("EER", scoring.SPEECHBRAIN, 200_000, limit=0.05)
     assert scoring.run_child(stuck) == {"problem": "stopped after 0.05 s"}
 
 
+@pytest.mark.slow
 def test_stopped_where_memory_ends(monkeypatch):
     # 10,000 scores beside 40,000 thresholds need 1.6 GB.
     monkeypatch.setattr(scoring, "available_memory", lambda: 2**28)

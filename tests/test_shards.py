@@ -175,6 +175,7 @@ def test_only_the_crop_is_read(tmp_path, extension, factor):
         assert from_disk < factor * 64000
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on(complete, corpus):
     shutil.rmtree(corpus.shards)
     first = complete.streamed()[1][-1]["__key__"]
