@@ -101,6 +101,8 @@ def lay_out(group):
             "--override-ini=tmp_path_retention_policy=failed",
             "-mnot slow",
             "-pno:cacheprovider",
+            # Collects garbage at the end, which takes longer than most tests.
+            "-pno:unraisableexception",
         ],
         # torch and SpeechBrain are imported once, not for each mutant.
         "process_isolation": "forkserver",

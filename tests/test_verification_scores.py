@@ -6,7 +6,6 @@ them is computed again in loops over Python's floats, from the definitions.
 
 import json
 import math
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +43,11 @@ class Corpus:
         torch.manual_seed(0)
         self.folder = folder
         self.random = np.random.default_rng(0)
-        self.test = self._speakers("test/wav/id", 4, lambda speaker: 5)
-        self.calibration = self._speakers("more/wav/cal", 5, lambda speaker: 4)
-        self.cohort = self._speakers("cohort/co", 6, lambda s: 2 + s % 3)
+        self.test = self._speakers("test/wav/id", 4, lambda speaker: 4)
+        self.calibration = self._speakers("more/wav/cal", 4, lambda speaker: 4)
+        self.cohort = self._speakers("cohort/co", 6, lambda s: 1 + s % 3)
         self.of_mean = self._speakers("mean/of", 2, lambda speaker: 2)
-        self.training = self._speakers("plda/tr", 8, lambda s: 3 + s % 3)
+        self.training = self._speakers("plda/tr", 6, lambda s: 2 + s % 3)
         self.models = {}
         self.trials = {
             **self._lists("test", self.test, LISTS),
@@ -131,7 +130,7 @@ class Corpus:
         return ", ".join(str(self.folder / folder / f"{n}.txt") for n in names)
 
     def model_vector(self, model):
-        return mean([self.vectors[name] for name in self.models[model]])
+        return mean_vector([self.vectors[name] for name in self.models[model]])
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +144,18 @@ def no_plots(monkeypatch):
         monkeypatch.setattr(verification_report, name, lambda *a, **k: None)
 
 
-def mean(vectors):
-    return [
-        math.fsum(column) / len(column) for column in zip(*vectors, strict=True)
-    ]
+def mean(values):
+    return math.fsum(values) / len(values)
+
+
+def deviation(values, less=1):
+    middle = mean(values)
+    squares = math.fsum((value - middle) ** 2 for value in values)
+    return math.sqrt(squares / (len(values) - less))
+
+
+def mean_vector(vectors):
+    return [mean(column) for column in zip(*vectors, strict=True)]
 
 
 def cosine_without(subtracted):
@@ -170,13 +177,8 @@ def normalizations(score, cohort, enrolment, test):
         [score(side, each) for each in cohort] for side in (enrolment, test)
     ]
     tops = [sorted(side)[-TOP:] for side in sides]
-    z, t = (
-        (plain - statistics.mean(side)) / statistics.stdev(side)
-        for side in sides
-    )
-    adaptive = statistics.mean(
-        (plain - statistics.mean(top)) / statistics.stdev(top) for top in tops
-    )
+    z, t = ((plain - mean(side)) / deviation(side) for side in sides)
+    adaptive = mean([(plain - mean(top)) / deviation(top) for top in tops])
     return {
         "": plain,
         "_z_norm": z,
@@ -233,8 +235,8 @@ def check_figures(found, labels, scores):
         cost = miss + alarm * (1 - prior) / prior
         assert found[f"act_dcf_{prior}"] == pytest.approx(cost)
     cllr = (
-        statistics.mean(math.log2(1 + math.exp(-s)) for s in same)
-        + statistics.mean(math.log2(1 + math.exp(s)) for s in other)
+        mean([math.log2(1 + math.exp(-s)) for s in same])
+        + mean([math.log2(1 + math.exp(s)) for s in other])
     ) / 2
     assert found["cllr"] == pytest.approx(cllr, rel=1e-5)
 
@@ -254,11 +256,11 @@ def test_normalized_cosines(entries, corpus, tmp_path):
     vectors = corpus.vectors
     cohort = [[vectors[name] for name in names] for names in corpus.cohort]
     if entries == "speakers":
-        cohort = [mean(each) for each in cohort]
+        cohort = [mean_vector(each) for each in cohort]
     else:
         cohort = sum(cohort, [])
     of_mean = [vectors[name] for names in corpus.of_mean for name in names]
-    cosine = cosine_without(mean(of_mean))
+    cosine = cosine_without(mean_vector(of_mean))
     for trial_list in LISTS:
         expected = [
             normalizations(
@@ -279,9 +281,9 @@ def test_normalized_cosines(entries, corpus, tmp_path):
 
 
 def calibration_features(corpus, cohort, trials):
-    """Of each trial the score by file name, and the quality measures."""
+    """For each file name of scores the features of the trials."""
     cosine = cosine_without([0.0] * SIZE)
-    rows = []
+    features = {}
     for _, model, test in trials:
         sides = corpus.model_vector(model), corpus.vectors[test]
         measures = {
@@ -291,9 +293,7 @@ def calibration_features(corpus, cohort, trials):
             ],
             "magnitude": [math.log(math.hypot(*side)) for side in sides],
             "cohort mean": [
-                statistics.mean(
-                    sorted(cosine(side, each) for each in cohort)[-TOP:]
-                )
+                mean(sorted(cosine(side, each) for each in cohort)[-TOP:])
                 for side in sides
             ],
         }
@@ -301,13 +301,13 @@ def calibration_features(corpus, cohort, trials):
         for name, values in measures.items():
             row[f"lower {name}"] = min(values)
             row[f"higher {name}"] = max(values)
-        rows.append((normalizations(cosine, cohort, *sides), row))
-    return rows
+        scores = normalizations(cosine, cohort, *sides)
+        for suffix, score in scores.items():
+            features.setdefault(suffix, []).append({"score": score, **row})
+    return features
 
 
-@pytest.mark.parametrize(
-    "measures", ["durations", "magnitudes, cohort_means", ""]
-)
+@pytest.mark.parametrize("measures", ["durations", "magnitudes, cohort_means"])
 def test_calibrated_scores(measures, corpus, tmp_path):
     results = corpus.run(
         speaker_verification_cosine.main,
@@ -320,67 +320,63 @@ def test_calibrated_scores(measures, corpus, tmp_path):
         quality_measures=f"[{measures}]",
     )
     cohort = [
-        mean([corpus.vectors[name] for name in names])
+        mean_vector([corpus.vectors[name] for name in names])
         for names in corpus.cohort
     ]
     calibrations = json.loads((results / "calibration.json").read_text())
     trained_on = corpus.trials["first"] + corpus.trials["second"]
     training = calibration_features(corpus, cohort, trained_on)
+    tested = {
+        trial_list: calibration_features(
+            corpus, cohort, corpus.trials[trial_list]
+        )
+        for trial_list in LISTS
+    }
     assert list(calibrations) == ["cosine", "cosine, adaptive s-norm (top 5)"]
     for suffix, (name, calibration) in zip(
         ("", "_adaptive_s_norm_top_5"), calibrations.items(), strict=True
     ):
-        weights = calibration["weights"]
+        offset, weights = calibration["offset"], calibration["weights"]
         assert set(weights) == {
             "score",
             *(
                 f"{side} {measure.strip().removesuffix('s').replace('_', ' ')}"
-                for measure in filter(None, measures.split(","))
+                for measure in measures.split(",")
                 for side in ("lower", "higher")
             ),
         }
 
-        def ratios(
-            rows, weights=weights, offset=calibration["offset"], s=suffix
-        ):
-            return [
-                offset
-                + sum(
-                    weight * (scores[s] if key == "score" else row[key])
-                    for key, weight in weights.items()
-                )
-                for scores, row in rows
-            ]
+        def ratio(features, offset=offset, weights=weights):
+            products = [weights[key] * features[key] for key in weights]
+            return offset + sum(products)
 
         # Cllr of the trials that it was trained on is at its minimum: it does
         # not change to first order with any weight nor with the offset.
         slopes = []
-        for ratio, (label, *_) in zip(
-            ratios(training), trained_on, strict=True
+        for features, (label, *_) in zip(
+            training[suffix], trained_on, strict=True
         ):
             sign = 1 if label else -1
             count = sum(each[0] == label for each in trained_on)
-            slopes.append(-sign / (1 + math.exp(sign * ratio)) / count)
+            slopes.append(
+                -sign / (1 + math.exp(sign * ratio(features))) / count
+            )
         assert sum(slopes) == pytest.approx(0, abs=2e-3)
         for key in weights:
-            values = [
-                scores[suffix] if key == "score" else row[key]
-                for scores, row in training
-            ]
-            scale = statistics.pstdev(values)
-            slope = sum(
-                s * v / scale for s, v in zip(slopes, values, strict=True)
-            )
+            values = [features[key] for features in training[suffix]]
+            products = [s * v for s, v in zip(slopes, values, strict=True)]
+            slope = sum(products) / deviation(values, less=0)
             assert slope == pytest.approx(0, abs=2e-3)
         for trial_list in LISTS:
-            rows = calibration_features(
-                corpus, cohort, corpus.trials[trial_list]
-            )
             trials, scores = written(
                 results, trial_list, f"cosine{suffix}_calibrated"
             )
             assert trials == corpus.trials[trial_list]
-            assert scores == pytest.approx(ratios(rows), rel=2e-3, abs=2e-3)
+            assert scores == pytest.approx(
+                [ratio(each) for each in tested[trial_list][suffix]],
+                rel=2e-3,
+                abs=2e-3,
+            )
             found = figures(results, trial_list, f"{name}, calibrated")
             check_figures(found, [label for label, *_ in trials], scores)
 
@@ -393,6 +389,8 @@ def log_ratio(backend):
     between = F @ F.T
     total = between + Sigma
     same = np.block([[total, between], [between, total]])
+    of_one = multivariate_normal(cov=total)
+    of_pair = multivariate_normal(cov=same)
 
     def projected(vector):
         vector = (np.array(vector) - mean) @ lda
@@ -401,9 +399,9 @@ def log_ratio(backend):
     def score(enrolment, test):
         one, other = projected(enrolment), projected(test)
         return (
-            multivariate_normal.logpdf(np.concatenate([one, other]), cov=same)
-            - multivariate_normal.logpdf(one, cov=total)
-            - multivariate_normal.logpdf(other, cov=total)
+            of_pair.logpdf(np.concatenate([one, other]))
+            - of_one.logpdf(one)
+            - of_one.logpdf(other)
         )
 
     return score
@@ -453,7 +451,7 @@ def test_scores_of_plda(corpus, tmp_path):
         **given,
     )
     cohort = [
-        mean([corpus.vectors[name] for name in names])
+        mean_vector([corpus.vectors[name] for name in names])
         for names in corpus.cohort
     ]
     direct = log_ratio(train_by_speechbrain(corpus, 4, 2, 3))
