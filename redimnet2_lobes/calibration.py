@@ -9,7 +9,9 @@ Authors
 
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import torch
 from scipy.optimize import minimize
 
@@ -137,13 +139,13 @@ def train_calibration(features, labels):
             "calibration: the trials to train on are all of one kind, but both "
             "are needed"
         )
-    values = torch.stack([value.double() for value in features.values()], dim=1)
-    for name, column in zip(features, values.T, strict=True):
-        if not column.isfinite().all():
+    for name, value in features.items():
+        if not value.isfinite().all():
             raise ValueError(f"calibration: {name} is not finite in a trial")
+    values = torch.stack([value.double() for value in features.values()], dim=1)
     # On one scale, so that the search is well conditioned. A feature that is
     # the same in all trials gets no weight.
-    deviations, means = torch.std_mean(values, dim=0, correction=0)
+    deviations, means = torch.std_mean(values, dim=0)
     deviations = deviations.where(deviations > 0, 1)
     scaled = (values - means) / deviations
     scaled = torch.cat([scaled, torch.ones_like(scaled[:, :1])], dim=1)
@@ -154,17 +156,13 @@ def train_calibration(features, labels):
     ).double()
 
     def cost(weights):
-        weights = torch.from_numpy(weights)
-        ratios = sides @ weights
-        losses = torch.nn.functional.softplus(-ratios)
-        slopes = -torch.sigmoid(-ratios) * shares
-        penalty = PENALTY * weights[:-1].square().sum()
-        gradient = sides.T @ slopes
-        gradient[:-1] += 2 * PENALTY * weights[:-1]
-        return (shares @ losses + penalty).item(), gradient.numpy()
+        weights = torch.from_numpy(weights).requires_grad_()
+        losses = torch.nn.functional.softplus(-(sides @ weights))
+        value = shares @ losses + PENALTY * weights.square().sum()
+        value.backward()
+        return value.item(), weights.grad.numpy()
 
-    start = torch.zeros(scaled.shape[1], dtype=torch.float64)
-    found = minimize(cost, start.numpy(), jac=True, method="BFGS")
+    found = minimize(cost, np.zeros(scaled.shape[1]), jac=True)
     weights = torch.from_numpy(found.x[:-1]) / deviations
     offset = found.x[-1] - (weights @ means).item()
     return Calibration(
@@ -187,7 +185,7 @@ def save_calibrations(calibrations, path):
         for name, each in calibrations.items()
     }
     with complete_or_absent(path) as partial:
-        partial.write_text(json.dumps(entries, indent=2) + "\n", "utf-8")
+        partial.write_text(json.dumps(entries, indent=2) + "\n")
 
 
 def load_calibrations(path):
@@ -217,8 +215,7 @@ def load_calibrations(path):
     {'score': 10.0}
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            entries = json.load(file)
+        entries = json.loads(Path(path).read_bytes())
         calibrations = {
             name: Calibration(
                 float(entry["offset"]),

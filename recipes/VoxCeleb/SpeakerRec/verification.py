@@ -484,7 +484,7 @@ def keep_results(path, checkpoint):
     results["checkpoint"] = os.path.basename(os.path.abspath(checkpoint))
     kept = Path(find_model(checkpoint)) / RESULTS_FILE
     with complete_or_absent(kept) as partial:
-        partial.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+        partial.write_text(json.dumps(results, indent=2) + "\n")
     print(f"kept with the model: {kept}")
 
 
