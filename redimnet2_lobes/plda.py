@@ -197,7 +197,7 @@ class PldaBackend:
                 zipfile.BadZipFile,
                 zlib.error,
             ) as error:
-                reason = str(error).splitlines()[0] if str(error) else "cut"
+                reason = str(error).partition("\n")[0]
                 raise ValueError(
                     f"{path}: not a PLDA back-end, or a damaged one ({reason});"
                     " train it again"
@@ -219,7 +219,7 @@ class PldaBackend:
 
     def _parts(self, embeddings):
         """What a row is made of: coordinates, own part, and ones."""
-        embeddings = _as_array(embeddings).astype(np.float64, copy=False)
+        embeddings = _as_array(embeddings).astype(np.float64)
         if embeddings.ndim != 2 or embeddings.shape[1] != len(self.mean):
             raise ValueError(
                 f"embeddings: their shape is {embeddings.shape}, but this PLDA "
@@ -335,9 +335,8 @@ class _SortedStatistics(StatObject_SB):
         order = np.argsort(speaker_numbers, kind="stable")
         super().__init__(
             modelset=speaker_numbers[order],
-            segset=order,
             stat0=np.ones((len(order), 1)),
-            stat1=embeddings[order].astype(np.float64, copy=False),
+            stat1=embeddings[order].astype(np.float64),
         )
         self.ends = np.cumsum(utterances_of_speakers)
         self.starts = self.ends - utterances_of_speakers

@@ -78,7 +78,7 @@ def test_trials_told_apart_without_error_and_constant_features():
     labels = torch.tensor([True, False] * 10)
     features = {"score": labels.float(), "lower duration": torch.ones(20)}
     calibration = train_calibration(features, labels)
-    assert torch.isfinite(calibration(features)).all()
+    assert (calibration(features).abs() < 30).all()
     assert ((calibration(features) > 0) == labels).all()
     assert calibration.weights["lower duration"] == 0
 

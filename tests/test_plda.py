@@ -77,15 +77,21 @@ def backend():
 
 
 @pytest.mark.parametrize(
-    ("dimension", "rank", "iterations"),
-    [(SIZE, SIZE, 3), (12, 8, 10), (5, 1, 2)],
+    ("dimension", "rank", "iterations", "given"),
+    [
+        (SIZE, SIZE, 3, (None, None, 3)),
+        (12, 8, 10, (12, 8)),
+        (5, 1, 2, (5, 1, 2)),
+    ],
 )
-def test_training_gives_speechbrains_results(dimension, rank, iterations):
+def test_training_gives_speechbrains_results(
+    dimension, rank, iterations, given
+):
     embeddings, speakers = draw(40, 8)
     # Unequal numbers of utterances, and speakers with one only.
     embeddings, speakers = embeddings[:230], speakers[:230]
     speakers[3], speakers[4] = "alone", "another"
-    ours = train_plda(embeddings, speakers, dimension, rank, iterations)
+    ours = train_plda(embeddings, speakers, *given)
     theirs = train_by_speechbrain(
         embeddings.numpy(), speakers, dimension, rank, iterations
     )
@@ -103,6 +109,23 @@ def test_training_gives_speechbrains_results(dimension, rank, iterations):
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() <= 1e-9 * np.abs(expected).max()
     assert ours.F.shape == (dimension, rank)
+
+
+def test_the_least_that_can_be_trained_on():
+    backend = train_plda(*draw(2, SIZE // 2 + 1))
+    assert backend.lda.shape == (SIZE, 1)
+    assert backend.F.shape == (1, 1)
+    scores = dot_products(backend, draw(2, 2)[0], draw(2, 2, seed=1)[0])
+    assert torch.isfinite(scores).all()
+
+
+def test_speakers_differ_in_150_directions_at_most_by_default():
+    random = np.random.default_rng(0)
+    embeddings = random.normal(size=(160, 1, 152))
+    embeddings = embeddings + 0.5 * random.normal(size=(160, 2, 152))
+    speakers = [str(number) for number in np.repeat(np.arange(160), 2)]
+    backend = train_plda(embeddings.reshape(320, 152), speakers, iterations=1)
+    assert backend.F.shape == (152, 150)
 
 
 def test_training_does_not_touch_its_input():
@@ -138,6 +161,32 @@ def test_score_of_scalars_is_the_ratio_of_densities():
     different = log_density(np.array([[5.0, 0.0], [0.0, 5.0]]))
     score = dot_products(backend, torch.ones(1, 1), torch.full((1, 1), 3.0))
     assert score.item() == pytest.approx(same - different, rel=1e-12)
+
+
+def test_parameters_in_float32_are_computed_with_in_float64(backend):
+    names = ("mean", "lda", "plda_mean", "F", "Sigma")
+    single = {name: getattr(backend, name).astype("float32") for name in names}
+    double = {name: array.astype("float64") for name, array in single.items()}
+    embeddings = draw(5, 2)[0]
+    rows = PldaBackend(**single).test_side(embeddings)
+    assert torch.equal(rows, PldaBackend(**double).test_side(embeddings))
+
+
+def test_directions_in_which_speakers_differ_may_depend_on_each_other():
+    random = np.random.default_rng(0)
+    parameters = {
+        "mean": np.zeros(SIZE),
+        "lda": random.normal(size=(SIZE, 12)),
+        "plda_mean": np.zeros(12),
+        "Sigma": np.eye(12) / 10,
+    }
+    direction = random.normal(size=(12, 1))
+    one = PldaBackend(**parameters, F=np.sqrt(8) * direction)
+    equal = PldaBackend(**parameters, F=np.repeat(direction, 8, axis=1))
+    sides = draw(7, 3, seed=1)[0], draw(5, 2, seed=2)[0]
+    torch.testing.assert_close(
+        dot_products(equal, *sides), dot_products(one, *sides)
+    )
 
 
 def test_scores_are_symmetric(backend):
@@ -234,6 +283,10 @@ def damaged(kind, whole):
         return archive(**arrays | {"F": np.array([{}], dtype=object)})
     if kind == "shapes":
         return archive(**arrays | {"F": arrays["F"][1:]})
+    if kind == "directions":
+        return archive(**arrays | {"F": arrays["F"][..., np.newaxis]})
+    if kind == "projections":
+        return archive(**arrays | {"lda": arrays["lda"][..., np.newaxis]})
     if kind == "NaN":
         return archive(**arrays | {"mean": arrays["mean"] * np.nan})
     assert kind == "no covariance"
@@ -252,6 +305,8 @@ def damaged(kind, whole):
         ("incomplete", "Sigma is missing"),
         ("objects", "allow_pickle=False"),
         ("shapes", "F: its shape is"),
+        ("directions", "F: its shape is"),
+        ("projections", "lda: its shape is"),
         ("NaN", "mean: some values are NaN"),
         ("no covariance", "Sigma: not positive definite"),
     ],
