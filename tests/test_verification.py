@@ -618,6 +618,8 @@ def test_plda_is_trained_saved_and_taken_again(
         ({"train_list": "nowhere.csv"}, "nowhere.csv"),
         ({"plda_file": "model"}, "model"),
         ({"train_list": "speech", "plda_rank": 40}, "plda_rank"),
+        ({"train_list": "speech", "plda_iterations": 0}, "0 is less than 1"),
+        ({"train_list": "speech", "plda_iterations": "x"}, "iterations: exp"),
         ({"train_list": "speech", "lda_dimension": "x"}, "lda_dimension: exp"),
         ({"train_list": "scp"}, "train_list: .*scp does not say whose utt"),
     ],
