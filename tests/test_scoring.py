@@ -41,6 +41,7 @@ def test_scores_are_cosines_of_centred_embeddings(block):
     [
         (6, 30, None, torch.float64),
         (6, 30, 2, torch.float64),
+        (6, 2, None, torch.float64),
         (6, 30, 30, torch.float64),
         (192, 600, None, torch.float32),
         (192, 600, 300, torch.float32),

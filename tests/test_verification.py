@@ -172,11 +172,20 @@ def scores_of(results, name="cosine"):
 
 @pytest.mark.usefixtures("plots")
 def test_results_agree_with_speechbrain_file_by_file(
-    verify, corpus, model, capsys
+    verify, corpus, model, capsys, monkeypatch
 ):
+    batches = []
+    encode_batch = EncoderClassifier.encode_batch
+
+    def spy(self, wavs, *lengths):
+        batches.append(wavs.numel() / 16000)
+        return encode_batch(self, wavs, *lengths)
+
+    monkeypatch.setattr(EncoderClassifier, "encode_batch", spy)
     results = verify(
         checkpoint=model, seconds_per_batch=1.5, embeddings_folder=None
     )
+    assert 1 < max(batches) <= 1.5
 
     encoder = EncoderClassifier.from_hparams(source=str(model))
     embeddings = {
@@ -405,6 +414,21 @@ def test_several_lists_and_forms_in_one_run(verify, corpus, model, tmp_path):
     shutil.copy(tmp_path / "kaldi.txt", copy)
     with pytest.raises(ValueError, match="two lists are called kaldi"):
         verify(checkpoint=model, verification_file=f"[{copy}, {lists[1]}]")
+
+
+def test_the_mean_of_crops(verify, corpus, model):
+    results = verify(checkpoint=model, crops=2, maximum_seconds=0.15)
+    encoder = EncoderClassifier.from_hparams(source=str(model))
+
+    def embed(name):
+        wav = load_waveform(corpus / "wav" / name)
+        crops = torch.stack([wav[:2400], wav[-2400:]])
+        vectors = encoder.encode_batch(crops)
+        return torch.nn.functional.normalize(vectors, dim=-1).mean(0)[0]
+
+    for (enrolment, test), score in list(scores_of(results).items())[::9]:
+        expected = torch.cosine_similarity(embed(enrolment), embed(test), dim=0)
+        assert score == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_names_of_a_wav_scp(verify, corpus, model, tmp_path):
@@ -830,6 +854,25 @@ def test_other_files_than_weights_are_named(verify, weights_file, tmp_path):
             "calibration: give either",
         ),
         ({"verification_file": 3}, "verification_file: expected a trial list"),
+        ({"calibration_trials": 3}, "calibration_trials: expected a trial li"),
+        ({"calibration": 3}, "calibration: expected text"),
+        ({"data_folder": 3}, "data_folder: expected text"),
+        (
+            {"data_folder": HPARAMS.parent},
+            "data_folder: there is no folder wav",
+        ),
+        ({"embeddings_folder": 3}, "embeddings_folder: expected text"),
+        ({"cohort_list": 3}, "cohort_list: expected text"),
+        ({"list_folder": 3}, "list_folder: expected text"),
+        ({"enrolment_file": 3}, "enrolment_file: expected text"),
+        ({"enrolment_file": "none.txt"}, "enrolment_file: no file none.txt"),
+        ({"utterance_list": 3}, "utterance_list: expected text"),
+        ({"utterances_per_speaker": "x"}, "utterances_per_speaker: expected"),
+        ({"utterances_per_speaker": 0}, "utterances_per_speaker: 0 is less"),
+        (
+            {"quality_measures": "[cohort_means]", "calibration_trials": "b"},
+            "cohort_means needs a cohort_list",
+        ),
     ],
 )
 def test_wrong_values_are_named_by_key(keys, message, verify, model, tmp_path):

@@ -139,9 +139,20 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    for name in ("plot_det", "plot_score_histogram"):
-        monkeypatch.setattr(verification_report, name, lambda *a, **k: None)
+def curves(monkeypatch):
+    """Plots nothing; the names of the curves of each plot instead."""
+    curves = []
+    monkeypatch.setattr(
+        verification_report,
+        "plot_det",
+        lambda of_backends, path: curves.append(list(of_backends)),
+    )
+    monkeypatch.setattr(
+        verification_report,
+        "plot_score_histogram",
+        lambda *arguments, **options: None,
+    )
+    return curves
 
 
 def mean(values):
@@ -170,13 +181,13 @@ def cosine_without(subtracted):
     return cosine
 
 
-def normalizations(score, cohort, enrolment, test):
+def normalizations(score, cohort, enrolment, test, count=TOP):
     """The scores of a trial by the names that their files have."""
     plain = score(enrolment, test)
     sides = [
         [score(side, each) for each in cohort] for side in (enrolment, test)
     ]
-    tops = [sorted(side)[-TOP:] for side in sides]
+    tops = [sorted(side)[-count:] for side in sides]
     z, t = ((plain - mean(side)) / deviation(side) for side in sides)
     adaptive = mean([(plain - mean(top)) / deviation(top) for top in tops])
     return {
@@ -184,7 +195,7 @@ def normalizations(score, cohort, enrolment, test):
         "_z_norm": z,
         "_t_norm": t,
         "_s_norm": (z + t) / 2,
-        f"_adaptive_s_norm_top_{TOP}": adaptive,
+        f"_adaptive_s_norm_top_{count}": adaptive,
     }
 
 
@@ -241,30 +252,62 @@ def check_figures(found, labels, scores):
     assert found["cllr"] == pytest.approx(cllr, rel=1e-5)
 
 
-@pytest.mark.parametrize("entries", ["speakers", "utterances"])
-def test_normalized_cosines(entries, corpus, tmp_path):
+def write_list(path, names, folder):
+    """A list as a CSV file, or as a wav.scp that knows of no speakers."""
+    if path.suffix == ".scp":
+        path.write_text("".join(f"{n} {folder / n}\n" for n in names))
+    else:
+        rows = [f"{n},$data_root/{n},{n.split('/v/')[0]}" for n in names]
+        path.write_text("\n".join(["ID,wav,spk_id", *rows]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entries", "top", "limit", "suffix"),
+    [
+        ("speakers", TOP, None, "csv"),
+        ("speakers", 6, 1, "csv"),
+        ("utterances", 9, None, "scp"),
+    ],
+)
+def test_normalized_cosines(
+    entries, top, limit, suffix, corpus, tmp_path, capsys
+):
+    lists = {
+        name: write_list(tmp_path / f"{name}.{suffix}", sum(of, []), folder)
+        for name, of, folder in (
+            ("test", corpus.test, corpus.folder / "test" / "wav"),
+            ("mean", corpus.of_mean, corpus.folder),
+            ("cohort", corpus.cohort, corpus.folder),
+        )
+    }
     results = corpus.run(
         speaker_verification_cosine.main,
         "verification_redimnet2.yaml",
-        tmp_path,
-        mean_list=corpus.folder / "mean",
-        cohort_list=corpus.folder / "cohort",
+        tmp_path / "some" / "where",
+        data_folder=corpus.folder / "test" / "wav",
+        utterance_list=lists["test"],
+        list_folder=corpus.folder,
+        mean_list=lists["mean"],
+        cohort_list=lists["cohort"],
         cohort_entries=entries,
-        cohort_top=TOP,
+        cohort_top=top,
         score_norms="[z, t, s, adaptive_s]",
+        **({} if limit is None else {"utterances_per_speaker": limit}),
     )
+    assert "warning" not in capsys.readouterr().out
     vectors = corpus.vectors
-    cohort = [[vectors[name] for name in names] for names in corpus.cohort]
+    cohort = [[vectors[n] for n in names[:limit]] for names in corpus.cohort]
     if entries == "speakers":
         cohort = [mean_vector(each) for each in cohort]
     else:
         cohort = sum(cohort, [])
-    of_mean = [vectors[name] for names in corpus.of_mean for name in names]
+    of_mean = [vectors[n] for names in corpus.of_mean for n in names[:limit]]
     cosine = cosine_without(mean_vector(of_mean))
     for trial_list in LISTS:
         expected = [
             normalizations(
-                cosine, cohort, corpus.model_vector(model), vectors[test]
+                cosine, cohort, corpus.model_vector(model), vectors[test], top
             )
             for _, model, test in corpus.trials[trial_list]
         ]
@@ -278,6 +321,32 @@ def test_normalized_cosines(entries, corpus, tmp_path):
         found = figures(results, trial_list, "cosine")
         check_figures(found, [label for label, *_ in trials], scores)
         assert 0 < found["eer_percent"] < 50, "trials that tell nothing"
+
+
+def test_each_normalization_alone(corpus, tmp_path):
+    def run(**keys):
+        return corpus.run(
+            speaker_verification_cosine.main,
+            "verification_redimnet2.yaml",
+            tmp_path,
+            cohort_list=corpus.folder / "cohort",
+            **keys,
+        )
+
+    def scores(results):
+        paths = results.glob(f"{LISTS[0]}/*_scores.txt")
+        return {path.name: path.read_text() for path in paths}
+
+    together = scores(run(score_norms="[z, t, s, adaptive_s]", cohort_top=TOP))
+    for norm in "zts":  # of all of the cohort, however small
+        name = f"cosine_{norm}_norm_scores.txt"
+        alone = scores(run(score_norms=f"[{norm}]"))
+        assert set(alone) == {"cosine_scores.txt", name}
+        assert alone[name] == together[name]
+    name = f"cosine_adaptive_s_norm_top_{TOP}_scores.txt"
+    alone = scores(run(cohort_top=TOP))
+    assert set(alone) == {"cosine_scores.txt", name}
+    assert alone[name] == together[name]
 
 
 def calibration_features(corpus, cohort, trials):
@@ -307,8 +376,17 @@ def calibration_features(corpus, cohort, trials):
     return features
 
 
-@pytest.mark.parametrize("measures", ["durations", "magnitudes, cohort_means"])
-def test_calibrated_scores(measures, corpus, tmp_path):
+@pytest.mark.parametrize(
+    ("measures", "norm", "normalized"),
+    [
+        ("", "adaptive_s", f"adaptive s-norm (top {TOP})"),
+        ("durations", "adaptive_s", f"adaptive s-norm (top {TOP})"),
+        ("magnitudes, cohort_means", "s", "s-norm"),
+    ],
+)
+def test_calibrated_scores(
+    measures, norm, normalized, corpus, tmp_path, curves, capsys
+):
     results = corpus.run(
         speaker_verification_cosine.main,
         "verification_redimnet2.yaml",
@@ -318,7 +396,9 @@ def test_calibrated_scores(measures, corpus, tmp_path):
         calibration_trials=f"[{corpus.paths('more', ('first', 'second'))}]",
         calibration_folder=corpus.folder / "more",
         quality_measures=f"[{measures}]",
+        score_norms=f"[{norm}]",
     )
+    assert "warning" not in capsys.readouterr().out
     cohort = [
         mean_vector([corpus.vectors[name] for name in names])
         for names in corpus.cohort
@@ -332,16 +412,23 @@ def test_calibrated_scores(measures, corpus, tmp_path):
         )
         for trial_list in LISTS
     }
-    assert list(calibrations) == ["cosine", "cosine, adaptive s-norm (top 5)"]
+    names = ["cosine", f"cosine, {normalized}"]
+    assert list(calibrations) == names
+    # Without a measure the order of the trials stays, and so the curve.
+    kinds = ("", ", calibrated") if measures else ("",)
+    assert curves == [[n + kind for n in names for kind in kinds]] * 2
+    suffixes = ("", f"_adaptive_s_norm_top_{TOP}")
+    if norm == "s":
+        suffixes = ("", "_s_norm")
     for suffix, (name, calibration) in zip(
-        ("", "_adaptive_s_norm_top_5"), calibrations.items(), strict=True
+        suffixes, calibrations.items(), strict=True
     ):
         offset, weights = calibration["offset"], calibration["weights"]
         assert set(weights) == {
             "score",
             *(
                 f"{side} {measure.strip().removesuffix('s').replace('_', ' ')}"
-                for measure in measures.split(",")
+                for measure in filter(None, measures.split(","))
                 for side in ("lower", "higher")
             ),
         }
