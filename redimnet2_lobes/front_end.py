@@ -1,8 +1,9 @@
 """Log-mel front-ends of ReDimNet2.
 
 A front-end turns waveforms [batch, time] at 16 kHz into log-mel features
-[batch, frames, mel bins], always in float32 and without gradient. It is part
-of the embedding model, since it needs the exact lengths in samples, and
+[batch, frames, mel bins], in the waveforms' precision but at least in float32,
+autocast or not. A gradient reaches waveforms that ask for one. It is part of
+the embedding model, since it needs the exact lengths in samples, and
 SpeechBrain's inference classes hand lengths to the embedding model only.
 
 Authors
@@ -14,6 +15,7 @@ import torchaudio
 from torch import nn
 
 from redimnet2_lobes.lengths import valid_mask
+from redimnet2_lobes.precision import at_least_float32
 
 SAMPLE_RATE = 16000
 WINDOW = 400  # samples, 25 ms
@@ -24,7 +26,36 @@ HIGHEST_FREQUENCY = 7600.0  # Hz
 PRE_EMPHASIS = 0.97
 
 
-class LogMel(nn.Module):
+class _FrontEnd(nn.Module):
+    """Window and mel filters, which keep their precision.
+
+    Arguments
+    ---------
+    window : torch.Tensor
+        Window [samples].
+    mel_filters : torch.Tensor
+        Weights [spectrum bins, mel bins].
+    """
+
+    def __init__(self, window, mel_filters):
+        super().__init__()
+        self.mel_bins = mel_filters.shape[1]
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("mel_filters", mel_filters, persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        # torch's one way to all moves and casts. Of network.half() the
+        # constants take no part: they would be rounded to three digits.
+        constants = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, constant in constants.items():
+            moved = getattr(self, name)
+            if moved.dtype != constant.dtype:
+                setattr(self, name, constant.to(moved.device))
+        return self
+
+
+class LogMel(_FrontEnd):
     """Log-mel features of every released ReDimNet2 checkpoint ("tf").
 
     Each utterance is normalized to zero mean and unit variance and
@@ -46,15 +77,10 @@ class LogMel(nn.Module):
     """
 
     def __init__(self, mel_bins=72):
-        super().__init__()
-        self.mel_bins = mel_bins
         window = torch.hamming_window(
             WINDOW, periodic=False, dtype=torch.float64
-        ).float()
-        self.register_buffer("window", window, persistent=False)
-        self.register_buffer(
-            "mel_filters", mel_triangles(mel_bins), persistent=False
         )
+        super().__init__(window.float(), mel_triangles(mel_bins))
 
     def arguments(self):
         """Arguments that build a front-end like this one.
@@ -65,7 +91,6 @@ class LogMel(nn.Module):
         """
         return {"mel_bins": self.mel_bins}
 
-    @torch.no_grad()
     def forward(self, wavs, samples=None):
         """Computes the features.
 
@@ -84,11 +109,12 @@ class LogMel(nn.Module):
             Valid frames of each utterance [batch].
         """
         with torch.autocast(wavs.device.type, enabled=False):
-            wavs = normalize_waveform(wavs.float(), samples, epsilon=1e-8)
+            wavs = at_least_float32(wavs)
+            wavs = normalize_waveform(wavs, samples, epsilon=1e-8)
             wavs = pre_emphasize(wavs, samples)
             wavs = nn.functional.pad(wavs, (HOP // 2, HOP // 2))
             power = power_spectrum(wavs, self.window)[..., :-1]
-            mel = power.clamp(1e-8, 1e8) @ self.mel_filters
+            mel = power.clamp(1e-8, 1e8) @ self.mel_filters.to(power.dtype)
             features = (mel.clamp(1e-8, 1e8) + 1e-8).log()
             frames = None
             if samples is not None:
@@ -96,7 +122,7 @@ class LogMel(nn.Module):
             return subtract_mean(features, frames), frames
 
 
-class TorchaudioLogMel(nn.Module):
+class TorchaudioLogMel(_FrontEnd):
     """Log-mel features as torchaudio's MelSpectrogram gives them ("pt").
 
     Frames are centred and the signal is reflected at both ends of each
@@ -119,9 +145,6 @@ class TorchaudioLogMel(nn.Module):
     """
 
     def __init__(self, mel_bins=72, normalize=False):
-        super().__init__()
-        self.mel_bins = mel_bins
-        self.normalize = normalize
         mel_filters = torchaudio.functional.melscale_fbanks(
             n_freqs=FFT_LENGTH // 2 + 1,
             f_min=LOWEST_FREQUENCY,
@@ -129,10 +152,8 @@ class TorchaudioLogMel(nn.Module):
             n_mels=mel_bins,
             sample_rate=SAMPLE_RATE,
         )
-        self.register_buffer(
-            "window", torch.hamming_window(WINDOW), persistent=False
-        )
-        self.register_buffer("mel_filters", mel_filters, persistent=False)
+        super().__init__(torch.hamming_window(WINDOW), mel_filters)
+        self.normalize = normalize
 
     def arguments(self):
         """Arguments that build a front-end like this one.
@@ -143,18 +164,18 @@ class TorchaudioLogMel(nn.Module):
         """
         return {"mel_bins": self.mel_bins, "normalize": self.normalize}
 
-    @torch.no_grad()
     def forward(self, wavs, samples=None):
         """Computes the features; see ``LogMel.forward``."""
         with torch.autocast(wavs.device.type, enabled=False):
-            wavs = wavs.float()
+            wavs = at_least_float32(wavs)
             if self.normalize:
                 wavs = normalize_waveform(wavs, samples, epsilon=1e-6)
             wavs = pre_emphasize(wavs, samples)
             # Frames of FFT_LENGTH are centred on multiples of HOP; the window
             # stands in the middle of each frame.
             wavs = reflect_ends(wavs, samples, WINDOW // 2)
-            mel = power_spectrum(wavs, self.window) @ self.mel_filters
+            power = power_spectrum(wavs, self.window)
+            mel = power @ self.mel_filters.to(power.dtype)
             frames = None if samples is None else samples // HOP + 1
             return subtract_mean((mel + 1e-6).log(), frames), frames
 

@@ -11,6 +11,8 @@ Authors
 
 import torch
 
+from redimnet2_lobes.precision import at_least_float32
+
 
 def valid_samples(wavs, wav_lens):
     """Turns relative lengths into counts of samples.
@@ -38,7 +40,8 @@ def valid_samples(wavs, wav_lens):
     if wav_lens is None:
         return None
     # float32 holds 24 bits: sample counts up to 17 minutes come back exactly.
-    samples = (wav_lens.float() * wavs.shape[1]).round().long()
+    samples = at_least_float32(wav_lens) * wavs.shape[1]
+    samples = samples.round().long()
     if bool((samples == wavs.shape[1]).all()):
         return None
     return samples.to(wavs.device)

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from redimnet2_lobes.precision import at_least_float32
+
 # The margin at which the inter-top-k penalty has its nominal size.
 NOMINAL_MARGIN = 0.2
 # SphereFace2 holds its intermediate results for so many classes at a time: with
@@ -387,7 +389,7 @@ def _to_rows(cosines, labels):
     256th of a cosine only, and the scale multiplies that.
     """
     cosines = cosines.flatten(end_dim=-2)
-    cosines = cosines.to(torch.promote_types(cosines.dtype, torch.float32))
+    cosines = at_least_float32(cosines)
     labels = labels.reshape(-1, 1).long()
     if len(labels) != len(cosines):
         raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from redimnet2_lobes.lengths import valid_mask
+from redimnet2_lobes.precision import at_least_float32
 
 
 class AttentiveStatisticsPooling(nn.Module):
@@ -54,10 +55,11 @@ class AttentiveStatisticsPooling(nn.Module):
         Returns
         -------
         torch.Tensor
-            Means, then standard deviations [batch, 2 * channels], float32.
+            Means, then standard deviations [batch, 2 * channels], in the
+            precision of the weights.
         """
         # Sums of squares over an utterance need float32 whatever the precision.
-        x = x.float()
+        x = at_least_float32(x)
         padding = None
         count = x.shape[1]
         if frames is not None:
@@ -75,13 +77,15 @@ class AttentiveStatisticsPooling(nn.Module):
         frame_weight, statistics_weight = self.context.weight.split(
             [x.shape[2], 2 * x.shape[2]], dim=1
         )
+        dtype = self.context.weight.dtype
         bias = nn.functional.linear(
-            torch.cat([mean, deviation], 1),
+            torch.cat([mean, deviation], 1).to(dtype),
             statistics_weight,
             self.context.bias,
         )
-        hidden = nn.functional.linear(x, frame_weight) + bias.unsqueeze(1)
-        logits = self.attention(hidden.tanh()).float()
+        hidden = nn.functional.linear(x.to(dtype), frame_weight)
+        hidden = hidden + bias.unsqueeze(1)
+        logits = at_least_float32(self.attention(hidden.tanh()))
         if padding is not None:
             logits = logits.masked_fill(padding, -torch.inf)
         weights = logits.softmax(1)
@@ -89,4 +93,5 @@ class AttentiveStatisticsPooling(nn.Module):
         weighted = weights * x
         mean = weighted.sum(1)
         variance = (weighted * x).sum(1) - mean.square()
-        return torch.cat([mean, variance.clamp(min=1e-7).sqrt()], 1)
+        deviation = variance.clamp(min=1e-7).sqrt()
+        return torch.cat([mean, deviation], 1).to(dtype)

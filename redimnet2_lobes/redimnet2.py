@@ -26,6 +26,7 @@ from torch import nn
 from redimnet2_lobes.front_end import HOP, SAMPLE_RATE, WINDOW
 from redimnet2_lobes.lengths import repeat_short, valid_mask, valid_samples
 from redimnet2_lobes.pooling import AttentiveStatisticsPooling
+from redimnet2_lobes.precision import at_least_float32
 from redimnet2_lobes.residual_training import pays_in_tiles, residual_block
 from redimnet2_lobes.tiles import (
     TILE_BYTES,
@@ -67,7 +68,8 @@ class ReDimNet2(nn.Module):
     embedding_size : int
         Size of the embedding.
     minimum_seconds : float
-        Shorter utterances are repeated up to this length.
+        Shorter utterances are repeated up to this length, which must make
+        two frames at least, and as many as the total time stride.
 
     Example
     -------
@@ -112,6 +114,10 @@ class ReDimNet2(nn.Module):
             "embedding_size": embedding_size,
             "minimum_seconds": minimum_seconds,
         }
+        if not _positive(minimum_seconds, (int, float)):
+            raise ValueError(
+                f"minimum_seconds: {minimum_seconds!r} is not a positive number"
+            )
         self.minimum_samples = round(minimum_seconds * SAMPLE_RATE)
         self.front_end = front_end
         self.stem = Stem(base_channels, bins, aggregation_norm)
@@ -135,6 +141,15 @@ class ReDimNet2(nn.Module):
             stride = strides[-1] * stage["time_stride"]
             strides = strides + [stride] * (2 if dual_aggregation else 1)
         self.time_stride = strides[-1]
+        # The variance over time needs two frames.
+        self.minimum_frames = max(2, self.time_stride)
+        frames = (self.minimum_samples + HOP - WINDOW) // HOP + 1
+        if frames < self.minimum_frames:
+            raise ValueError(
+                f"minimum_seconds: {minimum_seconds!r} makes {frames} frames, "
+                f"but {self.minimum_frames} are needed with a total time "
+                f"stride of {self.time_stride}; raise it"
+            )
 
         self.aggregation = Aggregation(strides, bins * channels)
         self.bins, self.channels = bins, channels
@@ -262,6 +277,17 @@ class ReDimNet2(nn.Module):
             Valid frames after trimming [batch].
         """
         trim = self.time_stride
+        shortest = features.shape[1]
+        if frames is not None and not torch.compiler.is_compiling():
+            shortest = int(frames.min())
+        if shortest < self.minimum_frames:
+            raise ValueError(
+                f"an utterance has {shortest} frames; at least "
+                f"{self.minimum_frames} are needed"
+            )
+        # Waveforms in float32 may well be given to a network in another
+        # precision.
+        features = features.to(self.stem.convolution.weight.dtype)
         if frames is not None:
             frames = frames // trim * trim
             padding = ~valid_mask(frames, features.shape[1]).unsqueeze(2)
@@ -850,7 +876,7 @@ class MapNorm(nn.Module):
         torch.Tensor
             1-D view [batch, time, channels].
         """
-        grouped = x.float().unflatten(2, (self.groups, -1))
+        grouped = at_least_float32(x).unflatten(2, (self.groups, -1))
         if frames is None:
             variance, mean = torch.var_mean(grouped, (1, 3), correction=0)
         else:
@@ -866,7 +892,8 @@ class MapNorm(nn.Module):
         weight = weight * scale.unsqueeze(2)
         bias = self.bias.unflatten(0, (self.groups, -1))
         bias = bias - weight * mean.unsqueeze(2)
-        return x * weight.flatten(1)[:, None] + bias.flatten(1)[:, None]
+        x = x * weight.flatten(1)[:, None] + bias.flatten(1)[:, None]
+        return x.to(self.weight.dtype)
 
 
 def convolve(x, weight, bias, stride, groups):
