@@ -305,7 +305,8 @@ class MarginSchedule(_StepSchedule):
 
     The margin is initial_margin before epoch increase_start_epoch and
     final_margin from epoch fix_start_epoch on. At a fraction x of the way
-    between, a share of 1 - 0.001^x of the difference has been added.
+    between, a share of 1 - r^x of the difference has been added, with
+    r = 0.001 / (1 + 1e-6) as in the published application.
 
     Arguments
     ---------
@@ -409,7 +410,7 @@ class MarginSchedule(_StepSchedule):
         grown = (epoch - self.increase_start_epoch) / (
             self.fix_start_epoch - self.increase_start_epoch
         )
-        share = 1 - 0.001**grown
+        share = 1 - (0.001 / (1 + 1e-6)) ** grown
         return (
             self.initial_margin
             + (self.final_margin - self.initial_margin) * share

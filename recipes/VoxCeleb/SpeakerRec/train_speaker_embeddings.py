@@ -59,6 +59,7 @@ from redimnet2_lobes.inference import encode_utterances
 from redimnet2_lobes.metrics import EER
 from redimnet2_lobes.model_folder import write_model_folder
 from redimnet2_lobes.plots import plot_training_curves
+from redimnet2_lobes.precision import at_least_float32
 from redimnet2_lobes.scoring import CosineBackend, trial_scores
 from redimnet2_lobes.training_data import TrainingCrops, UtteranceList
 from redimnet2_lobes.variants import VARIANTS, difference
@@ -176,9 +177,9 @@ class SpeakerBrain(sb.core.Brain):
         """Waveforms to the cosines of all classes [batch, 1, classes]."""
         wavs, wav_lens = batch.to(self.device).sig
         embeddings = self.modules.embedding_model(wavs, wav_lens)
-        # The loss works in float32 whatever the precision.
+        # The loss works in float32 at least, whatever the precision.
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self.modules.classifier(embeddings.float())
+            return self.modules.classifier(at_least_float32(embeddings))
 
     def compute_objectives(self, cosines, batch, stage):
         """Loss of a batch."""
@@ -311,13 +312,12 @@ class SpeakerBrain(sb.core.Brain):
                 ),
             )
 
-    @torch.no_grad()
     def validate(self):
         """Equal error rate on the validation trials, per cent."""
         network = unwrap(self.modules.embedding_model).eval()
 
         def encode_batch(wavs, wav_lens):
-            with self.evaluation_ctx:
+            with torch.no_grad(), self.evaluation_ctx:
                 embeddings = network(
                     wavs.to(self.device), wav_lens.to(self.device)
                 )

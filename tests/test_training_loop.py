@@ -1,0 +1,929 @@
+"""What the training script does with the pieces, seen from inside.
+
+The recipe's own ``main`` runs in process on small data; what reached the
+network, the loss and the optimizer is compared with what the configuration
+says. The losses of whole steps stand in test_training_parity.py.
+"""
+
+import csv
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+import torch
+import torchaudio
+import train_speaker_embeddings as recipe
+from command_line import load_hparams, parse_command_line
+from conftest import relative_difference
+from make_shards import make_shards
+from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.inference.speaker import SpeakerRecognition
+from speechbrain.utils.checkpoints import Checkpointer
+from training_runs import (
+    HPARAMS,
+    TEST,
+    TRAINING,
+    command_line,
+    run,
+    write_corpus,
+)
+
+# Four speakers with four utterances each, and four crops a step.
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def edited(folder, *changes, hparams="demo_redimnet2_b0.yaml"):
+    """A copy of a configuration with other texts, as users would make it."""
+    text = (HPARAMS / hparams).read_text()
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    path = folder / "edited.yaml"
+    path.write_text(text)
+    return path
+
+
+def without_gain(folder):
+    return edited(folder, ("gain: [-18.0, 6.0]", "gain: [0.0, 0.0]"))
+
+
+def same(items, others):
+    """Whether the same crops came in the same order."""
+    return len(items) == len(others) and all(
+        a[0] == b[0] and torch.equal(a[1], b[1]) and a[2] == b[2]
+        for a, b in zip(items, others, strict=True)
+    )
+
+
+def epochs(items):
+    """The items of each epoch."""
+    size = STEPS * 4
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def utterance(corpus, name):
+    samples, _ = soundfile.read(corpus / "wav" / f"{name}.wav", dtype="float32")
+    return torch.from_numpy(samples)
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """Three epochs of the demo's configuration, without gain."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return run(
+            monkeypatch,
+            command_line(
+                corpus,
+                folder / "output",
+                without_gain(folder),
+                number_of_epochs=3,
+                warmup_epochs=1,
+                margin_increase_epoch=2,
+                margin_final_epoch=3,
+                loss_weight_decay=0.01,
+            ),
+        )
+
+
+# --- Crops ---
+
+
+def crops_of(whole, speed, samples):
+    """All crops that an utterance has at a speed, near to any place."""
+    needed = math.ceil(samples * speed)
+    if speed == 1:
+        return lambda start: whole[start : start + needed]
+    rates = round(16000 * speed), 16000
+    return lambda start: torchaudio.functional.resample(
+        whole[start : start + needed], *rates
+    )[:samples]
+
+
+def test_crops_are_pieces_of_their_utterances(trained, corpus):
+    """With the speaker's class, and the class of the speed."""
+    speeds = [1.0, 0.8, 0.9, 1.1, 1.2]
+    drawn = Counter()
+    for name, crop, label in trained.items:
+        speed, speaker = divmod(label, len(TRAINING))
+        assert name.split("/")[0] == TRAINING[speaker]
+        assert crop.shape == (39 * 160 + 400,)
+        whole = utterance(corpus, name)
+        at = crops_of(whole, speeds[speed], len(crop))
+        # Where the whole utterance at that speed is most like the crop.
+        faster = torchaudio.functional.resample(
+            whole, round(16000 * speeds[speed]), 16000
+        ).double()
+        energy = faster.square().cumsum(0)
+        energy = energy[len(crop) - 1 :] - torch.nn.functional.pad(
+            energy[: -len(crop)], (1, 0)
+        )
+        likeness = torch.from_numpy(
+            scipy.signal.correlate(faster, crop.double(), mode="valid")
+        )
+        likeness = likeness / energy.sqrt()
+        place = round(likeness.argmax().item() * speeds[speed])
+        assert any(
+            torch.allclose(at(start), crop, atol=1e-5)
+            for start in range(max(0, place - 2), place + 3)
+        )
+        drawn[speed] += 1
+    assert len(drawn) == len(speeds)
+
+
+def test_an_epoch_has_each_utterance_once(trained):
+    for items in epochs(trained.items):
+        names = [name for name, *_ in items]
+        assert len(set(names)) == len(names) == 16
+        assert Counter(name.split("/")[0] for name in names) == dict.fromkeys(
+            TRAINING, 4
+        )
+
+
+def test_every_epoch_draws_anew(trained):
+    orders, crops = [], []
+    for items in epochs(trained.items):
+        orders.append([name for name, *_ in items])
+        crops.append({name: crop for name, crop, _ in items})
+    assert len({tuple(order) for order in orders}) == 3
+    for name in orders[0]:
+        assert not torch.equal(crops[0][name], crops[1][name])
+        assert not torch.equal(crops[1][name], crops[2][name])
+
+
+@pytest.fixture(scope="module")
+def augmented_hparams(noise_corpora, tmp_path_factory):
+    """The published augmentation, of crops that are whole utterances."""
+    folder = tmp_path_factory.mktemp("augmented")
+    return lambda corpus, name, **overrides: command_line(
+        corpus,
+        folder / name,
+        hparams="redimnet2_b0.yaml",
+        validation_trials=corpus / "veri_validation.txt",
+        test_trials=corpus / "veri_test2.txt",
+        corpora="null",
+        speeds="[1.0]",
+        crop_frames=130,
+        **{**noise_corpora, **overrides},
+    )
+
+
+def test_augmentation_is_applied_as_often_as_it_should(
+    corpus, augmented_hparams, monkeypatch
+):
+    """Noise or reverberation at 0.6, a gain always, others in every epoch."""
+    arguments = augmented_hparams(corpus, "often", number_of_epochs=10)
+    items = run(monkeypatch, arguments).items
+    rooms, gains, crops = 0, [], {}
+    for name, crop, _ in items:
+        clean = utterance(corpus, name)
+        clean = clean.repeat(2)[: len(crop)]
+        likeness = torch.nn.functional.cosine_similarity(crop, clean, dim=0)
+        if likeness < 1 - 1e-4:
+            rooms += 1
+        else:
+            gains.append(20 * (crop.norm() / clean.norm()).log10().item())
+        crops.setdefault(name, []).append(crop)
+    # Within three standard deviations.
+    assert rooms / len(items) == pytest.approx(0.6, abs=0.12)
+    assert -18.1 < min(gains) < -14 and 2 < max(gains) < 6.1
+    for versions in crops.values():
+        assert not any(
+            torch.equal(a, b)
+            for i, a in enumerate(versions)
+            for b in versions[:i]
+        )
+
+
+def test_workers_and_repetition_change_nothing(
+    corpus, augmented_hparams, monkeypatch
+):
+    watches = [
+        run(
+            monkeypatch,
+            augmented_hparams(
+                corpus, f"{number}", num_workers=workers, number_of_epochs=2
+            ),
+        )
+        for number, workers in enumerate((0, 0, 2))
+    ]
+    for other in watches[1:]:
+        assert same(other.items, watches[0].items)
+        assert [loss["value"] for loss in other.losses] == [
+            loss["value"] for loss in watches[0].losses
+        ]
+
+
+def test_another_seed_draws_others(trained, corpus, monkeypatch, tmp_path):
+    watch = run(
+        monkeypatch,
+        command_line(
+            corpus,
+            tmp_path / "output",
+            without_gain(tmp_path),
+            number_of_epochs=1,
+            seed=7,
+        ),
+    )
+    before = epochs(trained.items)[0]
+    assert [name for name, *_ in watch.items] != [name for name, *_ in before]
+    crops = {name: crop for name, crop, _ in before}
+    assert not any(
+        torch.equal(crop, crops[name]) for name, crop, _ in watch.items
+    )
+
+
+def test_ranks_share_the_global_batch(trained, corpus, monkeypatch, tmp_path):
+    """Two processes with two parts of one crop each: together, in order."""
+    parts = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        hparams_file, run_opts, overrides = parse_command_line(
+            command_line(corpus, tmp_path, without_gain(tmp_path), batch_size=1)
+        )
+        hparams = load_hparams(hparams_file, overrides)
+        brain, loader, _ = recipe.build_brain(hparams, run_opts)
+        hparams["epoch_random"].epoch = 1
+        parts.append(
+            [
+                (name, wav, label)
+                for batch in loader
+                for name, wav, label in zip(
+                    batch.id, batch.sig.data, batch.label.tolist(), strict=True
+                )
+            ]
+        )
+        assert brain.grad_accumulation_factor == 2
+    merged = [item for pair in zip(*parts, strict=True) for item in pair]
+    assert same(merged, epochs(trained.items)[0])
+
+
+# --- Settings as the loss and the optimizer saw them ---
+
+
+def test_learning_rate_and_margin(trained):
+    assert len(trained.losses) == len(trained.steps) == 3 * STEPS
+    for step, loss in enumerate(trained.losses):
+        passed = step / STEPS
+        decay = (0.00005 / 0.01) ** (passed / 3)
+        rate = 4 / 64 * 0.01 * min(passed, 1) * decay
+        grown = 1 - (0.001 / (1 + 1e-6)) ** (passed - 1) if passed >= 1 else 0
+        margin = 0.2 if passed >= 2 else 0.2 * grown
+        assert loss["lr"] == pytest.approx(rate, abs=1e-12)
+        assert loss["margin"] == pytest.approx(margin, abs=1e-12)
+        rates = {group["lr"] for group in trained.steps[step].values()}
+        assert rates == {loss["lr"]}
+
+
+def test_each_parameter_has_its_weight_decay(trained):
+    brain = trained.brain
+    expected = {}
+    for module, weight_decay in (
+        ("embedding_model", 0.05),
+        ("classifier", 0.01),
+        ("compute_cost", 0.01),
+    ):
+        for name, _ in brain.modules[module].named_parameters():
+            expected[f"{module}.{name}"] = weight_decay
+    for step in trained.steps:
+        assert {
+            name: settings["weight_decay"] for name, settings in step.items()
+        } == expected
+
+
+def test_every_parameter_moves(corpus, augmented_hparams, monkeypatch):
+    """SphereFace2's bias and the class weights too, under SGD."""
+    before = {}
+
+    def note(watch):
+        for name, module in watch.brain.modules.items():
+            for key, weight in module.named_parameters():
+                before[f"{name}.{key}"] = weight.detach().clone()
+
+    watch = run(
+        monkeypatch,
+        augmented_hparams(corpus, "moves", number_of_epochs=1),
+        note,
+    )
+    assert "compute_cost.bias" in before
+    assert "classifier.weight" in before
+    still = [
+        f"{name}.{key}"
+        for name, module in watch.brain.modules.items()
+        for key, weight in module.named_parameters()
+        if torch.equal(weight, before[f"{name}.{key}"])
+    ]
+    # Its softmax over a single map is 1 whatever it is.
+    assert still == ["embedding_model.stages.0.aggregation.weight"]
+    optimizer = watch.brain.optimizer
+    assert {
+        (group["weight_decay"], group["momentum"], group["nesterov"])
+        for group in optimizer.param_groups
+    } == {(2e-5, 0.9, True), (1e-4, 0.9, True)}
+
+
+def test_accumulation_is_one_large_batch(corpus, monkeypatch, tmp_path):
+    """The same weights, however a global batch is divided."""
+    hparams = edited(
+        tmp_path,
+        ("gain: [-18.0, 6.0]", "gain: [0.0, 0.0]"),
+        ("redimnet2_lobes.redimnet2.ReDimNet2", "frozen_norms.FrozenNorms"),
+    )
+    watches = [
+        run(
+            monkeypatch,
+            command_line(
+                corpus,
+                tmp_path / f"{batch_size}",
+                hparams,
+                global_batch_size=8,
+                batch_size=batch_size,
+                number_of_epochs=3,
+                warmup_epochs=0,
+                margin_increase_epoch=1,
+                margin_final_epoch=2,
+            ),
+        )
+        for batch_size in (8, 5, 2)
+    ]
+    for watch, parts in zip(watches, (1, 2, 4), strict=True):
+        assert len(watch.steps) == 6
+        assert same(watch.items, watches[0].items)
+        # All parts of a global batch have its learning rate and margin.
+        for key in ("lr", "margin"):
+            values = [loss[key] for loss in watch.losses]
+            assert values == [
+                value
+                for loss in watches[0].losses
+                for value in [loss[key]] * parts
+            ]
+        whole = torch.tensor([each["value"] for each in watches[0].losses])
+        divided = torch.tensor([each["value"] for each in watch.losses])
+        assert torch.allclose(
+            divided.unflatten(0, (-1, parts)).mean(1), whole, rtol=1e-3
+        )
+        ours = watch.brain.modules.classifier.weight.detach()
+        theirs = watches[0].brain.modules.classifier.weight.detach()
+        assert relative_difference(ours, theirs) < 1e-3
+
+
+# --- Training and evaluation mode ---
+
+
+def test_modes(trained):
+    """Gradients and batch statistics in training steps, and nowhere else."""
+    kinds = [
+        "training" if each["gradients"] else "validation"
+        for each in trained.forwards
+    ]
+    for each, kind in zip(trained.forwards, kinds, strict=True):
+        assert each["training"] == {kind == "training"}
+    # One validation before training and one after each epoch.
+    order = "".join(kind[0] for kind in kinds)
+    assert re.fullmatch(r"v+(t{4}v+){3}", order)
+    assert all(loss["training"] for loss in trained.losses)
+
+
+def test_validation_leaves_no_trace(trained):
+    brain = trained.brain
+    brain.modules.train()
+    before = {
+        key: value.clone()
+        for key, value in brain.modules.embedding_model.state_dict().items()
+    }
+    first, second = brain.validate(), brain.validate()
+    assert first == second
+    after = brain.modules.embedding_model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert {each.training for each in brain.modules.modules()} == {True}
+
+
+def cosines_of_trials(network, corpus, seconds):
+    """Of the validation trials, each utterance embedded by itself."""
+    embeddings, scores, labels = {}, [], []
+    network.eval()
+    for line in (corpus / "veri_validation.txt").read_text().splitlines():
+        label, *pair = line.split()
+        for name in pair:
+            if name not in embeddings:
+                wav = utterance(corpus, name.removesuffix(".wav"))
+                wav = wav[: round(seconds * 16000)]
+                with torch.no_grad():
+                    embeddings[name] = network(wav.unsqueeze(0))[0, 0]
+        a, b = (embeddings[name] for name in pair)
+        scores.append(torch.nn.functional.cosine_similarity(a, b, dim=0).item())
+        labels.append(int(label))
+    return scores, labels
+
+
+@pytest.mark.parametrize("seconds", [8.0, 0.6])
+def test_validation_is_the_equal_error_rate_of_the_cosines(
+    trained, corpus, seconds
+):
+    brain = trained.brain
+    network = recipe.unwrap(brain.modules.embedding_model)
+    brain.hparams.validation_seconds = seconds
+    found = brain.validate()
+    brain.hparams.validation_seconds = 8.0
+    scores, labels = cosines_of_trials(network, corpus, seconds)
+    targets = sorted(
+        s for s, label in zip(scores, labels, strict=True) if label
+    )
+    others = sorted(
+        s for s, label in zip(scores, labels, strict=True) if not label
+    )
+    # At the equal error rate so many of both kinds are on the wrong side.
+    rates = [
+        max(
+            np.mean(np.array(targets) < threshold),
+            np.mean(np.array(others) >= threshold),
+        )
+        for threshold in scores
+    ]
+    assert found == pytest.approx(100 * min(rates), abs=100 / len(targets))
+
+
+# --- What is kept ---
+
+
+def read_log(watch):
+    """A line for each epoch."""
+    return Path(watch.hparams["train_log"]).read_text("utf-8").splitlines()
+
+
+def test_log(trained):
+    """Epoch by epoch what the loss and the optimizer saw."""
+    log = read_log(trained)
+    assert len(log) == 3
+    for epoch, line in enumerate(log, start=1):
+        found = {
+            key: float(value)
+            for key, value in re.findall(r"(\w[\w ]*): ([\d.e+-]+)", line)
+        }
+        losses = trained.losses[STEPS * (epoch - 1) : STEPS * epoch]
+        assert found["epoch"] == epoch
+        mean = np.mean([loss["value"] for loss in losses])
+        assert found["train loss"] == pytest.approx(mean, rel=1e-3)
+        assert found["lr"] == pytest.approx(losses[-1]["lr"], rel=1e-2)
+        assert found["margin"] == pytest.approx(losses[-1]["margin"], abs=6e-5)
+        assert found["train unusable files"] == 0
+        correct = trained.correct[STEPS * (epoch - 1) : STEPS * epoch]
+        assert found["train accuracy"] == pytest.approx(
+            sum(correct) / 16, rel=1e-2
+        )
+
+
+def checkpoints(watch):
+    """The checkpoints of a training by their epoch."""
+    found = Checkpointer(watch.hparams["save_folder"]).list_checkpoints()
+    return {each.meta.get("epoch"): each for each in found}
+
+
+def tensors(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_checkpoint_holds_the_end_of_the_epoch(trained):
+    last = checkpoints(trained)[3]
+    modules = trained.brain.modules
+    for name in ("embedding_model", "classifier"):
+        saved = tensors(last.paramfiles[name])
+        now = recipe.unwrap(modules[name]).state_dict()
+        assert saved.keys() == now.keys()
+        assert all(torch.equal(saved[key], now[key]) for key in now)
+    optimizer = tensors(last.paramfiles["optimizer"])
+    assert len(optimizer["state"]) == len(trained.steps[0]) - 1  # one frozen
+    for schedule in ("lr_schedule", "margin_schedule"):
+        position = json.loads(last.paramfiles[schedule].read_text())
+        assert position == {"step": 3 * STEPS, "steps_per_epoch": STEPS}
+    # The network has a whole epoch behind it, and validation changed nothing.
+    scores = last.meta["EER"]
+    assert trained.brain.validate() == scores
+
+
+def train_to(errors, corpus, monkeypatch, folder, **overrides):
+    """Trains with given validation EERs: before training, then by epoch."""
+    values = iter(errors)
+
+    def fake(watch):
+        watch.brain.validate = lambda: next(values)
+
+    return run(
+        monkeypatch,
+        command_line(corpus, folder, number_of_epochs=len(errors), **overrides),
+        fake,
+    )
+
+
+@pytest.mark.parametrize(
+    "kept, expected", [(1, {2, 5}), (2, {2, 4, 5}), (9, {1, 2, 3, 4, 5})]
+)
+def test_the_best_and_the_last_checkpoints_are_kept(
+    kept, expected, corpus, monkeypatch, tmp_path
+):
+    watch = train_to(
+        [9.0, 3.0, 5.0, 4.0, 6.0],
+        corpus,
+        monkeypatch,
+        tmp_path,
+        checkpoints_kept=kept,
+        ckpt_interval_steps=3,
+    )
+    found = checkpoints(watch)
+    assert set(found) == expected
+    assert found[2].meta["EER"] == 3.0
+    assert found[5].meta["EER"] == 6.0
+
+
+def test_model_folder_is_the_last_epoch(trained, corpus):
+    folder = trained.hparams["model_folder"]
+    model = SpeakerRecognition.from_hparams(source=folder)
+    network = recipe.unwrap(trained.brain.modules.embedding_model).eval()
+    wav = utterance(corpus, "anna/session0/00000").unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(model.encode_batch(wav), network(wav))
+    names = CategoricalEncoder.from_saved(f"{folder}/label_encoder.ckpt")
+    weights = recipe.unwrap(trained.brain.modules.classifier).weight
+    assert model.mods.classifier.weight.shape == (4, 192)
+    for name in TRAINING:
+        # Of the five speeds, the class of the speaker's own.
+        row = trained.speakers.encode_label(name)
+        kept = model.mods.classifier.weight[names.encode_label(name)]
+        assert torch.equal(kept, weights[row])
+
+
+def test_labels_and_class_weights_go_together(trained, corpus):
+    """A trained classifier knows its training utterances by name."""
+    seen = {}
+    for name, _, label in trained.items:
+        if label < len(TRAINING):
+            seen.setdefault(name.split("/")[0], set()).add(label)
+    assert all(len(labels) == 1 for labels in seen.values())
+    for name, (label,) in seen.items():
+        assert trained.speakers.encode_label(name) == label
+
+
+# --- Sources ---
+
+
+def everything(corpus, path):
+    """A list of all utterances, those held out among them."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["ID", "duration", "wav", "spk_id"])
+        for wav in sorted((corpus / "wav").rglob("*.wav")):
+            name = wav.relative_to(corpus / "wav").with_suffix("")
+            rows.writerow(
+                [name, 1.2, f"$data_root/wav/{name}.wav", name.parts[0]]
+            )
+    return path
+
+
+@pytest.mark.parametrize("source", ["files", "shards", "lists"])
+def test_sources_give_the_same_crops_without_what_is_held_out(
+    source, trained, corpus, monkeypatch, tmp_path
+):
+    hparams = without_gain(tmp_path)
+    overrides = {}
+    data_folder = corpus
+    if source == "shards":
+        data_folder = tmp_path / "shards"
+        make_shards(
+            everything(corpus, tmp_path / "all.csv"),
+            data_folder,
+            corpus,
+            workers=1,
+        )
+    elif source == "lists":
+        path = everything(corpus, corpus / "all.csv")
+        hparams.write_text(
+            hparams.read_text() + f"\ntraining_lists: {{'': {path}}}\n"
+        )
+        data_folder = "null"
+    if source != "files":
+        overrides = {
+            "validation_folder": corpus,
+            "validation_trials": corpus / "veri_validation.txt",
+            "test_trials": corpus / "veri_test2.txt",
+        }
+    watch = run(
+        monkeypatch,
+        command_line(
+            data_folder,
+            tmp_path / "output",
+            hparams,
+            number_of_epochs=2,
+            **overrides,
+        ),
+    )
+    drawn = {name for name, *_ in watch.items}
+    held_out = {
+        name.removesuffix(".wav")
+        for line in (corpus / "veri_validation.txt").read_text().splitlines()
+        for name in line.split()[1:]
+    }
+    assert len(held_out) == 8 and not drawn & held_out
+    assert {name.split("/")[0] for name in drawn} == set(TRAINING)
+    assert len(drawn) == 16 and not set(watch.speakers.lab2ind) & set(TEST)
+    expected = [
+        {name: (crop, label) for name, crop, label in items}
+        for items in epochs(trained.items)[:2]
+    ]
+    if source != "shards":  # whose utterances lie in another order
+        assert [item[0] for item in watch.items] == [
+            item[0] for item in trained.items[: len(watch.items)]
+        ]
+    for items, crops in zip(epochs(watch.items), expected, strict=True):
+        for name, crop, label in items:
+            assert torch.equal(crop, crops[name][0])
+            assert label == crops[name][1]
+
+
+def test_a_mixture_holds_out_by_name_and_draws_by_corpus(
+    corpus, noise_corpora, monkeypatch, tmp_path
+):
+    path = everything(corpus, corpus / "all.csv")
+    watch = run(
+        monkeypatch,
+        command_line(
+            "null",
+            tmp_path / "output",
+            hparams="redimnet2_b3_mixture.yaml",
+            number_of_epochs=2,
+            warmup_epochs=1,
+            plateau_epochs=0,
+            validation_folder=corpus,
+            validation_trials=corpus / "veri_validation.txt",
+            test_trials=corpus / "veri_test2.txt",
+            voxceleb2_list=path,
+            voxblink2_list=path,
+            cnceleb2_list=path,
+            **noise_corpora,
+        ),
+    )
+    names = {name for name, *_ in watch.items}
+    assert {name.split("/")[0] for name in names} == {
+        f"{prefix}_{speaker}" for prefix in "ABC" for speaker in TRAINING
+    }
+    assert len(names) == 48
+    for name, _, label in watch.items:
+        speaker = watch.speakers.decode_ndim(label % 12)
+        assert speaker == name.split("/")[0]
+    # The plateau's end is that of the warm-up here; then halvings in 10 epochs.
+    for step, loss in enumerate(watch.losses):
+        passed = step / 12
+        rate = (
+            4 / 64 * 0.025 * min(passed, 1) * 0.5 ** (max(passed - 1, 0) / 10)
+        )
+        assert loss["lr"] == pytest.approx(rate, abs=1e-12)
+
+
+def test_short_utterances_are_left_out(corpus, monkeypatch, tmp_path):
+    """As published, those under a second: here none has so much."""
+    arguments = command_line(corpus, tmp_path, minimum_seconds=1.3)
+    with pytest.raises(ValueError, match="no utterance is left"):
+        run(monkeypatch, arguments)
+
+
+# --- Interruption ---
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [2, 6, 8, 11])
+def test_a_resumed_training_goes_on_as_if_never_stopped(
+    step, trained, corpus, monkeypatch, tmp_path
+):
+    """Stopped after that step; a checkpoint is written after every second."""
+    arguments = command_line(
+        corpus,
+        tmp_path / "output",
+        without_gain(tmp_path),
+        number_of_epochs=3,
+        warmup_epochs=1,
+        margin_increase_epoch=2,
+        margin_final_epoch=3,
+        loss_weight_decay=0.01,
+        ckpt_interval_steps=2,
+    )
+    count = 0
+
+    def stop_there(watch):
+        def after_step(*_):
+            nonlocal count
+            count += 1
+            # In the step after, once the checkpoint is written.
+            if count > step:
+                raise Stop
+
+        watch.brain.optimizer.register_step_pre_hook(after_step)
+
+    with pytest.raises(Stop):
+        run(monkeypatch, arguments, stop_there)
+    watch = run(monkeypatch, arguments)
+    done = step // 2 * 2
+    assert same(watch.items, trained.items[4 * done :])
+    assert watch.losses == trained.losses[done:]
+    assert watch.steps == trained.steps[done:]
+    logs = [
+        re.sub("train (crops per|share of)[^,]*, ", "", line)
+        for each in (watch, trained)
+        for line in read_log(each)
+    ]
+    assert logs[:3] == logs[3:]
+
+
+def test_a_finished_training_does_not_go_on(corpus, monkeypatch, tmp_path):
+    arguments = command_line(corpus, tmp_path, number_of_epochs=1)
+    run(monkeypatch, arguments)
+    again = run(monkeypatch, arguments)
+    assert not again.items
+    log = (tmp_path / "log.txt").read_text()
+    assert "Trained for 1 epochs already; raise --number_of_epochs" in log
+
+
+# --- Precision, compilation, fine-tuning ---
+
+
+def test_mixed_precision(corpus, monkeypatch, tmp_path):
+    """bfloat16 in the network, float32 in the loss and in validation."""
+    watch = run(
+        monkeypatch,
+        command_line(corpus, tmp_path, number_of_epochs=1, precision="bf16"),
+    )
+    for each in watch.forwards:
+        assert each["autocast"] == each["gradients"]
+        expected = torch.bfloat16 if each["gradients"] else torch.float32
+        assert each["dtype"] == expected
+    assert {loss["dtype"] for loss in watch.losses} == {torch.float32}
+    weights = watch.brain.modules.parameters()
+    assert {weight.dtype for weight in weights} == {torch.float32}
+
+
+def test_a_compiled_training_is_the_same(
+    trained, corpus, monkeypatch, tmp_path
+):
+    """With dynamo, which sees what the network does, but no C++ compiler."""
+    compiled = []
+
+    def compile_eagerly(module, **options):
+        compiled.append(module)
+        return original(module, backend="eager", dynamic=options["dynamic"])
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    watch = run(
+        monkeypatch,
+        command_line(
+            corpus,
+            tmp_path / "output",
+            edited(
+                tmp_path,
+                ("gain: [-18.0, 6.0]", "gain: [0.0, 0.0]"),
+            ),
+            number_of_epochs=1,
+            warmup_epochs=1,
+            margin_increase_epoch=2,
+            margin_final_epoch=3,
+            loss_weight_decay=0.01,
+            flags=["--compile"],
+        ),
+    )
+    assert recipe.unwrap(watch.brain.modules.embedding_model) in compiled
+    assert same(watch.items, epochs(trained.items)[0])
+    first, expected = (w.losses[0]["value"] for w in (watch, trained))
+    assert first == pytest.approx(expected, rel=1e-5)
+    # No trace of the compilation in what is kept.
+    network = checkpoints(watch)[1].paramfiles["embedding_model"]
+    expected = tensors(checkpoints(trained)[3].paramfiles["embedding_model"])
+    assert tensors(network).keys() == expected.keys()
+    SpeakerRecognition.from_hparams(source=watch.hparams["model_folder"])
+
+
+@pytest.fixture(scope="module")
+def pretrained(corpus, noise_corpora, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return run(
+            monkeypatch,
+            command_line(
+                corpus,
+                folder,
+                hparams="redimnet2_b0.yaml",
+                number_of_epochs=1,
+                corpora="null",
+                validation_trials=corpus / "veri_validation.txt",
+                test_trials=corpus / "veri_test2.txt",
+                **noise_corpora,
+            ),
+        )
+
+
+def fine_tuning(corpus, folder, pretrained, noise_corpora, **overrides):
+    return command_line(
+        corpus,
+        folder,
+        hparams="redimnet2_b0_lm.yaml",
+        corpora="null",
+        validation_trials=corpus / "veri_validation.txt",
+        test_trials=corpus / "veri_test2.txt",
+        pretrained_folder=pretrained.hparams["model_folder"],
+        **{"number_of_epochs": 2, **noise_corpora, **overrides},
+    )
+
+
+def state(watch):
+    """All that is learned, by name, copied."""
+    return {
+        f"{name}.{key}": value.clone()
+        for name, module in watch.brain.modules.items()
+        for key, value in module.state_dict().items()
+    }
+
+
+def test_fine_tuning_starts_where_pretraining_ended(
+    pretrained, corpus, noise_corpora, monkeypatch, tmp_path
+):
+    """Names decide: one speaker is new, and sorts before the others."""
+    changed = write_corpus(tmp_path / "corpus")
+    (changed / "wav" / "dora").rename(changed / "wav" / "aaron")
+    for path in changed.glob("*.txt"):
+        path.write_text(path.read_text().replace("dora/", "aaron/"))
+    start = {}
+    watch = run(
+        monkeypatch,
+        fine_tuning(changed, tmp_path / "output", pretrained, noise_corpora),
+        lambda watch: start.update(state(watch)),
+    )
+    before = state(pretrained)
+    for name, value in start.items():
+        if name != "classifier.weight":
+            assert torch.equal(value, before[name]), name
+    assert before["compute_cost.bias"] != 0
+    classes = start["classifier.weight"]
+    assert classes.shape == (4, 192)
+    for name in ("anna", "bert", "carl"):
+        row = watch.speakers.encode_label(name)
+        theirs = pretrained.speakers.encode_label(name)
+        assert row == theirs + 1
+        assert torch.equal(classes[row], before["classifier.weight"][theirs])
+    new = classes[watch.speakers.encode_label("aaron")]
+    assert not (new == before["classifier.weight"]).all(1).any()
+    # Without speeds, at a margin of 0.3, all weights with one weight decay.
+    assert {label for *_, label in watch.items} <= set(range(4))
+    assert {loss["margin"] for loss in watch.losses} == {0.3}
+    assert {
+        group["weight_decay"] for step in watch.steps for group in step.values()
+    } == {1e-4}
+
+
+def test_resumed_fine_tuning_does_not_start_again(
+    pretrained, corpus, noise_corpora, monkeypatch, tmp_path
+):
+    arguments = fine_tuning(
+        corpus, tmp_path, pretrained, noise_corpora, number_of_epochs=1
+    )
+    first = run(monkeypatch, arguments)
+    end = state(first)
+    start = {}
+    arguments = fine_tuning(corpus, tmp_path, pretrained, noise_corpora)
+    run(monkeypatch, arguments, lambda watch: start.update(state(watch)))
+    assert all(torch.equal(start[name], end[name]) for name in end)
+
+
+# --- Bad audio ---
+
+
+def test_a_bad_file_is_replaced_and_counted(corpus, monkeypatch, tmp_path):
+    broken = write_corpus(tmp_path / "corpus")
+    arguments = command_line(
+        broken,
+        tmp_path / "output",
+        number_of_epochs=1,
+        on_bad_audio="skip",
+    )
+
+    def damage(watch):
+        bad = broken / "wav" / "anna" / "session0" / "00002.wav"
+        bad.write_bytes(b"no audio")
+
+    watch = run(monkeypatch, arguments, damage)
+    names = [name for name, *_ in watch.items]
+    assert len(names) == 16 and "anna/session0/00002" not in names
+    skipped = (tmp_path / "output" / "log.txt").read_text().count("Skipped: ")
+    assert skipped >= 1
+    assert f"unusable files: {skipped} " in read_log(watch)[0]
