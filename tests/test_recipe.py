@@ -1,6 +1,5 @@
 """The training recipe, end to end on synthetic voices."""
 
-import itertools
 import os
 import re
 import shutil
@@ -10,92 +9,57 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 import torch
 import train_speaker_embeddings as recipe
+from command_line import main_with_one_line_errors
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
-from synthetic_voices import synthetic_utterance
 from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
+from training_runs import TEST, TRAINING, command_line, run, write_corpus
 
 TESTS = Path(__file__).parent
 RECIPE = TESTS.parent / "recipes" / "VoxCeleb" / "SpeakerRec"
 SCRIPT = RECIPE / "train_speaker_embeddings.py"
-SMALL = """\
-- {frequency_stride: 2, time_stride: 2, blocks: 1, expansion: 1, reduction: 18}
-- {frequency_stride: 3, time_stride: 2, blocks: 1, expansion: 1, reduction: 18}
-"""
 TWO_PROCESSES = [
     "-m",
     "torch.distributed.run",
     "--standalone",
     "--nproc_per_node=2",
 ]
-TRAINING = ["anna", "bert", "carl", "dora"]
-TEST = ["emil", "fred"]
+MARGIN = {"final_margin": 0}  # so that losses can be compared
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Six synthetic speakers in VoxCeleb layout."""
-    folder = tmp_path_factory.mktemp("corpus")
-    names = {}
-    for seed, speaker in enumerate(TRAINING + TEST):
-        names[speaker] = []
-        for utterance in range(6):
-            name = f"{speaker}/session{utterance % 2}/{utterance:05d}.wav"
-            path = folder / "wav" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            waveform = synthetic_utterance(seed, utterance, 1.2)
-            soundfile.write(path, waveform, 16000)
-            names[speaker].append(name)
-
-    def write_trials(file, used):
-        (folder / file).write_text(
-            "".join(
-                f"{int(a.split('/')[0] == b.split('/')[0])} {a} {b}\n"
-                for a, b in itertools.combinations(used, 2)
-            )
-        )
-
-    write_trials("veri_test2.txt", names["emil"] + names["fred"])
-    validation = [name for speaker in TRAINING for name in names[speaker][:2]]
-    write_trials("veri_validation.txt", validation)
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def train(
-    corpus,
-    output,
-    hparams="demo_redimnet2_b0.yaml",
-    launcher=(),
-    **overrides,
-):
+def train_here(*arguments, **overrides):
+    """Runs the script's main function in this process."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, command_line(*arguments, **MARGIN | overrides))
+
+
+def refused(capsys, *arguments, **overrides):
+    """The one line that a training in this process ends with."""
+    with pytest.raises(SystemExit) as end:
+        main_with_one_line_errors(lambda _: train_here(*arguments, **overrides))
+    assert end.value.code == 1
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    return errors.strip().splitlines()[-1]
+
+
+def train(*arguments, launcher=(), **overrides):
     """Runs the script as a user would."""
-    stages = ",".join(SMALL.replace("- ", "").splitlines())
-    overrides = {
-        "data_folder": corpus,
-        "output_folder": output,
-        "device": "cpu",
-        "variant": "null",
-        "base_channels": 4,
-        "out_channels": "null",
-        "stages": f"[{stages}]",
-        "batch_size": 4,
-        "global_batch_size": 4,
-        "num_workers": 0,
-        "final_margin": 0,  # so that losses can be compared
-        **overrides,
-    }
     return subprocess.run(
         [
             sys.executable,
             *launcher,
             SCRIPT,
-            RECIPE / "hparams" / hparams,
-            *(f"--{key}={value}" for key, value in overrides.items()),
+            *command_line(*arguments, **MARGIN | overrides),
         ],
         capture_output=True,
         text=True,
@@ -248,7 +212,9 @@ def test_interrupted_runs_go_on_as_the_uninterrupted_one(
     assert len(checkpoints) <= 2  # of the last epoch and the best
 
 
-def test_a_file_that_went_bad_after_preparation(trained, corpus, tmp_path):
+def test_a_file_that_went_bad_after_preparation(
+    trained, corpus, tmp_path, capsys
+):
     broken = tmp_path / "corpus"
     shutil.copytree(corpus, broken)
     output = tmp_path / "output"
@@ -260,15 +226,10 @@ def test_a_file_that_went_bad_after_preparation(trained, corpus, tmp_path):
     os.utime(bad, ns=(before.st_atime_ns, before.st_mtime_ns))
     checkpoints = sorted((output / "save").glob("CKPT*"))
 
-    process = train(broken, output, number_of_epochs=5, num_workers=1)
-    assert process.returncode == 1
-    assert re.match(
-        f"error: {bad}: .*--on_bad_audio=skip$",
-        process.stderr.splitlines()[-1],
-    )
+    line = refused(capsys, broken, output, number_of_epochs=5, num_workers=1)
+    assert re.match(f"error: {bad}: .*--on_bad_audio=skip$", line)
     assert sorted((output / "save").glob("CKPT*")) == checkpoints
-    process = train(broken, output, number_of_epochs=5, on_bad_audio="skip")
-    assert process.returncode == 0, process.stderr
+    train_here(broken, output, number_of_epochs=5, on_bad_audio="skip")
     assert f"Skipped: {bad}" in (output / "log.txt").read_text()
     assert re.search("unusable files: [1-9]", epochs(output)["epoch: 5"])
 
@@ -287,38 +248,37 @@ def frozen_norms(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_process(frozen_norms, corpus, tmp_path_factory):
     output = tmp_path_factory.mktemp("one_process")
-    process = train(corpus, output, frozen_norms, number_of_epochs=2)
-    assert process.returncode == 0, process.stderr
+    train_here(corpus, output, frozen_norms, number_of_epochs=2)
     return losses(output)
 
 
-@pytest.mark.parametrize(
-    "launcher, overrides",
-    [
-        ([], {"batch_size": 2}),
-        pytest.param(
-            TWO_PROCESSES,
-            {"distributed_backend": "gloo", "batch_size": 1},
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["accumulated", "two processes, accumulated"],
-)
 def test_global_batch_may_be_divided(
-    launcher, overrides, frozen_norms, one_process, corpus, tmp_path
+    frozen_norms, one_process, corpus, tmp_path
+):
+    train_here(corpus, tmp_path, frozen_norms, number_of_epochs=2, batch_size=2)
+    assert_same_losses(losses(tmp_path), one_process)
+
+
+@pytest.mark.slow
+def test_global_batch_may_be_divided_among_processes(
+    frozen_norms, one_process, corpus, tmp_path
 ):
     process = train(
         corpus,
         tmp_path,
         frozen_norms,
-        launcher,
+        launcher=TWO_PROCESSES,
+        distributed_backend="gloo",
         number_of_epochs=2,
-        **overrides,
+        batch_size=1,
     )
     assert process.returncode == 0, process.stderr
-    divided = losses(tmp_path)
-    assert divided.keys() == one_process.keys()
-    for epoch, loss in one_process.items():
+    assert_same_losses(losses(tmp_path), one_process)
+
+
+def assert_same_losses(divided, whole):
+    assert divided.keys() == whole.keys()
+    for epoch, loss in whole.items():
         assert divided[epoch] == pytest.approx(loss, rel=1e-4)
 
 
@@ -345,7 +305,7 @@ def test_all_processes_end_where_the_loss_of_one_is_not_finite(
 def pretrained(corpus, noise_corpora, tmp_path_factory):
     """SphereFace2 with its learnable bias, SGD, the published augmentation."""
     output = tmp_path_factory.mktemp("pretrained")
-    process = train(
+    train_here(
         corpus,
         output,
         hparams="redimnet2_b0.yaml",
@@ -355,7 +315,6 @@ def pretrained(corpus, noise_corpora, tmp_path_factory):
         tensorboard=True,
         **noise_corpora,
     )
-    assert process.returncode == 0, process.stderr
     return output
 
 
@@ -411,9 +370,8 @@ def test_weights_and_biases(monkeypatch, tmp_path):
         recipe.build_loggers(settings)
 
 
-@pytest.mark.slow
 def test_fine_tuning(pretrained, corpus, noise_corpora, tmp_path):
-    process = train(
+    train_here(
         corpus,
         tmp_path,
         hparams="redimnet2_b0_lm.yaml",
@@ -424,7 +382,6 @@ def test_fine_tuning(pretrained, corpus, noise_corpora, tmp_path):
         pretrained_folder=pretrained / "model",
         **noise_corpora,
     )
-    assert process.returncode == 0, process.stderr
     log = (tmp_path / "log.txt").read_text()
     assert "4 speakers have the class weights of the pretraining, 0 are" in log
     for file in ("classifier.ckpt", "compute_cost.ckpt"):
@@ -452,7 +409,7 @@ def test_shards_train_as_files_do(trained, corpus, tmp_path):
         check=True,
         capture_output=True,
     )
-    process = train(
+    train_here(
         shards,
         tmp_path / "output",
         number_of_epochs=1,
@@ -460,17 +417,15 @@ def test_shards_train_as_files_do(trained, corpus, tmp_path):
         validation_trials=corpus / "veri_validation.txt",
         test_trials=corpus / "veri_test2.txt",
     )
-    assert process.returncode == 0, process.stderr
     assert not (tmp_path / "output" / "save" / "train.csv").exists()
 
 
-@pytest.mark.slow
 def test_a_mixture_of_corpora(trained, corpus, noise_corpora, tmp_path):
     """Lists in place of a folder; speakers of all have the same names."""
     text = (trained / "save" / "train.csv").read_text()
     path = tmp_path / "list.csv"
     path.write_text(text.replace("$data_root", str(corpus)))
-    process = train(
+    train_here(
         "null",
         tmp_path / "output",
         hparams="redimnet2_b3_mixture.yaml",
@@ -481,14 +436,13 @@ def test_a_mixture_of_corpora(trained, corpus, noise_corpora, tmp_path):
         cnceleb2_list=path,
         **noise_corpora,
     )
-    assert process.returncode == 0, process.stderr
     names = (tmp_path / "output" / "model" / "label_encoder.ckpt").read_text()
     for name in TRAINING:
         for prefix in "ABC":
             assert f"'{prefix}_{name}'" in names
 
 
-def test_other_speakers_need_another_folder(corpus, trained, tmp_path):
+def test_other_speakers_need_another_folder(corpus, trained, tmp_path, capsys):
     changed = tmp_path / "corpus"
     shutil.copytree(corpus, changed)
     (changed / "wav" / "dora").rename(changed / "wav" / "dana")
@@ -497,11 +451,9 @@ def test_other_speakers_need_another_folder(corpus, trained, tmp_path):
         (changed / name).write_text(text)
     output = tmp_path / "output"
     shutil.copytree(trained, output)
-    process = train(changed, output, number_of_epochs=5)
-    assert process.returncode == 1
     assert re.search(
         "error: output_folder: .* holds a run on other speakers",
-        process.stderr.strip().splitlines()[-1],
+        refused(capsys, changed, output, number_of_epochs=5),
     )
 
 
@@ -518,16 +470,12 @@ def test_speechbrains_additive_margin(corpus, tmp_path):
     assert ours in text
     hparams = tmp_path / "additive_margin.yaml"
     hparams.write_text(text.replace(ours, theirs))
-    process = train(
-        corpus, tmp_path / "output", hparams=hparams, number_of_epochs=1
-    )
-    assert process.returncode == 0, process.stderr
+    train_here(corpus, tmp_path / "output", hparams=hparams, number_of_epochs=1)
     assert sorted(losses(tmp_path / "output")) == [1]
 
 
 def test_bfloat16(corpus, tmp_path):
-    process = train(corpus, tmp_path, number_of_epochs=1, precision="bf16")
-    assert process.returncode == 0, process.stderr
+    train_here(corpus, tmp_path, number_of_epochs=1, precision="bf16")
     assert losses(tmp_path)[1][0] > 0
 
 
@@ -544,12 +492,8 @@ def test_bfloat16(corpus, tmp_path):
         ({"num_workers": "two"}, "error: num_workers: expected a whole"),
     ],
 )
-def test_errors_are_one_line(corpus, tmp_path, overrides, message):
-    process = train(corpus, tmp_path, **overrides)
-    assert process.returncode == 1
-    errors = process.stderr.strip().splitlines()
-    assert re.search(message, errors[-1])
-    assert "Traceback" not in process.stderr
+def test_errors_are_one_line(corpus, tmp_path, capsys, overrides, message):
+    assert re.search(message, refused(capsys, corpus, tmp_path, **overrides))
     assert not (tmp_path / "model").exists()
 
 
@@ -560,6 +504,7 @@ def test_without_data_folder():
         text=True,
     )
     assert process.returncode == 1
+    assert "Traceback" not in process.stderr
     assert re.match(
         r"error: data_folder: missing; pass --data_folder=.*make demo",
         process.stderr.strip().splitlines()[-1],
