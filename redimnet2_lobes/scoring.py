@@ -169,15 +169,13 @@ def cohort_statistics(embeddings, cohort, top=None):
             f"cohort_top: {top} is not from 2 to {len(cohort)}, the number of "
             "entries of the cohort"
         )
-    means = embeddings.new_empty(len(embeddings))
-    deviations = torch.empty_like(means)
-    size = max(1, BLOCK // len(cohort))
-    for start in range(0, len(embeddings), size):
-        block = slice(start, start + size)
-        scores = embeddings[block] @ cohort.T
+    blocks = []
+    for rows in embeddings.split(max(1, BLOCK // len(cohort))):
+        scores = rows @ cohort.T
         if top < len(cohort):
-            scores = scores.topk(top, dim=1, sorted=False).values
-        deviations[block], means[block] = torch.std_mean(scores, dim=1)
+            scores = scores.topk(top, sorted=False).values
+        blocks.append(torch.std_mean(scores, dim=1))
+    deviations, means = map(torch.cat, zip(*blocks, strict=True))
     if not (deviations > 0).all():
         raise ValueError(
             "the cohort: an utterance has the same score against all of it; "
