@@ -79,7 +79,7 @@ def average(embeddings, groups):
     """
     sizes = torch.tensor([len(group) for group in groups])
     rows = torch.tensor([row for group in groups for row in group])
-    group_of = torch.repeat_interleave(torch.arange(len(groups)), sizes)
+    group_of = torch.repeat_interleave(sizes)
     sums = embeddings.new_zeros(len(groups), embeddings.shape[1])
     return sums.index_add_(0, group_of, embeddings[rows]) / sizes.unsqueeze(1)
 

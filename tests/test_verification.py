@@ -464,7 +464,9 @@ def test_enrolments_that_are_no_models_are_refused(
     names.write_text("speaker0 id0/video/0.wav id0/video/1.wav\n")
     path = tmp_path / "veri_test2.txt"
     path.write_text("1 speaker0 id0/video/2.wav\n0 nobody id0/video/2.wav\n")
-    with pytest.raises(ValueError, match="enrolment_file: .* no model nobody"):
+    with pytest.raises(
+        ValueError, match="enrolment_file: .* no model nobody, .*test2.txt"
+    ):
         verify(checkpoint=model, verification_file=path, enrolment_file=names)
 
 
@@ -885,7 +887,10 @@ def test_wrong_values_are_named_by_key(keys, message, verify, model, tmp_path):
 @pytest.mark.parametrize(
     ("trials", "message"),
     [
-        ("1 id0/video/0.wav id0/video/1.wav", "label 1, but .* both"),
+        (
+            "1 id0/video/0.wav id0/video/1.wav",
+            r"verification_file: all .*list\.txt have label 1, but .* both",
+        ),
         (
             "1 id0/video/0.wav lost/0.wav\n0 lost/1.wav lost/0.wav",
             r"data_folder: 2 of the 3 files .* first is .*lost/0\.wav",
@@ -898,6 +903,17 @@ def test_faulty_trial_lists_are_named(trials, message, verify, model, tmp_path):
     (tmp_path / "list.txt").write_text(trials)
     with pytest.raises(ValueError, match=message):
         verify(checkpoint=model, verification_file=tmp_path / "list.txt")
+
+
+def test_missing_files_of_calibration_are_named_by_their_folder(
+    verify, corpus, model, tmp_path
+):
+    with pytest.raises(ValueError, match="calibration_folder: 12 of the 12"):
+        verify(
+            checkpoint=model,
+            calibration_trials=corpus / "veri_test2.txt",
+            calibration_folder=tmp_path,
+        )
 
 
 def test_an_interrupted_report_leaves_the_old_file(verify, model, monkeypatch):
