@@ -856,6 +856,7 @@ def test_other_files_than_weights_are_named(verify, weights_file, tmp_path):
             "calibration: give either",
         ),
         ({"verification_file": 3}, "verification_file: expected a trial list"),
+        ({"verification_file": "null"}, "verification_file: expected .*None"),
         ({"calibration_trials": 3}, "calibration_trials: expected a trial li"),
         ({"calibration": 3}, "calibration: expected text"),
         ({"data_folder": 3}, "data_folder: expected text"),
