@@ -283,6 +283,27 @@ def assert_same_losses(divided, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch compiles with g++"
+)
+def test_a_training_compiled_to_machine_code(corpus, tmp_path):
+    process = train(
+        corpus,
+        tmp_path / "compiled",
+        flags=["--compile"],
+        number_of_epochs=2,
+    )
+    assert process.returncode == 0, process.stderr
+    train_here(corpus, tmp_path / "eager", number_of_epochs=2)
+    compiled, eager = (
+        losses(tmp_path / name) for name in ("compiled", "eager")
+    )
+    assert compiled.keys() == eager.keys()
+    for epoch, loss in eager.items():
+        assert compiled[epoch] == pytest.approx(loss, rel=1e-3)
+
+
+@pytest.mark.slow
 def test_all_processes_end_where_the_loss_of_one_is_not_finite(
     corpus, tmp_path
 ):

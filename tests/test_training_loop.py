@@ -803,7 +803,8 @@ def test_a_compiled_training_is_the_same(
             flags=["--compile"],
         ),
     )
-    assert recipe.unwrap(watch.brain.modules.embedding_model) in compiled
+    # Not the loss, whose margin moves with every step.
+    assert compiled == [recipe.unwrap(watch.brain.modules.embedding_model)]
     assert same(watch.items, epochs(trained.items)[0])
     first, expected = (w.losses[0]["value"] for w in (watch, trained))
     assert first == pytest.approx(expected, rel=1e-5)
