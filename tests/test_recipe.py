@@ -252,10 +252,17 @@ def one_process(frozen_norms, corpus, tmp_path_factory):
     return losses(output)
 
 
+@pytest.mark.parametrize("batch_size", [2, 1])
 def test_global_batch_may_be_divided(
-    frozen_norms, one_process, corpus, tmp_path
+    batch_size, frozen_norms, one_process, corpus, tmp_path
 ):
-    train_here(corpus, tmp_path, frozen_norms, number_of_epochs=2, batch_size=2)
+    train_here(
+        corpus,
+        tmp_path,
+        frozen_norms,
+        number_of_epochs=2,
+        batch_size=batch_size,
+    )
     assert_same_losses(losses(tmp_path), one_process)
 
 
@@ -505,6 +512,11 @@ def test_bfloat16(corpus, tmp_path):
     [
         ({"data_folder": ""}, "error: data_folder: "),
         ({"global_batch_size": 99}, "error: global_batch_size: 99"),
+        (
+            {"global_batch_size": 7},
+            "error: global_batch_size: 7 for .* batch_size 4 .* BatchNorm",
+        ),
+        ({"batch_size": 1}, "error: global_batch_size: 4 for .* batch_size 1 "),
         ({"number_of_epoch": 3}, "error: number_of_epoch: not a key"),
         ({"validation_trials": "none.txt"}, "error: .*none.txt"),
         ({"device": "cuda:99"}, "error: device: 'cuda:99'"),

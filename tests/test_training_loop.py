@@ -251,7 +251,13 @@ def test_ranks_share_the_global_batch(trained, corpus, monkeypatch, tmp_path):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         hparams_file, run_opts, overrides = parse_command_line(
-            command_line(corpus, tmp_path, without_gain(tmp_path), batch_size=1)
+            command_line(
+                corpus,
+                tmp_path,
+                without_gain(tmp_path),
+                batch_size=1,
+                synchronize_batchnorm=True,  # it cannot have one crop alone
+            )
         )
         hparams = load_hparams(hparams_file, overrides)
         brain, loader, _ = recipe.build_brain(hparams, run_opts)
