@@ -6,6 +6,7 @@ Authors
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from redimnet2_lobes.results import in_precision
 from redimnet2_lobes.single_file import FILE_NAME
 
 PAPER = "2603.11841"  # arXiv
@@ -205,8 +206,9 @@ def _results(results):
     what = "all of it" if seconds is None else f"its first {seconds:g} s"
     if crops is not None:
         what = f"{crops} crops of {seconds:g} s, averaged"
+    how = in_precision(results)
     return "\n".join(lines) + (
         "\n\nMeasured by whoever pushed this model, with the verification "
-        f"scripts of the\nrecipe; of each utterance {what} was embedded. "
+        f"scripts of the\nrecipe; of each utterance {what} was embedded{how}. "
         "minDCF is normalized, the threshold\nthat of the EER."
     )

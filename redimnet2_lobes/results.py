@@ -77,6 +77,27 @@ checkpoint is missing; run the verification again
     return content
 
 
+def in_precision(results):
+    """The end of a sentence on embeddings: their precision, if not float32.
+
+    Arguments
+    ---------
+    results : dict
+        From `read_results`. Results of before precisions have none.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> in_precision({"eval_precision": "bf16"}), in_precision({})
+    (', in bf16', '')
+    """
+    precision = results.get("eval_precision", "fp32")
+    return "" if precision == "fp32" else f", in {precision}"
+
+
 def plain_cosine(results):
     """The entries for the cosine of embeddings, with nothing else applied.
 

@@ -10,7 +10,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from redimnet2_lobes.results import RESULTS_FILE, plain_cosine, read_results
+from redimnet2_lobes.results import (
+    RESULTS_FILE,
+    in_precision,
+    plain_cosine,
+    read_results,
+)
 
 
 class Threshold(NamedTuple):
@@ -82,7 +87,7 @@ def kept_threshold(model):
         origin += f", with {crops} crops of {seconds:g} s each, not whole files"
     elif seconds is not None:
         origin += f", with the first {seconds:g} s of each, not whole files"
-    return Threshold(row["eer_threshold"], origin)
+    return Threshold(row["eer_threshold"], origin + in_precision(results))
 
 
 def _find_results(model):

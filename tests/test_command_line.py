@@ -198,6 +198,7 @@ def test_the_decision_is_by_the_threshold(run, model, pair):
         ([0.125, 0.5], {}, "trials, the first of 2 lists; "),
         ([0.125], {"seconds_used": 8}, "the first 8 s of each, not whole"),
         ([0.125], {"seconds_used": 4, "crops": 10}, "10 crops of 4 s each"),
+        ([0.125], {"eval_precision": "bf16"}, "trials, in bf16; results.json"),
     ],
 )
 def test_the_threshold_of_the_evaluation_is_found(

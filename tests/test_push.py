@@ -239,7 +239,15 @@ def test_the_card(folder, tmp_path, capsys):
         f"redimnet2 verify a.wav b.wav --model={NAME}",
     ):
         assert line in card.text
-    assert "of each utterance its first 8 s was embedded" in card.text
+    assert "of each utterance its first 8 s was embedded. min" in card.text
+
+
+def test_the_card_names_the_precision(folder, tmp_path, capsys):
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({**RESULTS, "eval_precision": "bf16"}))
+    main([str(folder), NAME, f"--results={results}", "--dry_run"])
+    text = capsys.readouterr().out
+    assert "of each utterance all of it was embedded, in bf16. min" in text
 
 
 def test_a_card_without_results_claims_none(folder, capsys):

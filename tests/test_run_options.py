@@ -1,5 +1,6 @@
 """SpeechBrain's run options: each works, or is refused in one line."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,7 +85,12 @@ def expected_scores(corpus, trials, precision):
 
 def test_precision_of_verification(verify, corpus, tmp_path):
     exact = verify()
+    results = tmp_path / "results"
+    assert "in fp32" not in (results / "results.txt").read_text()
     mixed = verify("--eval_precision=bf16")
+    assert "all of it, in bf16.\n" in (results / "results.txt").read_text()
+    written = json.loads((results / "results.json").read_text())
+    assert written["eval_precision"] == "bf16"
     expected = expected_scores(corpus, exact, "bf16")
     assert mixed == pytest.approx(expected, abs=1e-3)
     assert mixed != pytest.approx(exact, abs=1e-5)

@@ -218,6 +218,7 @@ def test_results_agree_with_speechbrain_file_by_file(
         "checkpoint": "small",
         "seconds_used": None,
         "crops": None,
+        "eval_precision": "fp32",
     }
     assert row == {
         "list": "veri_test2",

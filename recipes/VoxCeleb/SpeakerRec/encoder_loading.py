@@ -103,7 +103,7 @@ def load_folded_encoder(hparams, hparams_file, run_opts):
     Arguments
     ---------
     hparams : dict
-        The hyperparameters.
+        The hyperparameters. ``eval_precision`` becomes that which is used.
     hparams_file : str
         Their file.
     run_opts : RunOptions
@@ -122,6 +122,7 @@ def load_folded_encoder(hparams, hparams_file, run_opts):
     precision = run_opts.eval_precision
     if "eval_precision" not in run_opts.overridden_args:
         precision = hparams.get("eval_precision") or precision
+    hparams["eval_precision"] = precision
     if precision == "fp16" and (run_opts.device or infer_device()) == "cpu":
         raise ValueError(
             "eval_precision: fp16 is for GPUs; pass bf16, or another --device"

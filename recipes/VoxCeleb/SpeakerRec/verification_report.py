@@ -20,6 +20,7 @@ from redimnet2_lobes.metrics import (
     minDCF,
 )
 from redimnet2_lobes.plots import plot_det, plot_score_histogram
+from redimnet2_lobes.results import in_precision
 from redimnet2_lobes.whole_files import complete_or_absent
 
 P_TARGETS = (0.01, 0.05)  # priors of a trial of one speaker in the minDCF
@@ -133,6 +134,7 @@ def report(results, hparams, output_folder):
         "checkpoint": checkpoint,
         "seconds_used": hparams["maximum_seconds"],
         "crops": hparams["crops"],
+        "eval_precision": hparams["eval_precision"],
         "results": rows,
     }
     text = text_table(rows) + embedded(hparams)
@@ -152,7 +154,7 @@ def report(results, hparams, output_folder):
 
 
 def embedded(hparams):
-    r"""A line on what of each utterance was embedded.
+    r"""A line on what of each utterance was embedded, and how.
 
     Arguments
     ---------
@@ -165,14 +167,17 @@ def embedded(hparams):
 
     Example
     -------
-    >>> embedded({"maximum_seconds": 4, "crops": 10})
+    >>> hparams = {"maximum_seconds": 4, "crops": 10}
+    >>> embedded({**hparams, "eval_precision": "fp32"})
     'Embedded of each utterance: 10 crops of 4 s, averaged.\n'
+    >>> embedded({**hparams, "eval_precision": "bf16"})
+    'Embedded of each utterance: 10 crops of 4 s, averaged, in bf16.\n'
     """
     seconds, crops = hparams["maximum_seconds"], hparams["crops"]
     what = "all of it" if seconds is None else f"its first {seconds:g} s"
     if crops is not None:
         what = f"{crops} crops of {seconds:g} s, averaged"
-    return f"Embedded of each utterance: {what}.\n"
+    return f"Embedded of each utterance: {what}{in_precision(hparams)}.\n"
 
 
 def write_scores(result, path):
