@@ -19,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 from training_runs import TEST, TRAINING, command_line, run, write_corpus
 
+from redimnet2_lobes.folder_lock import only_writer
+
 TESTS = Path(__file__).parent
 RECIPE = TESTS.parent / "recipes" / "VoxCeleb" / "SpeakerRec"
 SCRIPT = RECIPE / "train_speaker_embeddings.py"
@@ -327,6 +329,27 @@ def test_all_processes_end_where_the_loss_of_one_is_not_finite(
     assert process.stderr.count(line) == 2
     assert not list((tmp_path / "save").glob("CKPT*"))
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_all_processes_end_where_the_main_one_fails(corpus, tmp_path):
+    with only_writer(tmp_path, "training"):
+        process = train(
+            corpus,
+            tmp_path,
+            launcher=TWO_PROCESSES,
+            distributed_backend="gloo",
+            batch_size=2,
+        )
+    assert process.returncode == 1
+    ours = process.stderr.split("torch/distributed/run.py")[0]
+    errors = re.findall("^error: .*", process.stderr, re.MULTILINE)
+    assert len(errors) == 2, process.stderr
+    assert any(str(tmp_path) in error for error in errors)
+    assert "error: another process of this run has ended; its own" in (
+        process.stderr
+    )
+    assert 'train_speaker_embeddings.py", line' not in ours
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,8 @@ PLACEHOLDERS = {
     ),
     "output": "the file to write; the ending may be left out",
 }
+# What torch.distributed says where another process is gone.
+LOST_CONNECTION = re.compile("(closed|reset) by peer|Broken pipe")
 TYPES = {
     str: "text",
     int: "a whole number",
@@ -84,7 +86,8 @@ def main_with_one_line_errors(function):
         The script's main function, called with the command line's arguments
         (a list of str). Of what it raises, ValueError and OSError are printed
         as ``error: ...``, and the exit code is 1; anything else is a bug and
-        keeps its traceback.
+        keeps its traceback. Where other processes wait for one that ends so,
+        they end with one line as well.
 
     Example
     -------
@@ -104,6 +107,17 @@ def main_with_one_line_errors(function):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:
+        lost = LOST_CONNECTION.search(str(error))
+        if not (lost and torch.distributed.is_initialized()):
+            raise
+        logger.debug("Where the error arose:", exc_info=True)
+        print(
+            "error: another process of this run has ended; its own message "
+            "says why",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     if torch.distributed.is_initialized():
         # Its threads abort a process that ends while they wait for Python.
         torch.distributed.destroy_process_group()
