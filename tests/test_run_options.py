@@ -198,6 +198,16 @@ def test_what_does_nothing_in_training(option, remedy):
         training.main(["no.yaml", option])
 
 
+@pytest.mark.parametrize("name", training.UNUSED_HPARAMS)
+def test_what_does_nothing_in_the_yaml_of_a_training(name, tmp_path):
+    """SpeechBrain would say that it is used."""
+    text = HPARAMS.with_name("demo_redimnet2_b0.yaml").read_text()
+    path = tmp_path / "own.yaml"
+    path.write_text(f"{text}\n{name}: True\n")
+    with pytest.raises(ValueError, match=f"^{name}: it does nothing here; "):
+        training.main([str(path), "--data_folder=none", "--device=cpu"])
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_unused_parameters_in_distributed_training(given, monkeypatch):
     wrapped = []

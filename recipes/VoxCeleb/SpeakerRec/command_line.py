@@ -228,13 +228,14 @@ def parse_command_line(arguments):
     return param_file, run_opts, overrides
 
 
-def refuse_run_options(run_opts, remedies):
+def refuse_run_options(given, remedies):
     """Refuses run options that a script has no use for.
 
     Arguments
     ---------
-    run_opts : RunOptions
-        SpeechBrain's run options, from :func:`parse_command_line`.
+    given : container of str
+        Names that the user set: ``overridden_args`` of the run options, or
+        the keys of a YAML.
     remedies : dict
         For each such option what to do instead.
 
@@ -246,12 +247,13 @@ def refuse_run_options(run_opts, remedies):
     Example
     -------
     >>> _, run_opts, _ = parse_command_line(["b0.yaml", "--test_only"])
-    >>> refuse_run_options(run_opts, {"test_only": "use verification"})
+    >>> given = run_opts.overridden_args
+    >>> refuse_run_options(given, {"test_only": "use verification"})
     Traceback (most recent call last):
     ValueError: test_only: it does nothing here; use verification
     """
     for name, remedy in remedies.items():
-        if name in run_opts.overridden_args:
+        if name in given:
             raise ValueError(f"{name}: it does nothing here; {remedy}")
 
 

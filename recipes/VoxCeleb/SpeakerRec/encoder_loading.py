@@ -56,7 +56,7 @@ def check_embedding_options(run_opts, *others):
         del unused[name]
     for name in TRAINING_PRECISIONS:
         unused[name] = "pass --eval_precision, since this is that of training"
-    refuse_run_options(run_opts, unused)
+    refuse_run_options(run_opts.overridden_args, unused)
 
 
 def check_embedding_hparams(hparams):

@@ -76,6 +76,11 @@ UNUSED_RUN_OPTIONS = {
     "data_parallel_backend": "start it with torchrun for several GPUs",
     "log_config": "the variable SB_LOG_LEVEL sets how much is logged",
 }
+# SpeechBrain says that it uses run options that are keys of the YAML.
+UNUSED_HPARAMS = {
+    **UNUSED_RUN_OPTIONS,
+    "distributed_backend": "pass --distributed_backend on the command line",
+}
 
 
 class SpeakerBrain(sb.core.Brain):
@@ -691,9 +696,10 @@ def main(arguments):
         The command line.
     """
     hparams_file, run_opts, overrides = parse_command_line(arguments)
-    refuse_run_options(run_opts, UNUSED_RUN_OPTIONS)
+    refuse_run_options(run_opts.overridden_args, UNUSED_RUN_OPTIONS)
     sb.utils.distributed.ddp_init_group(run_opts)
     hparams = load_hparams(hparams_file, overrides)
+    refuse_run_options(hparams, UNUSED_HPARAMS)
     check_settings(hparams)
     # The main process alone, for it writes.
     with (
