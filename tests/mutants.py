@@ -61,6 +61,15 @@ GROUPS = {
 KILLED = {"killed", "timeout"}
 
 
+def test_files(group):
+    """The tests of a group, those first that notice most."""
+    return [
+        f"tests/{path.name}"
+        for name in GROUPS[group][1]
+        for path in sorted((REPOSITORY / "tests").glob(f"test_{name}.py"))
+    ]
+
+
 def lay_out(group):
     """Copies the repository's code into one flat folder.
 
@@ -84,22 +93,19 @@ def lay_out(group):
         for copy in (folder / name, folder / "mutants" / name):
             shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(REPOSITORY / name, folder / name)
-    modules, tests = GROUPS[group]
+    modules, _ = GROUPS[group]
     settings = {
         "source_paths": sorted({place.split("/")[0] for place in places}),
         "only_mutate": [f"{module}.py" for module in modules],
         "also_copy": ["hparams"],
         # The words of messages.
         "do_not_mutate_patterns": [r"^\s*raise ", r"\blogger\.", r"\bprint\("],
-        "pytest_add_cli_args_test_selection": sorted(
-            f"tests/{path.name}"
-            for name in tests
-            for path in (REPOSITORY / "tests").glob(f"test_{name}.py")
-        ),
+        "pytest_add_cli_args_test_selection": test_files(group),
         "pytest_add_cli_args": [
             "--override-ini=pythonpath=. tests tests/benchmarks",
             "--override-ini=tmp_path_retention_policy=failed",
             "-mnot slow",
+            "-pquickest_first",
             "-pno:cacheprovider",
             # Collects garbage at the end, which takes longer than most tests.
             "-pno:unraisableexception",
@@ -133,7 +139,7 @@ def forget_survivors(folder):
         path.write_text(json.dumps(content))
 
 
-def run(folder, modules, processes):
+def run(group, folder, modules, processes):
     """Runs mutmut on what is left, or on all mutants of the named modules."""
     # Which tests reach which function: they may have changed.
     (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
@@ -150,7 +156,8 @@ def run(folder, modules, processes):
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(folder / "mutants"),
+                "PYTHONPATH": f"{folder / 'mutants'}:{folder / 'tests'}",
+                "TEST_FILES": " ".join(test_files(group)),
                 "PYTEST_DEBUG_TEMPROOT": temporary,
             },
             check=False,
@@ -217,7 +224,7 @@ def main():
         if group in names:
             forget_survivors(folder)
             named = []
-        run(folder, named, arguments.processes)
+        run(group, folder, named, arguments.processes)
         summarize(folder, named or modules)
 
 
