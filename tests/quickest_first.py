@@ -1,15 +1,42 @@
-"""A pytest plugin for mutants.py: most mutants are killed by a quick test.
+"""A pytest plugin for mutants.py, which tells mutmut what to run and in which
+order.
 
-Test files go in the order of TEST_FILES, so that the fixtures of a file are
-made once; in each the tests go by the time that they took for mutmut.
+mutmut notes which functions each test reaches, but those that a fixture of
+several tests reaches for the first test alone; here they count for all.
+
+Most mutants are killed by a quick test. Test files go in the order of
+TEST_FILES, so that the fixtures of a file are made once; in each the tests go
+by the time that they took for mutmut.
 """
 
 import json
 import os
 from pathlib import Path
 
+import pytest
+from mutmut.state import state
+
 TIMES = Path("mutmut-stats.json")
 FILES = os.environ["TEST_FILES"].split()
+reached = {}  # by each fixture
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef):
+    noted = state()._stats
+    before = set(noted)
+    noted.clear()
+    try:
+        return (yield)
+    finally:
+        reached[fixturedef] = set(noted)
+        noted |= before
+
+
+def pytest_runtest_call(item):
+    for fixtures in item._fixtureinfo.name2fixturedefs.values():
+        for fixture in fixtures:
+            state()._stats.update(reached.get(fixture, ()))
 
 
 def pytest_collection_modifyitems(items):
