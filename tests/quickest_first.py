@@ -17,7 +17,7 @@ import pytest
 from mutmut.state import state
 
 TIMES = Path("mutmut-stats.json")
-FILES = os.environ["TEST_FILES"].split()
+FILES = os.environ.get("TEST_FILES", "").split()
 reached = {}  # by each fixture
 
 
