@@ -367,8 +367,9 @@ def test_the_one_before_a_damaged_checkpoint(
     with caplog.at_level(logging.WARNING):
         train(corpus, output)
     assert f"{newest}: {name} is damaged; renamed to DAMAGED+" in caplog.text
-    assert not newest.exists()
-    assert (newest.parent / f"DAMAGED+{newest.name}").is_dir()
+    # A new checkpoint of the same second may have the name again.
+    aside = newest.parent / f"DAMAGED+{newest.name}"
+    assert (aside / name).read_bytes() == b"{"
     # Nothing of the damaged one was taken.
     assert losses(output) == expected
 
