@@ -61,8 +61,10 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def no_logging_setup(monkeypatch):
+def neither_logging_setup_nor_plots(monkeypatch):
     """It would change what is logged in all later tests."""
+    # Drawing it takes longer than the epoch.
+    monkeypatch.setattr(recipe, "plot_training_curves", lambda *_: None)
     monkeypatch.setattr(
         recipe.sb.core, "create_experiment_directory", lambda **_: None
     )

@@ -473,6 +473,8 @@ def test_log(trained):
     """Epoch by epoch what the loss and the optimizer saw."""
     log = read_log(trained)
     assert len(log) == 3
+    drawn = trained.hparams["train_log"], trained.hparams["training_curves"]
+    assert trained.plots == [drawn] * 3
     for epoch, line in enumerate(log, start=1):
         found = {
             key: float(value)

@@ -106,6 +106,7 @@ class Watch:
         self.forwards = []  # of the network: training, gradients, autocast
         self.losses = []  # margin, learning rate and value as the loss saw
         self.correct = []  # how many of each batch are told
+        self.plots = []  # what was drawn, and where
         self.steps = []  # of the optimizer: settings of each parameter
 
     def attach(self, brain):
@@ -223,6 +224,12 @@ def run(monkeypatch, arguments, before=lambda watch: None):
             functools.partial(
                 core.create_experiment_directory, save_env_desc=False
             ),
+        )
+        # Drawing it takes longer than the epoch.
+        patched.setattr(
+            recipe,
+            "plot_training_curves",
+            lambda log, path: watch.plots.append((log, path)),
         )
         recipe.main(arguments)
     return watch
