@@ -167,6 +167,12 @@ def test_number_of_epochs_out_of_range(training, tmp_path, last, message):
     assert not output.exists()
 
 
+def test_ten_epochs_unless_told_otherwise(training, tmp_path):
+    output = tmp_path / "average"
+    with pytest.raises(ValueError, match="last 4 epochs .* but 10 were asked"):
+        average_checkpoints.main([str(training.folder), str(output)])
+
+
 def test_folder_of_no_training(tmp_path):
     with pytest.raises(ValueError, match=r"elsewhere: no output_folder.*\Z"):
         average_checkpoints.main([str(tmp_path / "elsewhere"), str(tmp_path)])

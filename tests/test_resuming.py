@@ -735,6 +735,19 @@ def test_too_many_steps_are_skipped(corpus, tmp_path, diverging):
     assert line.startswith("epoch 1, step 2: the loss is not finite; ")
 
 
+def test_all_skipped_steps_count(corpus, tmp_path, diverging):
+    for step in (1, 2):
+        diverging(
+            "compute_objectives", step, lambda brain, loss: loss * float("nan")
+        )
+    line = refused(
+        corpus,
+        tmp_path,
+        options=["--skip_nonfinite_grads", "--nonfinite_patience=1"],
+    )
+    assert line.startswith("epoch 1, step 2: the loss is not finite; ")
+
+
 @pytest.mark.parametrize("interval", [0, 1])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_weights_that_are_not_finite(
