@@ -480,11 +480,13 @@ def add_noise(speech, noise, snr):
     >>> add_noise(torch.ones(3), torch.tensor([0.5, -0.5, 0.5]), snr=20.0)
     tensor([1.1000, 0.9000, 1.1000])
     """
-    noise_power = noise.dot(noise).item()
-    if noise_power == 0:
+    # Unlike dot, norm rounds the same with any number of threads and wherever
+    # the samples lie in memory.
+    noise_level = noise.norm().item()
+    if noise_level == 0:
         return speech
-    ratio = speech.dot(speech).item() / noise_power
-    return speech.add(noise, alpha=(ratio * 10 ** (-snr / 10)) ** 0.5)
+    ratio = speech.norm().item() / noise_level
+    return speech.add(noise, alpha=ratio * 10 ** (-snr / 20))
 
 
 def reverberate(speech, impulse_response):

@@ -163,6 +163,24 @@ def test_noise_ratios(noise_corpora, monkeypatch, kind, reverberated):
     assert np.mean(ratios) == pytest.approx(10, abs=0.6)
 
 
+@pytest.mark.parametrize("samples", [6640, 32240])
+def test_noise_rounds_the_same_everywhere(samples):
+    """In a loader's worker or not, and wherever it lies in memory."""
+    pair = torch.randn(2, samples, generator=torch.Generator().manual_seed(1))
+    threads = torch.get_num_threads()
+    noisy = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for offset in range(16):
+                moved = torch.cat([torch.zeros(2, offset), pair], 1)
+                speech, noise = (each[offset:] for each in moved)
+                noisy.append(augment.add_noise(speech, noise, snr=10.0))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(noisy[0], other) for other in noisy)
+
+
 def test_impulse_responses_have_unit_energy(noise_corpora):
     room = Reverberation(noise_corpora["rirs_folder"])
     impulse = torch.zeros(24000)
