@@ -266,16 +266,18 @@ def normalize_waveform(wavs, samples, epsilon):
     >>> normalize_waveform(wavs, torch.tensor([4, 2]), 1e-8)[1]
     tensor([-1.,  1.,  0.,  0.])
     """
+    # The slope of a root of 0, of a silent utterance, is infinite.
+    least = torch.finfo(wavs.dtype).tiny
     if samples is None:
         variance, mean = torch.var_mean(wavs, 1, correction=0, keepdim=True)
-        return (wavs - mean) / (variance.sqrt() + epsilon)
+        return (wavs - mean) / (variance.clamp(min=least).sqrt() + epsilon)
     valid = valid_mask(samples, wavs.shape[1])
     count = samples.unsqueeze(1)
     # masked_fill, not a product: the padding may hold NaN.
     mean = wavs.masked_fill(~valid, 0).sum(1, keepdim=True) / count
     wavs = (wavs - mean).masked_fill(~valid, 0)
-    deviation = (wavs.square().sum(1, keepdim=True) / count).sqrt()
-    return wavs / (deviation + epsilon)
+    variance = wavs.square().sum(1, keepdim=True) / count
+    return wavs / (variance.clamp(min=least).sqrt() + epsilon)
 
 
 def pre_emphasize(wavs, samples):

@@ -97,6 +97,16 @@ def test_networks_pass_the_gradient_to_the_waveform(folded, training):
     assert not batch.grad[1, 4500:].any()
 
 
+@pytest.mark.parametrize("samples", [None, torch.tensor([8000, 6000])])
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_silence_has_a_gradient(front_end, samples):
+    """None that would spoil what made the waveforms."""
+    wavs = torch.stack([speech(8000), torch.zeros(8000)]).requires_grad_()
+    features, _ = front_end(wavs, samples)
+    features.square().sum().backward()
+    assert wavs.grad.isfinite().all() and wavs.grad[0].any()
+
+
 def test_features_keep_nothing_where_no_gradient_is_asked_for():
     features, _ = LogMel()(speech(16000)[None])
     assert not features.requires_grad
