@@ -29,6 +29,9 @@ TWO_PROCESSES = [
     "torch.distributed.run",
     "--standalone",
     "--nproc_per_node=2",
+    # A tenth of a second after the first one has ended, torchrun would kill the
+    # other, which may not have said why it ends yet.
+    "--monitor_interval=3",
 ]
 MARGIN = {"final_margin": 0}  # so that losses can be compared
 
