@@ -764,6 +764,27 @@ def test_a_finished_training_does_not_go_on(corpus, monkeypatch, tmp_path):
     assert "Trained for 1 epochs already; raise --number_of_epochs" in log
 
 
+@pytest.mark.parametrize("flags", [[], ["--debug_persistently"]])
+def test_debugging_leaves_what_is_trained(corpus, monkeypatch, tmp_path, flags):
+    """Unless it is asked to: two batches an epoch, from the beginning."""
+    arguments = command_line(corpus, tmp_path, number_of_epochs=1)
+    run(monkeypatch, arguments)
+
+    def kept():
+        return {
+            path: path.read_bytes()
+            for part in ("model", "save")
+            for path in (tmp_path / part).rglob("*")
+            if path.is_file()
+        }
+
+    before = kept()
+    arguments = command_line(corpus, tmp_path, number_of_epochs=2)
+    watch = run(monkeypatch, [*arguments, "--debug", *flags])
+    assert len(watch.losses) == (2 if flags else 4)
+    assert (kept() == before) is not bool(flags)
+
+
 # --- Precision, compilation, fine-tuning ---
 
 

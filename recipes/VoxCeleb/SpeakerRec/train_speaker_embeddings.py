@@ -737,6 +737,8 @@ def train(hparams, hparams_file, run_opts, overrides):
         logging.getLogger(name).setLevel(logging.WARNING)
     brain, loader, speakers = build_brain(hparams, run_opts)
     brain.fit(hparams["epoch_counter"], loader)
+    if brain.debug and not brain.debug_persistently:
+        return  # there may be the model of a whole training
 
     # Faster and slower versions of the speakers were for training only.
     class_weights = unwrap(brain.modules.classifier).weight[: len(speakers)]
