@@ -118,6 +118,8 @@ class CompleteCheckpointer(Checkpointer):
             )
         for folder in damaged:
             aside = folder.with_name(f"DAMAGED+{folder.name}")
+            # Its copy, brought back, may be damaged as well.
+            shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
             logger.warning(
                 f"{folder}: {faults[folder]}; renamed to {aside.name}, and the "

@@ -421,6 +421,19 @@ def test_any_damaged_file_is_found(damage, trained, caplog):
         assert len(checkpointer.list_checkpoints()) == 1
 
 
+def test_a_copy_that_is_damaged_as_well(tmp_path):
+    checkpointer = CompleteCheckpointer(tmp_path)
+    for name in ("whole", "bad"):
+        checkpointer.save_checkpoint(name=name)
+    bad = tmp_path / "CKPT+bad"
+    for content in ("first", "second"):
+        bad.mkdir(exist_ok=True)
+        (bad / "checks.json").write_text(content)
+        checkpointer.set_damaged_aside()
+        aside = tmp_path / "DAMAGED+CKPT+bad" / "checks.json"
+        assert aside.read_text() == content and not bad.exists()
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_all_are_damaged(name, trained, corpus):
     for checkpoint in checkpoints(trained):
