@@ -34,16 +34,16 @@ GROUPS = {
             f"{PACKAGE}/checkpoints",
         ],
         [
-            "training_loop*",
             "training_data",
             "batches",
             "crops",
             "schedules",
             "fine_tuning",
             "checkpoints",
+            "shards",
+            "training_loop*",
             "resuming",
             "average_checkpoints",
-            "shards",
         ],
     ),
     "scoring": (
@@ -62,7 +62,7 @@ KILLED = {"killed", "timeout"}
 
 
 def test_files(group):
-    """The tests of a group, those first that notice most."""
+    """The tests of a group, in the order that they should go."""
     return [
         f"tests/{path.name}"
         for name in GROUPS[group][1]
