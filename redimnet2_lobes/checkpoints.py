@@ -219,11 +219,13 @@ class CompleteCheckpointer(Checkpointer):
             self._write_checks(saved.path)
             replace_when_synced(saved.path, path)
         except (OSError, RuntimeError) as error:  # torch's is a RuntimeError
+            if not if_main_process():  # which alone writes
+                raise
             shutil.rmtree(partial, ignore_errors=True)
-            reason = str(error).splitlines()[0]
             raise OSError(
-                f"{folder}: cannot write a checkpoint ({reason}); free some "
-                "space, and the same command goes on from the last one"
+                f"{folder}: cannot write a checkpoint ({one_line(error)}); "
+                "free some space, and the same command goes on from the last "
+                "one"
             ) from error
         finally:
             self.checkpoints_dir = folder
@@ -347,9 +349,10 @@ def _fault(folder):
                 return f"{name} is damaged"
     except FileNotFoundError:
         return f"{name} is missing"
-    except PermissionError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (IsADirectoryError, NotADirectoryError):
+        return f"{name} is damaged"
+    # Another OSError says nothing of the file: the disk may be back tomorrow.
+    except (ValueError, LookupError, TypeError, AttributeError):
         return f"{name} is damaged"
     return None
 

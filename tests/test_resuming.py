@@ -724,7 +724,10 @@ def test_parts_of_a_global_batch(corpus, tmp_path, diverging):
     """Steps are those of the optimizer."""
     diverging("compute_objectives", 5, lambda brain, loss: loss * float("nan"))
     line = refused(corpus, tmp_path, batch_size=2, global_batch_size=6)
-    assert line.startswith("epoch 1, step 2: the loss is not finite; ")
+    assert line == (
+        "epoch 1, step 2: the loss is not finite; there is no checkpoint from "
+        "before: start again with a lower --initial_lr"
+    )
 
 
 def test_steps_that_are_skipped(corpus, tmp_path, diverging):

@@ -189,6 +189,7 @@ def test_the_options_that_embedding_has():
         ("--grad_accumulation_factor=2", "--global_batch_size"),
         ("--remove_vector_weight_decay", "--loss_weight_decay"),
         ("--data_parallel_backend", "torchrun"),
+        ("--optimizer_step_limit=9", "set --number_of_epochs"),
         ("--log_config=log.yaml", "SB_LOG_LEVEL"),
     ],
 )
@@ -232,10 +233,3 @@ def test_abbreviations_are_refused(given):
     """SpeechBrain would read them, and go on as if they were not there."""
     with pytest.raises(ValueError, match="no option; write out --[a-z_]+ if"):
         parse_command_line(["a.yaml", given, "bf16"])
-
-
-def test_limit_of_steps():
-    line = ["a.yaml", "--optimizer_step_limit"]
-    assert parse_command_line([*line, "3"])[1].optimizer_step_limit == 3
-    with pytest.raises(ValueError, match="^optimizer_step_limit: expected a"):
-        parse_command_line([*line, "three"])

@@ -16,7 +16,6 @@ import os
 import re
 import sys
 import textwrap
-from dataclasses import replace
 
 import ruamel.yaml
 import speechbrain as sb
@@ -208,24 +207,14 @@ def parse_command_line(arguments):
         raise ValueError(
             message.replace("param_file", "a YAML file of hyperparameters")
         ) from None
-    param_file, run_opts, overrides = parsed
-    if run_opts.optimizer_step_limit is not None:  # as text
-        try:
-            limit = int(run_opts.optimizer_step_limit)
-        except ValueError:
-            raise ValueError(
-                "optimizer_step_limit: expected a whole number, not "
-                f"{run_opts.optimizer_step_limit!r}"
-            ) from None
-        run_opts = replace(run_opts, optimizer_step_limit=limit)
-    device = run_opts.device
+    device = parsed[1].device
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device: {device!r} cannot be used here ({one_line(error)})"
         ) from error
-    return param_file, run_opts, overrides
+    return parsed
 
 
 def refuse_run_options(given, remedies):

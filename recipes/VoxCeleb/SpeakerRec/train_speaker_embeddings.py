@@ -74,6 +74,7 @@ UNUSED_RUN_OPTIONS = {
     ),
     "remove_vector_weight_decay": "set --weight_decay and --loss_weight_decay",
     "data_parallel_backend": "start it with torchrun for several GPUs",
+    "optimizer_step_limit": "set --number_of_epochs",
     "log_config": "the variable SB_LOG_LEVEL sets how much is logged",
 }
 # SpeechBrain says that it uses run options that are keys of the YAML.
@@ -245,10 +246,15 @@ class SpeakerBrain(sb.core.Brain):
     def _diverged(self, what):
         step = math.ceil(self.step / self.grad_accumulation_factor)
         precision = "" if self.precision == "fp32" else " or --precision=fp32"
+        go_on = "there is no checkpoint from before: start again"
+        if self.checkpointer.list_checkpoints():
+            go_on = (
+                f"the checkpoints in {self.hparams.save_folder} are from "
+                "before: go on from them"
+            )
         return ValueError(
             f"epoch {self.hparams.epoch_counter.current}, step {step}: {what} "
-            f"is not finite; the checkpoints in {self.hparams.save_folder} are "
-            f"from before: go on from them with a lower --initial_lr{precision}"
+            f"is not finite; {go_on} with a lower --initial_lr{precision}"
         )
 
     def _save_intra_epoch_ckpt(self):
