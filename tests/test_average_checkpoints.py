@@ -81,7 +81,7 @@ class Training:
         speakers.update_from_iterable(SPEAKERS, sequence_input=False)
         speakers.save(folder / "save" / "label_encoder.txt")
         overrides = {
-            "variant": None,
+            "variant": "b0",
             "base_channels": 4,
             "out_channels": None,
             "stages": STAGES,
@@ -147,6 +147,7 @@ def test_average_of_the_last_epochs(training, tmp_path, last):
     loss = torch.load(output / "compute_cost.ckpt", weights_only=True)
     assert_means(loss, training.mean("compute_cost", epochs))
 
+    assert encoder.hparams.variant == "b0"
     embedding = encoder.encode_batch(torch.randn(1, 16000))
     assert embedding.isfinite().all()
     title = (output / "README.md").read_text().splitlines()[0]

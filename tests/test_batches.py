@@ -57,7 +57,10 @@ def test_few_shards_at_a_time():
     shards = np.repeat(np.arange(6), 8)
     order = sum(global_batches(shards, 1, 12), [])
     for start in range(0, 48, 16):
-        assert len(set(shards[order[start : start + 16]])) == 2
+        window = shards[order[start : start + 16]]
+        assert len(set(window)) == 2
+        # Mixed, not one after the other.
+        assert np.count_nonzero(np.diff(window)) > 1
     other = sum(global_batches(shards, 1, 12, epoch=2), [])
     assert set(shards[order[:16]]) != set(shards[other[:16]])
 

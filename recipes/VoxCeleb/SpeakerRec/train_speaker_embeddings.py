@@ -97,14 +97,12 @@ class SpeakerBrain(sb.core.Brain):
         Order of the training utterances.
     loggers : list of speechbrain.utils.train_logger.TrainLogger
         Receive the figures of each epoch.
-    *args : tuple
-        Passed to ``Brain``.
     **kwargs : dict
         Passed to ``Brain``.
     """
 
-    def __init__(self, *args, trials, paths, batches, loggers, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, trials, paths, batches, loggers, **kwargs):
+        super().__init__(**kwargs)
         self.trials = trials
         self.paths = paths
         self.train_sampler = batches
