@@ -10,6 +10,7 @@ Authors
 
 import contextlib
 import difflib
+import gc
 import io
 import logging
 import os
@@ -21,6 +22,7 @@ import ruamel.yaml
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import HELP_TEXTS
 
@@ -119,7 +121,12 @@ def main_with_one_line_errors(function):
         sys.exit(1)
     if torch.distributed.is_initialized():
         # Its threads abort a process that ends while they wait for Python.
+        gc.collect()  # what is wrapped holds the group too
         torch.distributed.destroy_process_group()
+        if not if_main_process():  # which alone has files to finish
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def one_line(error):
