@@ -39,6 +39,24 @@ def test_lists_are_joined_under_prefixes(tmp_path):
     assert utterances.shards.tolist() == [0, 1, 2]
 
 
+def test_held_out_utterances_with_and_without_an_ending(tmp_path):
+    """And those of the shortest length stay, in shards of an odd folder."""
+    path = write_list(
+        tmp_path / "list.csv",
+        [
+            ("a/x/1.wav", 1.0, "/all.tar:old/s-0.tar:512:900"),
+            ("a/x/2.wav", 1.0, "/all.tar:old/s-0.tar:512:900"),
+            ("a/x/3", 1.0, "/all.tar:old/s-1.tar:512:900"),
+            ("a/x/4", 1.0, "/all.tar:old/s-1.tar:512:900"),
+            ("a/x/5", 0.999, "/all.tar:old/s-1.tar:512:900"),
+        ],
+    )
+    utterances = UtteranceList()
+    utterances.add(path, {}, "", 1.0, (), {"a/x/1", "a/x/3"})
+    assert [name for name, *_ in utterances] == ["a/x/2.wav", "a/x/4"]
+    assert utterances.shards.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     "text", ["ID,wav\na,b\n", "ID,duration,wav,spk_id\na,long,b,c\n", "", None]
 )
