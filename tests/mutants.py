@@ -61,7 +61,7 @@ GROUPS = {
 KILLED = {"killed", "timeout"}
 
 
-def test_files(group):
+def files_of_tests(group):
     """The tests of a group, in the order that they should go."""
     return [
         f"tests/{path.name}"
@@ -100,7 +100,7 @@ def lay_out(group):
         "also_copy": ["hparams"],
         # The words of messages.
         "do_not_mutate_patterns": [r"^\s*raise ", r"\blogger\.", r"\bprint\("],
-        "pytest_add_cli_args_test_selection": test_files(group),
+        "pytest_add_cli_args_test_selection": files_of_tests(group),
         "pytest_add_cli_args": [
             "--override-ini=pythonpath=. tests tests/benchmarks",
             "--override-ini=tmp_path_retention_policy=failed",
@@ -157,7 +157,7 @@ def run(group, folder, modules, processes):
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": f"{folder / 'mutants'}:{folder / 'tests'}",
-                "TEST_FILES": " ".join(test_files(group)),
+                "TEST_FILES": " ".join(files_of_tests(group)),
                 "PYTEST_DEBUG_TEMPROOT": temporary,
             },
             check=False,
