@@ -14,6 +14,8 @@ TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS / "parity"))
 import fill  # noqa: E402
 
+from redimnet2_lobes import redimnet2, tiles  # noqa: E402
+
 # With pytest-xdist each process has a core of its own.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -68,6 +70,17 @@ def b3_case():
 @pytest.fixture
 def b0_case():
     return ParityCase("b0-vox2")
+
+
+@pytest.fixture
+def tile_bytes(monkeypatch):
+    """Sets the size of tiles, so that small networks have some or none."""
+
+    def set_both(size):
+        monkeypatch.setattr(tiles, "TILE_BYTES", size)
+        monkeypatch.setattr(redimnet2, "TILE_BYTES", size)
+
+    return set_both
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import torch
 from conftest import ParityCase, relative_difference
 from test_parity import build as build_published
 from test_redimnet2 import PADDINGS, STAGES, build, pad, speech
-from test_tiles import tile_bytes  # noqa: F401
 from torch._dynamo.testing import CompileCounter
 from torch.nn.functional import normalize
 
@@ -79,7 +78,7 @@ def test_one_graph_of_single_utterances(b0_case, padded, sizes):
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "equal"])
-def test_one_graph_with_every_option(padded, tile_bytes):  # noqa: F811
+def test_one_graph_with_every_option(padded, tile_bytes):
     tile_bytes(20_000)  # so that a small network has tiles
     options = {"aggregation_norm": True, "dual_aggregation": True}
     network = build(stages=STAGES[1:3], **options)
@@ -87,7 +86,7 @@ def test_one_graph_with_every_option(padded, tile_bytes):  # noqa: F811
 
 
 @torch.no_grad()
-def test_waveforms_of_all_lengths(tile_bytes):  # noqa: F811
+def test_waveforms_of_all_lengths(tile_bytes):
     """Masks or none, repeated or not: some graphs, but no more by length."""
     tile_bytes(20_000)
     network = build(stages=STAGES[1:3])
@@ -136,7 +135,7 @@ def train(network, forward, steps):
         yield loss.item()
 
 
-def test_training_step(tile_bytes):  # noqa: F811
+def test_training_step(tile_bytes):
     """The losses of eager code, in graphs of the first step."""
     tile_bytes(20_000)
     network = build(stages=STAGES[1:3], aggregation_norm=True).train()
@@ -157,7 +156,7 @@ def test_training_step(tile_bytes):  # noqa: F811
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_training_in_one_graph(tile_bytes):  # noqa: F811
+def test_training_in_one_graph(tile_bytes):
     tile_bytes(20_000)
     network = build(stages=STAGES[1:3]).train()
     counter = CompileCounter()

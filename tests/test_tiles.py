@@ -5,17 +5,7 @@ import torch
 from conftest import relative_difference
 from test_redimnet2 import OPTIONS, PADDINGS, build, pad, speech
 
-from redimnet2_lobes import redimnet2, tiles
 from redimnet2_lobes.tiles import groups_of_like_length
-
-
-@pytest.fixture
-def tile_bytes(monkeypatch):
-    def set_both(size):
-        monkeypatch.setattr(tiles, "TILE_BYTES", size)
-        monkeypatch.setattr(redimnet2, "TILE_BYTES", size)
-
-    return set_both
 
 
 # Tiles of a few frames, of about an utterance, of several utterances.
