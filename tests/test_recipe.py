@@ -10,13 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_speaker_embeddings as recipe
 from command_line import main_with_one_line_errors
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
-from tensorboard.backend.event_processing.event_accumulator import (
-    EventAccumulator,
-)
 from training_runs import TEST, TRAINING, command_line, run, write_corpus
 
 from redimnet2_lobes.folder_lock import only_writer
@@ -366,7 +362,6 @@ def pretrained(corpus, noise_corpora, tmp_path_factory):
         number_of_epochs=2,
         corpora="null",
         ckpt_interval_steps=3,
-        tensorboard=True,
         **noise_corpora,
     )
     return output
@@ -378,50 +373,6 @@ def test_published_recipe(pretrained):
     last = max((pretrained / "save").glob("CKPT*"))
     cost = torch.load(last / "compute_cost.ckpt", weights_only=True)
     assert cost["bias"].item() != 0
-
-
-def test_tensorboard(pretrained):
-    events = EventAccumulator(str(pretrained / "tensorboard"))
-    events.Reload()
-    assert {"lr", "margin", "loss/train", "accuracy/train", "EER/valid"} <= set(
-        events.Tags()["scalars"]
-    )
-    rates = [event.value for event in events.Scalars("crops per second/train")]
-    assert len(rates) == 2 and min(rates) > 0
-    shares = events.Scalars("share of time waiting/train")
-    assert all(0 <= event.value <= 1 for event in shares)
-    assert [event.step for event in events.Scalars("EER/valid")] == [1, 2]
-
-
-def test_weights_and_biases(monkeypatch, tmp_path):
-    """The logger gets what wandb.init wants; there is no account here."""
-    logged = []
-
-    class Wandb:
-        @staticmethod
-        def init(project, dir, resume, id):
-            assert (project, dir, resume) == ("voices", tmp_path, "allow")
-            return Wandb
-
-        @staticmethod
-        def log(stats, step):
-            logged.append((stats, step))
-
-    settings = {
-        "train_logger": None,
-        "output_folder": tmp_path,
-        "tensorboard": False,
-        "wandb_project": "voices",
-    }
-    monkeypatch.setitem(sys.modules, "wandb", Wandb)
-    _, logger = recipe.build_loggers(settings)
-    logger.log_stats({"epoch": 3}, {"loss": 1.5}, {"EER": 7.0})
-    assert logged == [
-        ({"epoch": 3, "train": {"loss": 1.5}, "valid": {"EER": 7.0}}, 3)
-    ]
-    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
-    with pytest.raises(ValueError, match="wandb is not installed; pip install"):
-        recipe.build_loggers(settings)
 
 
 def test_fine_tuning(pretrained, corpus, noise_corpora, tmp_path):

@@ -6,11 +6,14 @@ says. The losses of whole steps stand in test_training_parity.py.
 """
 
 import csv
+import itertools
 import json
 import math
 import re
+import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +28,9 @@ from make_shards import make_shards
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.utils.checkpoints import Checkpointer
+from tensorboard.backend.event_processing.event_accumulator import (
+    EventAccumulator,
+)
 from training_runs import (
     HPARAMS,
     TEST,
@@ -36,6 +42,7 @@ from training_runs import (
 
 # Four speakers with four utterances each, and four crops a step.
 STEPS = 4
+TICK = 1 / 32  # seconds from one look at the clock to the next
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +88,11 @@ def utterance(corpus, name):
 def trained(corpus, tmp_path_factory):
     """Three epochs of the demo's configuration, without gain."""
     folder = tmp_path_factory.mktemp("trained")
+    clock = itertools.count(step=TICK)
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(
+            recipe, "time", SimpleNamespace(perf_counter=clock.__next__)
+        )
         return run(
             monkeypatch,
             command_line(
@@ -93,6 +104,7 @@ def trained(corpus, tmp_path_factory):
                 margin_increase_epoch=2,
                 margin_final_epoch=3,
                 loss_weight_decay=0.01,
+                tensorboard=True,
             ),
         )
 
@@ -475,6 +487,7 @@ def test_log(trained):
     """Epoch by epoch what the loss and the optimizer saw."""
     log = read_log(trained)
     assert len(log) == 3
+    kept = checkpoints(trained)  # the last one and the best
     drawn = trained.hparams["train_log"], trained.hparams["training_curves"]
     assert trained.plots == [drawn] * 3
     for epoch, line in enumerate(log, start=1):
@@ -493,6 +506,64 @@ def test_log(trained):
         assert found["train accuracy"] == pytest.approx(
             sum(correct) / 16, rel=1e-2
         )
+        # A step waits for a tick and computes for another one.
+        assert found["train crops per second"] == 4 / (2 * TICK)
+        assert found["train share of time waiting"] == 0.5
+        if epoch in kept:
+            expected = kept[epoch].meta["EER"]
+            assert found["valid EER"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_tensorboard(trained):
+    """The figures of the log, each at its epoch."""
+    folder = Path(trained.hparams["output_folder"]) / "tensorboard"
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    logged = {}
+    for tag in events.Tags()["scalars"]:
+        found = events.Scalars(tag)
+        assert [event.step for event in found] == [1, 2, 3]
+        name, *phase = tag.split("/")
+        logged[" ".join([*phase, name])] = [event.value for event in found]
+    log = [
+        dict(re.findall(r"(\w[\w ]*): ([\d.e+-]+)", line))
+        for line in read_log(trained)
+    ]
+    assert logged.keys() == log[0].keys()
+    for name, values in logged.items():
+        expected = [float(line[name]) for line in log]
+        assert values == pytest.approx(expected, rel=1e-2, abs=1e-4)
+
+
+def test_weights_and_biases(monkeypatch, tmp_path):
+    """The logger gets what wandb.init wants; there is no account here."""
+    logged = []
+
+    class Wandb:
+        @staticmethod
+        def init(project, dir, resume, id):
+            assert (project, dir, resume) == ("voices", tmp_path, "allow")
+            return Wandb
+
+        @staticmethod
+        def log(stats, step):
+            logged.append((stats, step))
+
+    settings = {
+        "train_logger": None,
+        "output_folder": tmp_path,
+        "tensorboard": False,
+        "wandb_project": "voices",
+    }
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    _, logger = recipe.build_loggers(settings)
+    logger.log_stats({"epoch": 3}, {"loss": 1.5}, {"EER": 7.0})
+    assert logged == [
+        ({"epoch": 3, "train": {"loss": 1.5}, "valid": {"EER": 7.0}}, 3)
+    ]
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    with pytest.raises(ValueError, match="wandb is not installed; pip install"):
+        recipe.build_loggers(settings)
 
 
 def checkpoints(watch):
