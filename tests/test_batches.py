@@ -65,6 +65,26 @@ def test_few_shards_at_a_time():
     assert set(shards[order[:16]]) != set(shards[other[:16]])
 
 
+def test_32_shards_at_a_time_in_one_process():
+    shards = np.repeat(np.arange(96), 5)
+    batches = GlobalBatches(shards, 32, 32, seed=7)
+    order = sum(batches, [])
+    assert len(set(order)) == len(order) == 480
+    assert {len(set(shards[order[at : at + 160]])) for at in (0, 160, 320)} == {
+        32
+    }
+    # A window's utterances stay in the order that they were drawn in.
+    random = np.random.default_rng([7, 1])
+    turns = random.permutation(96).tolist()
+    drawn = random.permutation(480).tolist()
+    assert order == sorted(drawn, key=lambda at: turns.index(at // 5) // 32)
+
+
+def test_as_many_utterances_as_one_global_batch():
+    batches = GlobalBatches(np.zeros(12, dtype=int), 12, 6, seed=1)
+    assert sorted(sum(batches, [])) == list(range(12))
+
+
 @pytest.mark.parametrize(
     "global_batch_size, processes, message",
     [
@@ -81,6 +101,7 @@ def test_impossible_sizes_name_the_key(global_batch_size, processes, message):
 
 def test_progress_of_a_whole_epoch_is_not_kept(tmp_path):
     progress = EpochProgress()
+    assert set(vars(progress).values()) == {0}
     progress.steps = 5
     progress.save(tmp_path / "progress")
     resumed = EpochProgress()

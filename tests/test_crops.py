@@ -46,6 +46,15 @@ def test_crop_is_a_piece_of_the_file(ramp):
     assert min(starts) < 4000 and max(starts) > 12000
 
 
+def test_crops_begin_anywhere(tmp_path):
+    path = tmp_path / "short ramp.wav"
+    values = np.arange(404, dtype=np.float32) / 404
+    soundfile.write(path, values, 16000, subtype="FLOAT")
+    crop, random = RandomCrop(1, speeds=[1.0]), np.random.default_rng(1)
+    starts = [crop(str(path), random)[0][0].item() * 404 for _ in range(100)]
+    assert set(map(round, starts)) == {0, 1, 2, 3, 4}
+
+
 def test_speed_is_drawn_before_the_place(ramp):
     crop = RandomCrop(50, speeds=[1.0, 0.9, 1.1])
     for seed in range(10):
