@@ -113,8 +113,8 @@ def lay_out(group):
         # torch and SpeechBrain are imported once, not for each mutant.
         "process_isolation": "forkserver",
         # Of the seconds that the tests take alone, without their fixtures.
-        "timeout_multiplier": 4.0,
-        "timeout_constant": 40.0,
+        "timeout_multiplier": 2.0,
+        "timeout_constant": 20.0,
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     (folder / "pyproject.toml").write_text(

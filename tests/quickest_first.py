@@ -7,6 +7,9 @@ several tests reaches for the first test alone; here they count for all.
 Most mutants are killed by a quick test: those under a second go first. Test
 files keep the order of TEST_FILES, so that the fixtures of a file are made
 once; in each the tests go by the time that they took for mutmut.
+
+What torch imports when it is first needed is imported here once, not again for
+each mutant.
 """
 
 import json
@@ -14,6 +17,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch._dynamo  # noqa: F401
 from mutmut.state import state
 
 TIMES = Path("mutmut-stats.json")
