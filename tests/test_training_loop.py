@@ -6,10 +6,12 @@ says. The losses of whole steps stand in test_training_parity.py.
 """
 
 import csv
+import gc
 import itertools
 import json
 import math
 import re
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -31,6 +33,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
+from torch.nn.parallel import DistributedDataParallel
 from training_runs import (
     HPARAMS,
     TEST,
@@ -350,6 +353,97 @@ def test_every_parameter_moves(corpus, augmented_hparams, monkeypatch):
         (group["weight_decay"], group["momentum"], group["nesterov"])
         for group in optimizer.param_groups
     } == {(2e-5, 0.9, True), (1e-4, 0.9, True)}
+
+
+@pytest.fixture
+def one_of_one(monkeypatch):
+    """The environment that torchrun makes for a single process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, value in (
+        ("RANK", 0),
+        ("LOCAL_RANK", 0),
+        ("WORLD_SIZE", 1),
+        ("MASTER_ADDR", "localhost"),
+        ("MASTER_PORT", port),
+    ):
+        monkeypatch.setenv(name, str(value))
+    yield
+    gc.collect()
+    torch.distributed.destroy_process_group()
+
+
+def test_a_distributed_training_of_one_process(
+    trained, corpus, one_of_one, monkeypatch, tmp_path
+):
+    """The same as without, and its modules are wrapped."""
+    arguments = command_line(
+        corpus,
+        tmp_path / "output",
+        without_gain(tmp_path),
+        number_of_epochs=3,
+        warmup_epochs=1,
+        margin_increase_epoch=2,
+        margin_final_epoch=3,
+        loss_weight_decay=0.01,
+        distributed_backend="gloo",
+    )
+    watch = run(monkeypatch, arguments)
+    wrapped = {
+        name
+        for name, module in watch.brain.modules.items()
+        if isinstance(module, DistributedDataParallel)
+    }
+    assert wrapped == {"embedding_model", "classifier"}
+    assert same(watch.items, trained.items)
+    found = [loss["value"] for loss in watch.losses]
+    expected = [loss["value"] for loss in trained.losses]
+    assert found == pytest.approx(expected, rel=1e-6)
+    for ours, theirs in zip(read_log(watch), read_log(trained), strict=True):
+        for name in ("loss", "accuracy", "unusable files"):
+            figure = re.compile(f"train {name}: [^ ,]*")
+            assert figure.search(ours)[0] == figure.search(theirs)[0]
+
+
+@pytest.mark.parametrize(
+    "device_type, synchronized, distributed, expected",
+    [
+        ("cuda", False, True, [["cuda:1"]]),
+        ("cpu", False, True, [None]),
+        ("cuda", True, True, ["SpeechBrain's"]),
+        ("cpu", False, False, ["SpeechBrain's"]),
+        ("cpu", True, False, ["SpeechBrain's"]),
+        ("cpu", True, True, "synchronize_batchnorm: True is for GPUs"),
+    ],
+)
+def test_modules_are_wrapped_for_their_device(
+    device_type, synchronized, distributed, expected, monkeypatch
+):
+    found = []
+    monkeypatch.setattr(
+        recipe,
+        "DistributedDataParallel",
+        lambda module, devices, **options: found.append(devices) or module,
+    )
+    monkeypatch.setattr(
+        recipe.sb.core.Brain,
+        "_wrap_distributed",
+        lambda brain: found.append("SpeechBrain's"),
+    )
+    brain = recipe.SpeakerBrain.__new__(recipe.SpeakerBrain)
+    brain.distributed_launch = distributed
+    brain.hparams = SimpleNamespace(synchronize_batchnorm=synchronized)
+    brain.device, brain.device_type = f"{device_type}:1", device_type
+    brain.find_unused_parameters = False
+    frozen = torch.nn.Linear(2, 2).requires_grad_(False)
+    brain.modules = {"network": torch.nn.Linear(2, 2), "frozen": frozen}
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            brain._wrap_distributed()
+        return
+    brain._wrap_distributed()
+    assert found == expected
 
 
 def test_accumulation_is_one_large_batch(corpus, monkeypatch, tmp_path):

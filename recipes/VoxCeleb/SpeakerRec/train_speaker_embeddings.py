@@ -148,11 +148,16 @@ class SpeakerBrain(sb.core.Brain):
         logger.info(f"EER before training: {self.validate():.2f} %")
 
     def _wrap_distributed(self):
+        on_cpu = self.device_type == "cpu"
         # SpeechBrain's own makes every BatchNorm a synchronized one.
         if not self.distributed_launch or self.hparams.synchronize_batchnorm:
+            if self.distributed_launch and on_cpu:
+                raise ValueError(
+                    "synchronize_batchnorm: True is for GPUs; pass False"
+                )
             super()._wrap_distributed()
             return
-        devices = None if self.device_type == "cpu" else [self.device]
+        devices = None if on_cpu else [self.device]
         for name, module in self.modules.items():
             if any(weight.requires_grad for weight in module.parameters()):
                 self.modules[name] = DistributedDataParallel(
