@@ -43,6 +43,8 @@ from training_runs import (
     write_corpus,
 )
 
+from redimnet2_lobes.metrics import EER
+
 # Four speakers with four utterances each, and four crops a step.
 STEPS = 4
 TICK = 1 / 32  # seconds from one look at the clock to the next
@@ -87,15 +89,20 @@ def utterance(corpus, name):
     return torch.from_numpy(samples)
 
 
+def set_clock(monkeypatch):
+    """Whenever the recipe looks at it, a tick has passed."""
+    clock = itertools.count(step=TICK)
+    monkeypatch.setattr(
+        recipe, "time", SimpleNamespace(perf_counter=clock.__next__)
+    )
+
+
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
     """Three epochs of the demo's configuration, without gain."""
     folder = tmp_path_factory.mktemp("trained")
-    clock = itertools.count(step=TICK)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(
-            recipe, "time", SimpleNamespace(perf_counter=clock.__next__)
-        )
+        set_clock(monkeypatch)
         return run(
             monkeypatch,
             command_line(
@@ -406,6 +413,31 @@ def test_a_distributed_training_of_one_process(
             assert figure.search(ours)[0] == figure.search(theirs)[0]
 
 
+def test_figures_are_those_of_all_processes(corpus, monkeypatch, tmp_path):
+    """As if another process had the same batches."""
+
+    def two_processes(watch):
+        watch.brain.distributed_launch = True
+        distributed = recipe.torch.distributed
+        monkeypatch.setattr(
+            distributed, "all_reduce", lambda sums: sums.mul_(2)
+        )
+        monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+
+    set_clock(monkeypatch)
+    watch = run(
+        monkeypatch,
+        command_line(corpus, tmp_path, number_of_epochs=1),
+        two_processes,
+    )
+    (line,) = read_log(watch)
+    mean = np.mean([loss["value"] for loss in watch.losses])
+    (found,) = re.findall("train loss: ([^,]*)", line)
+    assert float(found) == pytest.approx(mean, rel=1e-2)
+    assert f"train accuracy: {sum(watch.correct) / 16:.4e}" in line
+    assert f"crops per second: {8 / (2 * TICK):.4e}" in line
+
+
 @pytest.mark.parametrize(
     "device_type, synchronized, distributed, expected",
     [
@@ -542,16 +574,32 @@ def cosines_of_trials(network, corpus, seconds):
     return scores, labels
 
 
+@pytest.fixture(scope="module")
+def uneven(corpus, tmp_path_factory):
+    """The validation utterances, each of another length."""
+    folder = tmp_path_factory.mktemp("uneven")
+    trials = (corpus / "veri_validation.txt").read_text()
+    (folder / "veri_validation.txt").write_text(trials)
+    names = dict.fromkeys(re.findall(r"\S+\.wav", trials))
+    for number, name in enumerate(names):
+        samples, rate = soundfile.read(corpus / "wav" / name)
+        path = folder / "wav" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, samples[: 8000 + 1600 * number], rate)
+    return folder
+
+
 @pytest.mark.parametrize("seconds", [8.0, 0.6])
 def test_validation_is_the_equal_error_rate_of_the_cosines(
-    trained, corpus, seconds
+    seconds, trained, uneven, monkeypatch
 ):
     brain = trained.brain
     network = recipe.unwrap(brain.modules.embedding_model)
-    brain.hparams.validation_seconds = seconds
+    monkeypatch.setattr(brain.hparams, "validation_seconds", seconds)
+    paths = {name: str(uneven / "wav" / name) for name in brain.paths}
+    monkeypatch.setattr(brain, "paths", paths)
     found = brain.validate()
-    brain.hparams.validation_seconds = 8.0
-    scores, labels = cosines_of_trials(network, corpus, seconds)
+    scores, labels = cosines_of_trials(network, uneven, seconds)
     targets = sorted(
         s for s, label in zip(scores, labels, strict=True) if label
     )
@@ -567,6 +615,8 @@ def test_validation_is_the_equal_error_rate_of_the_cosines(
         for threshold in scores
     ]
     assert found == pytest.approx(100 * min(rates), abs=100 / len(targets))
+    exact = EER(torch.tensor(targets), torch.tensor(others))[0]
+    assert found == pytest.approx(100 * exact, rel=1e-4)
 
 
 # --- What is kept ---

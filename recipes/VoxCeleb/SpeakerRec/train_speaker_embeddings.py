@@ -309,9 +309,6 @@ class SpeakerBrain(sb.core.Brain):
         plot_training_curves(
             self.hparams.train_log, self.hparams.training_curves
         )
-        # Brain resets these after this call, but the checkpoint holds them, and
-        # a resumed run starts a new epoch.
-        self.step, self.avg_train_loss = 0, 0.0
         checkpointer = self.checkpointer
         checkpointer.save_checkpoint(meta={"EER": eer, "epoch": epoch})
         best = checkpointer.find_checkpoint(min_key="EER").path
