@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import socket
 import sys
 from collections import Counter
@@ -298,6 +299,31 @@ def test_ranks_share_the_global_batch(trained, corpus, monkeypatch, tmp_path):
     assert same(merged, epochs(trained.items)[0])
 
 
+def test_converted_files_are_trained_on(corpus, monkeypatch, tmp_path):
+    """Preparation writes what is not 16 kHz mono anew, beside its list."""
+    own = tmp_path / "corpus"
+    shutil.copytree(corpus, own)
+    name = f"{TRAINING[0]}/session0/00002"
+    path = own / "wav" / f"{name}.wav"
+    whole = utterance(corpus, name).numpy()
+    soundfile.write(path, np.stack([whole, whole], 1), 16000, subtype="FLOAT")
+    watch = run(
+        monkeypatch,
+        command_line(
+            own,
+            tmp_path / "output",
+            without_gain(tmp_path),
+            speeds="[1.0]",
+            number_of_epochs=1,
+        ),
+    )
+    (crop,) = [crop for other, crop, _ in watch.items if other == name]
+    likeness = scipy.signal.correlate(whole, crop, mode="valid")
+    start = likeness.argmax()
+    part = torch.from_numpy(whole[start : start + len(crop)])
+    assert torch.allclose(part, crop, atol=1e-4)
+
+
 # --- Settings as the loss and the optimizer saw them ---
 
 
@@ -525,6 +551,46 @@ def test_accumulation_is_one_large_batch(corpus, monkeypatch, tmp_path):
         assert relative_difference(ours, theirs) < 1e-3
 
 
+def test_modules_are_found_in_what_wraps_them():
+    inner = torch.nn.Linear(2, 2)
+    compiled = SimpleNamespace(_orig_mod=inner)
+    for module in (inner, compiled, SimpleNamespace(module=compiled)):
+        assert recipe.unwrap(module) is inner
+
+
+@pytest.mark.parametrize(
+    "batch_size, processes, synchronized, normalizes, refused",
+    [
+        (1, 1, False, True, True),
+        (1, 2, False, True, True),
+        (1, 1, True, True, True),
+        (1, 2, True, True, False),
+        (2, 1, False, True, False),
+        (1, 1, False, False, False),
+    ],
+)
+def test_parts_of_one_utterance(
+    batch_size, processes, synchronized, normalizes, refused
+):
+    """BatchNorm in training needs two, in all processes or in each."""
+    layers = [torch.nn.Linear(2, 2)]
+    if normalizes:
+        layers.append(torch.nn.BatchNorm1d(2))
+    batches = SimpleNamespace(
+        batch_size=batch_size, processes=processes, global_batch_size=4
+    )
+    hparams = {
+        "embedding_model": torch.nn.Sequential(*layers).eval(),
+        "synchronize_batchnorm": synchronized,
+        "batch_size": batch_size,
+    }
+    if refused:
+        with pytest.raises(ValueError, match="^global_batch_size: 4 for "):
+            recipe.check_parts(batches, hparams)
+    else:
+        recipe.check_parts(batches, hparams)
+
+
 # --- Training and evaluation mode ---
 
 
@@ -687,6 +753,7 @@ def test_weights_and_biases(monkeypatch, tmp_path):
         @staticmethod
         def init(project, dir, resume, id):
             assert (project, dir, resume) == ("voices", tmp_path, "allow")
+            assert id == tmp_path.name
             return Wandb
 
         @staticmethod
