@@ -1,11 +1,18 @@
 """Checkpoints survive a kill while they are written."""
 
+import functools
+import os
 import subprocess
 import sys
 
 import torch
 
-from redimnet2_lobes.checkpoints import CompleteCheckpointer
+from redimnet2_lobes.checkpoints import CompleteCheckpointer, training_settings
+from redimnet2_lobes.crops import RandomCrop
+from redimnet2_lobes.front_end import LogMel
+from redimnet2_lobes.losses import SphereFace2
+from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.schedules import MarginSchedule
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys, torch
@@ -57,3 +64,54 @@ def test_best_and_last_are_kept(tmp_path):
     assert layer.bias[0].item() == 4
     checkpointer.recover_if_possible(min_key="EER")
     assert layer.bias[0].item() == 2
+
+
+STAGE = {"frequency_stride": 2, "time_stride": 2, "blocks": 1, "expansion": 1}
+STAGES = [{**STAGE, "reduction": 18}]
+
+
+def test_settings_that_must_stay(tmp_path, monkeypatch):
+    """By name, with the network's own; the learning rate may change."""
+    monkeypatch.chdir(tmp_path)
+    hparams = {
+        "variant": "b0",
+        "embedding_model": ReDimNet2(LogMel(), 4, STAGES),
+        "crop": RandomCrop(100, [1.0, 0.9]),
+        "compute_cost": torch.nn.Sequential(SphereFace2()),
+        "opt_class": functools.partial(
+            torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=2e-5
+        ),
+        "loss_weight_decay": 1e-4,
+        "lr_schedule": MarginSchedule,
+        "margin_schedule": [],
+        "seed": 3,
+        "pretrained_folder": "before",
+    }
+    expected = {
+        "variant": "b0",
+        "embedding_model": "ReDimNet2",
+        **hparams["embedding_model"].arguments(),
+        "speeds": [1.0, 0.9],
+        "compute_cost": ["Sequential", "SphereFace2"],
+        "opt_class": "SGD",
+        "momentum": 0.9,
+        "weight_decay": 2e-5,
+        "loss_weight_decay": 1e-4,
+        "lr_schedule": "type",
+        "margin_schedule": "list",
+        "seed": 3,
+        "pretrained_folder": os.path.join(os.getcwd(), "before"),
+    }
+    assert training_settings(hparams) == expected
+    # Other networks, optimizers without options, no pretraining.
+    others = {
+        "embedding_model": torch.nn.Linear(2, 2),
+        "opt_class": torch.optim.Adam,
+        "pretrained_folder": None,
+    }
+    found = training_settings({**hparams, **others})
+    assert found["embedding_model"] == "Linear"
+    assert found["opt_class"] == "Adam"
+    assert found["pretrained_folder"] is None
+    assert "base_channels" not in found
+    assert "momentum" not in found
