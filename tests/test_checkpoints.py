@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from redimnet2_lobes.batches import EpochProgress
 from redimnet2_lobes.checkpoints import CompleteCheckpointer, training_settings
 from redimnet2_lobes.crops import RandomCrop
 from redimnet2_lobes.front_end import LogMel
@@ -64,6 +65,40 @@ def test_best_and_last_are_kept(tmp_path):
     assert layer.bias[0].item() == 4
     checkpointer.recover_if_possible(min_key="EER")
     assert layer.bias[0].item() == 2
+
+
+def test_where_a_checkpoint_was_written(tmp_path):
+    """At the end of an epoch unless it is said otherwise."""
+    progress = EpochProgress()
+    layer = torch.nn.Linear(2, 2)
+    recoverables = {"progress": progress, "layer": layer}
+    checkpointer = CompleteCheckpointer(tmp_path, recoverables)
+    for kept, options in ((0, {}), (7, {"end_of_epoch": False})):
+        progress.steps = 7
+        saved = checkpointer.save_checkpoint({"epoch": 3}, **options)
+        assert saved.meta["epoch"] == 3
+        assert saved.meta["end-of-epoch"] == (kept == 0)
+        assert set(saved.paramfiles) == {"progress", "layer"}
+        for path in saved.paramfiles.values():
+            assert path.parent == saved.path and path.exists()
+        progress.steps = 1
+        checkpointer.recover_if_possible()
+        assert progress.steps == kept
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        checkpoint.path.name for checkpoint in checkpointer.list_checkpoints()
+    }
+
+
+def test_what_an_earlier_kill_has_left_is_no_hindrance(tmp_path):
+    checkpointer = CompleteCheckpointer(
+        tmp_path, {"layer": torch.nn.Linear(2, 2)}
+    )
+    (tmp_path / ".partial").mkdir()
+    (tmp_path / ".partial" / "half").write_text("half")
+    saved = checkpointer.save_checkpoint()
+    assert not (saved.path / "half").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [saved.path.name]
 
 
 STAGE = {"frequency_stride": 2, "time_stride": 2, "blocks": 1, "expansion": 1}
