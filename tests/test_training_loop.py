@@ -9,6 +9,7 @@ import csv
 import gc
 import itertools
 import json
+import logging
 import math
 import re
 import shutil
@@ -44,7 +45,10 @@ from training_runs import (
     write_corpus,
 )
 
+from redimnet2_lobes.front_end import LogMel
 from redimnet2_lobes.metrics import EER
+from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.variants import VARIANTS
 
 # Four speakers with four utterances each, and four crops a step.
 STEPS = 4
@@ -685,6 +689,90 @@ def test_validation_is_the_equal_error_rate_of_the_cosines(
     assert found == pytest.approx(100 * exact, rel=1e-4)
 
 
+# --- What is refused before anything is done ---
+
+TEXTS = ("data_folder", "validation_folder", "validation_trials")
+TEXTS += ("output_folder",)
+LOWEST = {
+    "number_of_epochs": 1,
+    "batch_size": 1,
+    "global_batch_size": 1,
+    "checkpoints_kept": 1,
+    "num_workers": 0,
+    "crop_frames": 10,
+    "minimum_seconds": 0.1,
+    "loss_weight_decay": 0,
+    "validation_seconds": 0.1,
+    "validation_seconds_per_batch": 0.1,
+}
+
+
+def lowest_settings(**others):
+    return {
+        **dict.fromkeys(TEXTS, "here"),
+        **LOWEST,
+        "variant": None,
+        "embedding_model": torch.nn.Linear(2, 2),
+        **others,
+    }
+
+
+def test_the_lowest_settings_will_do():
+    recipe.check_settings(lowest_settings())
+    lists = lowest_settings(training_lists={"a": "a.csv"})
+    del lists["data_folder"]
+    recipe.check_settings(lists)
+
+
+@pytest.mark.parametrize("key", [*TEXTS, *LOWEST])
+def test_settings_of_another_type_are_refused(key):
+    with pytest.raises(ValueError, match=f"^{key}: expected "):
+        recipe.check_settings(lowest_settings(**{key: [3]}))
+
+
+@pytest.mark.parametrize("key", LOWEST)
+def test_lower_settings_are_refused(key):
+    step = 1 if isinstance(LOWEST[key], int) else 0.01
+    lower = {key: LOWEST[key] - step}
+    with pytest.raises(ValueError, match=f"^{key}: .* is less than "):
+        recipe.check_settings(lowest_settings(**lower))
+
+
+def test_the_variant_is_that_of_the_network():
+    small = ReDimNet2(LogMel(), **{**VARIANTS["b0"], "base_channels": 16})
+    recipe.check_variant(None, small)
+    recipe.check_variant("b0", ReDimNet2(LogMel(), **VARIANTS["b0"]))
+    with pytest.raises(ValueError, match="^variant: 'b0' .* base_channels; "):
+        recipe.check_settings(
+            lowest_settings(variant="b0", embedding_model=small)
+        )
+    with pytest.raises(ValueError, match="'b7' does not go with this network"):
+        recipe.check_variant("b7", small)
+
+
+def test_validation_trials_that_cannot_be_used(uneven, tmp_path):
+    (name, *others) = sorted((uneven / "wav").rglob("*.wav"))
+    name = name.relative_to(uneven / "wav")
+    settings = {
+        "validation_trials": str(tmp_path / "trials.txt"),
+        "validation_folder": str(uneven),
+        "output_folder": str(tmp_path / "output"),
+    }
+    for trials, message in (
+        (None, f"validation_trials: no file {tmp_path}"),
+        (f"1 {name} {name}\n", f"validation_trials: all trials in {tmp_path}"),
+        (
+            f"1 {name} {name}\n0 {name} none.wav\n",
+            "validation_folder: 1 of the 2 files .* "
+            f"{tmp_path}/output/missing_files.txt",
+        ),
+    ):
+        if trials is not None:
+            (tmp_path / "trials.txt").write_text(trials)
+        with pytest.raises(ValueError, match=f"^{message}"):
+            recipe.load_validation(settings)
+
+
 # --- What is kept ---
 
 
@@ -722,6 +810,21 @@ def test_log(trained):
         if epoch in kept:
             expected = kept[epoch].meta["EER"]
             assert found["valid EER"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_what_is_said_and_noted(corpus, monkeypatch, tmp_path, capsys):
+    quiet = logging.getLogger("matplotlib"), logging.getLogger("filelock")
+    for other in quiet:
+        monkeypatch.setattr(other, "level", logging.NOTSET)
+    root = logging.getLogger().level
+    run(monkeypatch, command_line(corpus, tmp_path, number_of_epochs=1))
+    assert f"Model folder: {tmp_path}/model" in capsys.readouterr().out
+    # The settings that it was called with, too.
+    noted = (tmp_path / "hyperparams.yaml").read_text()
+    assert "number_of_epochs: 1" in noted
+    # Neither writes its details into log.txt.
+    assert [other.level for other in quiet] == [logging.WARNING] * 2
+    assert logging.getLogger().level == root
 
 
 def test_tensorboard(trained):
