@@ -4,16 +4,19 @@ order.
 mutmut notes which functions each test reaches, but those that a fixture of
 several tests reaches for the first test alone; here they count for all.
 
-Most mutants are killed by a quick test: those under a second go first. Test
-files keep the order of TEST_FILES, so that the fixtures of a file are made
-once; in each the tests go by the time that they took for mutmut.
+Most mutants are killed by a test of their own function: of the tests under a
+second those that reach few functions go first. Among equals test files keep the
+order of TEST_FILES, so that the fixtures of a file are made once; in each the
+tests go by the time that they took for mutmut.
 
 What torch imports when it is first needed is imported here once, not again for
 each mutant.
 """
 
+import itertools
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,10 +49,15 @@ def pytest_runtest_call(item):
 def pytest_collection_modifyitems(items):
     if not TIMES.exists():
         return
-    seconds = json.loads(TIMES.read_text())["duration_by_test"]
+    stats = json.loads(TIMES.read_text())
+    seconds = stats["duration_by_test"]
+    functions = Counter(
+        itertools.chain(*stats["tests_by_mangled_function_name"].values())
+    )
 
     def turn(item):
-        took = seconds.get(item.nodeid, 0)
-        return took >= 1, FILES.index(item.nodeid.split("::")[0]), took
+        name, took = item.nodeid, seconds.get(item.nodeid, 0)
+        file = FILES.index(name.split("::")[0])
+        return took >= 1, functions[name], file, took
 
     items.sort(key=turn)
