@@ -1,7 +1,6 @@
 """SpeechBrain's run options: each works, or is refused in one line."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,25 +206,6 @@ def test_what_does_nothing_in_the_yaml_of_a_training(name, tmp_path):
     path.write_text(f"{text}\n{name}: True\n")
     with pytest.raises(ValueError, match=f"^{name}: it does nothing here; "):
         training.main([str(path), "--data_folder=none", "--device=cpu"])
-
-
-@pytest.mark.parametrize("given", [True, False])
-def test_unused_parameters_in_distributed_training(given, monkeypatch):
-    wrapped = []
-    monkeypatch.setattr(
-        training,
-        "DistributedDataParallel",
-        lambda module, devices, **options: wrapped.append(options) or module,
-    )
-    brain = SimpleNamespace(
-        distributed_launch=True,
-        hparams=SimpleNamespace(synchronize_batchnorm=False),
-        device_type="cpu",
-        find_unused_parameters=given,
-        modules={"embedding_model": small_network()},
-    )
-    training.SpeakerBrain._wrap_distributed(brain)
-    assert wrapped == [{"find_unused_parameters": given}]
 
 
 @pytest.mark.parametrize("given", ["--max_grad=3", "--prec=fp32", "--eval"])

@@ -17,7 +17,7 @@ def write_list(path, rows):
 
 
 def test_lists_are_joined_under_prefixes(tmp_path):
-    first = write_list(tmp_path / "1.csv", [("a/x/1", 2, "$data_root/1.wav")])
+    first = write_list(tmp_path / "1.csv", [("a/x/1", 0.3, "$data_root/1.wav")])
     second = write_list(
         tmp_path / "2.csv",
         [

@@ -472,6 +472,7 @@ def test_figures_are_those_of_all_processes(corpus, monkeypatch, tmp_path):
     "device_type, synchronized, distributed, expected",
     [
         ("cuda", False, True, [["cuda:1"]]),
+        ("cuda", None, True, [["cuda:1"]]),
         ("cpu", False, True, [None]),
         ("cuda", True, True, ["SpeechBrain's"]),
         ("cpu", False, False, ["SpeechBrain's"]),
@@ -482,11 +483,13 @@ def test_figures_are_those_of_all_processes(corpus, monkeypatch, tmp_path):
 def test_modules_are_wrapped_for_their_device(
     device_type, synchronized, distributed, expected, monkeypatch
 ):
-    found = []
+    found, noted = [], []
     monkeypatch.setattr(
         recipe,
         "DistributedDataParallel",
-        lambda module, devices, **options: found.append(devices) or module,
+        lambda module, devices, **options: (
+            found.append(devices) or noted.append(options) or module
+        ),
     )
     monkeypatch.setattr(
         recipe.sb.core.Brain,
@@ -497,7 +500,7 @@ def test_modules_are_wrapped_for_their_device(
     brain.distributed_launch = distributed
     brain.hparams = SimpleNamespace(synchronize_batchnorm=synchronized)
     brain.device, brain.device_type = f"{device_type}:1", device_type
-    brain.find_unused_parameters = False
+    brain.find_unused_parameters = synchronized is None
     frozen = torch.nn.Linear(2, 2).requires_grad_(False)
     brain.modules = {"network": torch.nn.Linear(2, 2), "frozen": frozen}
     if isinstance(expected, str):
@@ -506,6 +509,8 @@ def test_modules_are_wrapped_for_their_device(
         return
     brain._wrap_distributed()
     assert found == expected
+    unused = {"find_unused_parameters": brain.find_unused_parameters}
+    assert noted == [unused] * (found != ["SpeechBrain's"])
 
 
 def test_accumulation_is_one_large_batch(corpus, monkeypatch, tmp_path):
@@ -1131,6 +1136,8 @@ def test_a_resumed_training_goes_on_as_if_never_stopped(
         run(monkeypatch, arguments, stop_there)
     watch = run(monkeypatch, arguments)
     done = step // 2 * 2
+    # The untrained network alone is validated before.
+    assert watch.forwards[0]["gradients"]
     assert same(watch.items, trained.items[4 * done :])
     assert watch.losses == trained.losses[done:]
     assert watch.steps == trained.steps[done:]
@@ -1140,6 +1147,61 @@ def test_a_resumed_training_goes_on_as_if_never_stopped(
         for line in read_log(each)
     ]
     assert logs[:3] == logs[3:]
+
+
+def test_a_training_in_parts_is_resumed_within_an_epoch(
+    trained, corpus, monkeypatch, tmp_path
+):
+    """Two parts a step: each has its crops, learning rate and margin."""
+    arguments = command_line(
+        corpus,
+        tmp_path / "output",
+        without_gain(tmp_path),
+        batch_size=2,
+        number_of_epochs=3,
+        warmup_epochs=1,
+        margin_increase_epoch=2,
+        margin_final_epoch=3,
+        loss_weight_decay=0.01,
+        ckpt_interval_steps=2,
+    )
+
+    def stop_in_the_fourth_step(watch):
+        steps = itertools.count(1)
+
+        def after_step(*_):
+            if next(steps) == 4:
+                raise Stop
+
+        watch.brain.optimizer.register_step_pre_hook(after_step)
+
+    with pytest.raises(Stop):
+        run(monkeypatch, arguments, stop_in_the_fourth_step)
+    watch = run(monkeypatch, arguments)
+    done = 3 * STEPS - len(watch.steps)
+    assert 0 < done < 4
+    assert same(watch.items, trained.items[4 * done :])
+    for key in ("lr", "margin"):
+        expected = [loss[key] for loss in trained.losses[done:] for _ in "ab"]
+        assert [loss[key] for loss in watch.losses] == expected
+
+
+@pytest.mark.parametrize("steps, minutes", [(0, 30), (1, 0), (5, 0)])
+def test_how_often_a_checkpoint_is_written_and_who_reads(
+    steps, minutes, corpus, augmented_hparams
+):
+    """Every half an hour, as the published configurations say, or by steps."""
+    hparams_file, run_opts, overrides = parse_command_line(
+        augmented_hparams(
+            corpus, f"often{steps}", ckpt_interval_steps=steps, num_workers=2
+        )
+    )
+    hparams = load_hparams(hparams_file, overrides)
+    brain, loader, _ = recipe.build_brain(hparams, run_opts)
+    assert brain.ckpt_interval_minutes == minutes
+    assert brain.ckpt_interval_steps == steps
+    assert loader.num_workers == 2
+    assert not loader.pin_memory  # there is no GPU to send it to
 
 
 def test_a_finished_training_does_not_go_on(corpus, monkeypatch, tmp_path):
