@@ -23,9 +23,9 @@ from pyannote.audio.pipelines import SpeakerDiarization
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 
-from redimnet2_lobes.audio import load_waveform
-from redimnet2_lobes.front_end import SAMPLE_RATE, WINDOW
-from redimnet2_lobes.loading import load_model
+from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
+from redimnet2_lobes.pretrained.loading import load_model
 
 
 class SpeakerEncoder(Model):

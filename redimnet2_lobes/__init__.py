@@ -1,33 +1,74 @@
 """ReDimNet2 speaker encoders as SpeechBrain lobes.
 
-The network:
- * redimnet2: the network, from waveforms to embeddings
- * front_end: waveforms to log-mel features
- * pooling: attentive statistics pooling
- * lengths: lengths and masks of padded batches
- * tiles, weighted_sum, residual_training: work in pieces that fit the cache
+The rooms, each of which imports from those below it only:
 
-For training:
- * losses, schedules: margin losses; learning rate and margin at every step
- * training_data, batches: which utterances there are, and in what order
- * shards, crops, augment: reading, random crops, noise and reverberation
- * checkpoints, fine_tuning: going on from a checkpoint, or from a pretraining
+ * cli: the command ``redimnet2``
+ * onnx: export to ONNX, and running it
+ * training: losses, schedules, batches, checkpoints, fine-tuning
+ * pretrained: model folders, published checkpoints, the hub
+ * scoring: from embeddings to scores, error rates, thresholds and plots
+ * inference: embeddings of many utterances and of long files
+ * data: from corpora to crops
+ * models: the network, its front-end and parts, and its variants
+ * files: files that appear when they are complete, downloads, error lines
 
-For use:
- * folding: a faster copy of a trained network
- * audio, inference, embeddings: reading files; embeddings of many, kept
- * scoring, plda, calibration: from embeddings to scores
- * metrics, plots: error rates and their pictures
- * model_folder, loading: folders that SpeechBrain's inference classes load
- * variants: B0 to B6 and which a network is
- * published, released, convert: the published checkpoints
- * command_line, long_files: the command redimnet2
- * push, model_card, single_file: the hub
- * export, onnx_graph, quantization, onnx_encoder: ONNX
- * results: what an evaluation found
- * download, whole_files: files that appear when they are complete
- * folder_lock: a folder that one process at a time may write
+What most users need, and each class that a YAML file or a model folder names,
+is an attribute of this package, so that modules may move. An attribute is
+imported when it is first used: ``import redimnet2_lobes`` does not import
+torch.
+
+Example
+-------
+>>> import redimnet2_lobes
+>>> sorted(redimnet2_lobes.VARIANTS)
+['b0', 'b1', 'b2', 'b3', 'b4', 'b5', 'b6']
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
+
+import importlib
+
+__version__ = "0.1.0"
+
+# The module of each attribute.
+HOMES = {
+    "PassThrough": "models.redimnet2",
+    "ReDimNet2": "models.redimnet2",
+    "LogMel": "models.front_end",
+    "TorchaudioLogMel": "models.front_end",
+    "fold": "models.folding",
+    "VARIANTS": "models.variants",
+    "CheckedAudioNormalizer": "data.audio",
+    "Chain": "data.augment",
+    "Codec": "data.augment",
+    "Gain": "data.augment",
+    "LowPass": "data.augment",
+    "Noise": "data.augment",
+    "OneOf": "data.augment",
+    "Reverberation": "data.augment",
+    "EpochRandom": "data.crops",
+    "RandomCrop": "data.crops",
+    "CompleteCheckpointer": "training.checkpointer",
+    "AdditiveAngularMarginLoss": "training.losses",
+    "SphereFace2": "training.losses",
+    "MarginSchedule": "training.schedules",
+    "WarmupExponentialSchedule": "training.schedules",
+    "WarmupPlateauSchedule": "training.schedules",
+    "encode_utterances": "inference.encode",
+    "ModelPretrainer": "pretrained.loading",
+    "load_model": "pretrained.loading",
+    "NoSpeakerClasses": "pretrained.model_folder",
+}
+__all__ = [*HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name):
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{HOMES[name]}")
+    return getattr(module, name)
+
+
+def __dir__():
+    return sorted([*globals(), *HOMES])

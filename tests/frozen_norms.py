@@ -2,7 +2,7 @@
 
 import torch
 
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
 
 class FrozenNorms(ReDimNet2):

@@ -26,20 +26,20 @@ GROUPS = {
         [
             "train_speaker_embeddings",
             "average_checkpoints",
-            f"{PACKAGE}/training_data",
-            f"{PACKAGE}/batches",
-            f"{PACKAGE}/crops",
-            f"{PACKAGE}/schedules",
-            f"{PACKAGE}/fine_tuning",
-            f"{PACKAGE}/checkpoints",
+            f"{PACKAGE}/data/training_set",
+            f"{PACKAGE}/training/batches",
+            f"{PACKAGE}/data/crops",
+            f"{PACKAGE}/training/schedules",
+            f"{PACKAGE}/training/fine_tuning",
+            f"{PACKAGE}/training/checkpointer",
         ],
         [
-            "training_data",
+            "training_set",
             "batches",
             "crops",
             "schedules",
             "fine_tuning",
-            "checkpoints",
+            "checkpointer",
             "shards",
             "training_loop*",
             "resuming",
@@ -51,11 +51,11 @@ GROUPS = {
             "verification",
             "speaker_verification_cosine",
             "speaker_verification_plda",
-            f"{PACKAGE}/scoring",
-            f"{PACKAGE}/calibration",
-            f"{PACKAGE}/plda",
+            f"{PACKAGE}/scoring/backends",
+            f"{PACKAGE}/scoring/calibration",
+            f"{PACKAGE}/scoring/plda",
         ],
-        ["scoring", "calibration", "plda", "verification*"],
+        ["backends", "calibration", "plda", "verification*"],
     ),
 }
 KILLED = {"killed", "timeout"}
@@ -82,8 +82,8 @@ def lay_out(group):
     sources = [*recipe.glob("*.py"), *recipe.glob("SpeakerRec/*.py")]
     places = {path.name: path for path in sources}
     for package in (REPOSITORY / PACKAGE, recipe / "demo_corpus_builder"):
-        for path in package.glob("*.py"):
-            places[f"{package.name}/{path.name}"] = path
+        for path in package.rglob("*.py"):
+            places[f"{path.relative_to(package.parent)}"] = path
     for place, path in places.items():
         copy = folder / place
         copy.parent.mkdir(parents=True, exist_ok=True)

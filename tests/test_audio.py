@@ -9,7 +9,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.interfaces import Pretrained
 
-from redimnet2_lobes.audio import (
+from redimnet2_lobes.data.audio import (
     AudioError,
     CheckedAudioNormalizer,
     load_waveform,
@@ -182,7 +182,7 @@ def test_speechbrain_model_reads_through_it(tmp_path):
 
     hparams = load_hyperpyyaml(
         "audio_normalizer: "
-        "!new:redimnet2_lobes.audio.CheckedAudioNormalizer\n"
+        "!new:redimnet2_lobes.CheckedAudioNormalizer\n"
         "  sample_rate: 16000\n"
     )
     model = Model(modules={}, hparams=hparams)

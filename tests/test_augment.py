@@ -9,8 +9,8 @@ import soundfile
 import torch
 from command_line import build_hparam
 
-from redimnet2_lobes import augment
-from redimnet2_lobes.augment import (
+from redimnet2_lobes.data import augment
+from redimnet2_lobes.data.augment import (
     CODECS,
     MUSAN_FOLDERS,
     Chain,

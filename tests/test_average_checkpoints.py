@@ -15,11 +15,11 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper
 
-from redimnet2_lobes.checkpoints import CompleteCheckpointer
-from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.loading import load_model, read_tensors
-from redimnet2_lobes.losses import SphereFace2
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained.loading import load_model, read_tensors
+from redimnet2_lobes.training.checkpointer import CompleteCheckpointer
+from redimnet2_lobes.training.losses import SphereFace2
 
 RECIPE = Path(average_checkpoints.__file__).parent
 STAGES = [

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from redimnet2_lobes.batches import EpochProgress, GlobalBatches
+from redimnet2_lobes.training.batches import EpochProgress, GlobalBatches
 
 ONE_SHARD = np.zeros(50, dtype=int)
 

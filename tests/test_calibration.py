@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from redimnet2_lobes.calibration import (
+from redimnet2_lobes.scoring.calibration import (
     Calibration,
     load_calibrations,
     quality_measures,
     save_calibrations,
     train_calibration,
 )
-from redimnet2_lobes.metrics import EER, Cllr, minCllr
+from redimnet2_lobes.scoring.metrics import EER, Cllr, minCllr
 
 
 def gaussian_scores(count, seed=0):

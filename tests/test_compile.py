@@ -10,8 +10,8 @@ from test_redimnet2 import PADDINGS, STAGES, build, pad, speech
 from torch._dynamo.testing import CompileCounter
 from torch.nn.functional import normalize
 
-from redimnet2_lobes.folding import fold
-from redimnet2_lobes.losses import AdditiveAngularMarginLoss
+from redimnet2_lobes.models.folding import fold
+from redimnet2_lobes.training.losses import AdditiveAngularMarginLoss
 
 
 @pytest.fixture(autouse=True)

@@ -13,16 +13,20 @@ from full_disk import full_disk
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
 
-from redimnet2_lobes.convert import convert, convert_back, main
-from redimnet2_lobes.front_end import LogMel, TorchaudioLogMel, mel_triangles
-from redimnet2_lobes.loading import read_tensors
-from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.published import (
+from redimnet2_lobes.models.front_end import (
+    LogMel,
+    TorchaudioLogMel,
+    mel_triangles,
+)
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained.convert import convert, convert_back, main
+from redimnet2_lobes.pretrained.loading import read_tensors
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.pretrained.published_layout import (
     build_network,
     published_checkpoint,
     take_weights,
 )
-from redimnet2_lobes.redimnet2 import ReDimNet2
 
 
 def front_end_constants():
@@ -56,14 +60,14 @@ def refuse(checkpoint, tmp_path, match):
     assert [path.name for path in tmp_path.iterdir()] == ["published.pt"]
 
 
-def test_command_line(published, b0_case, tmp_path):
+def test_cli(published, b0_case, tmp_path):
     torch.save(published, tmp_path / "published.pt")
     model = tmp_path / "model"
     subprocess.run(
         [
             sys.executable,
             "-m",
-            "redimnet2_lobes.convert",
+            "redimnet2_lobes.pretrained.convert",
             tmp_path / "published.pt",
             "--output",
             model,

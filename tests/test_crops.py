@@ -7,10 +7,10 @@ import pytest
 import soundfile
 import torch
 
-from redimnet2_lobes.audio import AudioError
-from redimnet2_lobes.crops import EpochRandom, RandomCrop
-from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.data.audio import AudioError
+from redimnet2_lobes.data.crops import EpochRandom, RandomCrop
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
 
 def tone(seconds, frequency=1000):

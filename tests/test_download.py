@@ -6,7 +6,7 @@ import os
 import pytest
 from file_server import serve_files
 
-from redimnet2_lobes.download import download
+from redimnet2_lobes.files.download import download
 
 CONTENT = os.urandom(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()

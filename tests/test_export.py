@@ -17,14 +17,14 @@ from test_parity import load_encoder
 from test_redimnet2 import OPTIONS, PADDINGS, STAGES, pad, speech
 from test_redimnet2 import build as build_small
 
-from redimnet2_lobes import export
-from redimnet2_lobes.export import export_onnx, write_model
-from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.inference import encode_utterances
-from redimnet2_lobes.onnx_encoder import OnnxEncoder
-from redimnet2_lobes.onnx_graph import OPSET, over_batch, write_graph
-from redimnet2_lobes.redimnet2 import ReDimNet2
-from redimnet2_lobes.variants import VARIANTS
+from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.variants import VARIANTS
+from redimnet2_lobes.onnx import export
+from redimnet2_lobes.onnx.encoder import OnnxEncoder
+from redimnet2_lobes.onnx.export import export_onnx, write_model
+from redimnet2_lobes.onnx.graph import OPSET, over_batch, write_graph
 
 SIZES = [400, 3999, 16160, 30000]
 
@@ -222,7 +222,7 @@ def test_missing_package(tmp_path, monkeypatch):
         export_onnx(build_small(stages=STAGES[1:3]), tmp_path / "a.onnx")
 
 
-def test_command_line(b0_case, tmp_path, capsys):
+def test_cli(b0_case, tmp_path, capsys):
     load_encoder(b0_case, tmp_path)  # which writes a model folder
     (folder,) = {path.parent for path in tmp_path.rglob("hyperparams.yaml")}
     output = tmp_path / "b0.onnx"

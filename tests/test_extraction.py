@@ -18,10 +18,10 @@ from command_line import one_line
 from pyarrow import parquet
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from redimnet2_lobes.audio import load_waveform
-from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = Path(extraction.__file__)
@@ -32,10 +32,10 @@ HPARAMS = REPOSITORY / "hparams" / "extract_redimnet2.yaml"
 PROGRAM = """\
 import os, runpy, signal, sys
 import numpy
-from redimnet2_lobes import embeddings
+from redimnet2_lobes.inference import embedding_cache
 
 killed_at, folder, script, *arguments = sys.argv[1:]
-encode, save = embeddings.encode_utterances, numpy.savez
+encode, save = embedding_cache.encode_utterances, numpy.savez
 saved = 0
 
 def noted(encode_batch, paths, *others):
@@ -52,7 +52,7 @@ def killed(file, **arrays):
         os.kill(os.getpid(), signal.SIGKILL)
     save(file, **arrays)
 
-embeddings.encode_utterances, numpy.savez = noted, killed
+embedding_cache.encode_utterances, numpy.savez = noted, killed
 sys.argv = [script, *arguments]
 sys.path.insert(0, os.path.dirname(script))
 runpy.run_path(script, run_name="__main__")

@@ -8,11 +8,14 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 
-from redimnet2_lobes.fine_tuning import load_pretrained
-from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.losses import AdditiveAngularMarginLoss, SphereFace2
-from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.training.fine_tuning import load_pretrained
+from redimnet2_lobes.training.losses import (
+    AdditiveAngularMarginLoss,
+    SphereFace2,
+)
 
 BEFORE = ["anna", "bert", "carl", "dora"]
 NOW = ["carl", "emil", "anna"]  # another order, one new, two gone
@@ -102,7 +105,7 @@ def test_another_loss_learns_nothing_from_the_bias(pretrained, fine_tuned):
 
 
 def test_folder_without_speaker_classes(tmp_path, fine_tuned, caplog):
-    """As ``redimnet2_lobes.convert`` writes it."""
+    """As ``redimnet2_lobes.pretrained.convert`` writes it."""
     converted = small_network()
     write_model_folder(tmp_path / "model", converted, "A converted network")
     network, classifier, _, loss = fine_tuned

@@ -7,7 +7,7 @@ from test_parity import build, load_encoder
 from test_redimnet2 import OPTIONS, PADDINGS, pad, speech
 from test_redimnet2 import build as build_small
 
-from redimnet2_lobes.folding import fold
+from redimnet2_lobes.models.folding import fold
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from test_parity import build, load_encoder, padded
 from test_recipe import SCRIPT
 from training_runs import command_line, run, stages_of, write_corpus
 
-from redimnet2_lobes.folding import fold
+from redimnet2_lobes.models.folding import fold
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU"

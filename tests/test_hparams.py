@@ -7,7 +7,7 @@ import pytest
 from command_line import build_hparam, load_hparams
 from conftest import ParityCase
 
-from redimnet2_lobes.published import build_network
+from redimnet2_lobes.pretrained.published_layout import build_network
 
 HPARAMS = Path(__file__).parent.parent / "hparams"
 VARIANTS = ["b0", "b1", "b2", "b3", "b4", "b5", "b6"]

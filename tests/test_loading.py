@@ -9,11 +9,15 @@ from conftest import relative_difference
 from safetensors.torch import load_file, save_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.loading import find_model, load_model, read_tensors
-from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.redimnet2 import ReDimNet2
-from redimnet2_lobes.results import plain_cosine, read_results
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained.loading import (
+    find_model,
+    load_model,
+    read_tensors,
+)
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.scoring.results import plain_cosine, read_results
 
 STAGE = {"frequency_stride": 2, "time_stride": 2, "reduction": 8}
 WAVEFORMS = torch.randn(2, 16000, generator=torch.Generator().manual_seed(1))

@@ -13,7 +13,7 @@ from speechbrain.nnet.losses import (
     LogSoftmaxWrapper,
 )
 
-from redimnet2_lobes.losses import (
+from redimnet2_lobes.training.losses import (
     AdditiveAngularMarginLoss,
     SphereFace2,
     SubCenterInterTopKLoss,
@@ -227,7 +227,9 @@ def classes_and_labels():
 def test_blocks_change_neither_value_nor_gradient(
     monkeypatch, sphereface2, classes_and_labels, block
 ):
-    monkeypatch.setattr("redimnet2_lobes.losses.CLASSES_PER_BLOCK", block)
+    monkeypatch.setattr(
+        "redimnet2_lobes.training.losses.CLASSES_PER_BLOCK", block
+    )
     expected = plain_sphereface2(sphereface2, *classes_and_labels)
     value = sphereface2(*classes_and_labels)
     sphereface2.margin = 0.3  # the gradient is still that of the value
@@ -243,7 +245,7 @@ def test_blocks_change_neither_value_nor_gradient(
 
 
 def test_compiled_in_blocks(monkeypatch, classes_and_labels):
-    monkeypatch.setattr("redimnet2_lobes.losses.CLASSES_PER_BLOCK", 5)
+    monkeypatch.setattr("redimnet2_lobes.training.losses.CLASSES_PER_BLOCK", 5)
     cosines, labels = classes_and_labels
     loss = SphereFace2(margin=0.2, scale=4.0)
     compiled = torch.compile(loss, backend="eager")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from speechbrain.utils import metric_stats
 
-from redimnet2_lobes.metrics import (
+from redimnet2_lobes.scoring.metrics import (
     EER,
     Cllr,
     actDCF,

@@ -9,7 +9,7 @@ import noises_prepare
 import pytest
 from noises_prepare import main
 
-from redimnet2_lobes.augment import Noise, Reverberation
+from redimnet2_lobes.data.augment import Noise, Reverberation
 
 MUSAN = [
     "musan/README",

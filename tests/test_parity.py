@@ -7,9 +7,12 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from redimnet2_lobes import redimnet2, tiles
-from redimnet2_lobes.convert import convert
-from redimnet2_lobes.published import build_network, take_weights
+from redimnet2_lobes.models import redimnet2, tiles
+from redimnet2_lobes.pretrained.convert import convert
+from redimnet2_lobes.pretrained.published_layout import (
+    build_network,
+    take_weights,
+)
 
 # Computed multiply-accumulates for 2 s, 1e9 (reference, section 1).
 MULTIPLY_ACCUMULATES = {

@@ -14,8 +14,8 @@ from speechbrain.processing.PLDA_LDA import (
     fast_PLDA_scoring,
 )
 
-from redimnet2_lobes.metrics import EER, Cllr
-from redimnet2_lobes.plda import PldaBackend, train_plda
+from redimnet2_lobes.scoring.metrics import EER, Cllr
+from redimnet2_lobes.scoring.plda import PldaBackend, train_plda
 
 SIZE = 16
 

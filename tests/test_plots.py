@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy.special import ndtri
 
-from redimnet2_lobes.metrics import EER, det_curve
-from redimnet2_lobes.plots import plot_det, plot_score_histogram
+from redimnet2_lobes.scoring.metrics import EER, det_curve
+from redimnet2_lobes.scoring.plots import plot_det, plot_score_histogram
 
 PERCENT = torch.arange(1, 1000) / 1000
 

@@ -7,9 +7,9 @@ import torch
 from conftest import relative_difference
 from test_redimnet2 import OPTIONS, PADDINGS, build, pad, speech
 
-from redimnet2_lobes.folding import fold
-from redimnet2_lobes.front_end import LogMel, TorchaudioLogMel
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.folding import fold
+from redimnet2_lobes.models.front_end import LogMel, TorchaudioLogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
 STAGE = {"blocks": 1, "expansion": 2, "reduction": 8}
 FRONT_ENDS = [LogMel(), TorchaudioLogMel(), TorchaudioLogMel(normalize=True)]

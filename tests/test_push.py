@@ -12,11 +12,11 @@ from conftest import relative_difference
 from hub_server import TOKEN, serve_hub
 from huggingface_hub import ModelCard, constants
 
-from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.loading import load_model
-from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.push import main
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained.loading import load_model
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.pretrained.push import main
 
 NAME = "user/redimnet2-test"
 STAGE = {"frequency_stride": 2, "time_stride": 2, "reduction": 8}

@@ -6,10 +6,10 @@ from onnx import numpy_helper
 from test_parity import build
 from test_redimnet2 import speech
 
-from redimnet2_lobes.export import export_onnx
-from redimnet2_lobes.onnx_encoder import OnnxEncoder
-from redimnet2_lobes.onnx_graph import write_graph
-from redimnet2_lobes.quantization import quantize_weights
+from redimnet2_lobes.onnx.encoder import OnnxEncoder
+from redimnet2_lobes.onnx.export import export_onnx
+from redimnet2_lobes.onnx.graph import write_graph
+from redimnet2_lobes.onnx.quantization import quantize_weights
 
 
 @torch.no_grad()

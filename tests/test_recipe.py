@@ -15,7 +15,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
 from training_runs import TEST, TRAINING, command_line, run, write_corpus
 
-from redimnet2_lobes.folder_lock import only_writer
+from redimnet2_lobes.files.folder_lock import only_writer
 
 TESTS = Path(__file__).parent
 RECIPE = TESTS.parent / "recipes" / "VoxCeleb" / "SpeakerRec"
@@ -239,7 +239,7 @@ def test_a_file_that_went_bad_after_preparation(
 def frozen_norms(tmp_path_factory):
     """Hyperparameters of a network without batch statistics."""
     text = (RECIPE / "hparams" / "demo_redimnet2_b0.yaml").read_text()
-    network = "redimnet2_lobes.redimnet2.ReDimNet2"
+    network = "redimnet2_lobes.ReDimNet2"
     assert network in text
     path = tmp_path_factory.mktemp("hparams") / "frozen_norms.yaml"
     path.write_text(text.replace(network, "frozen_norms.FrozenNorms"))
@@ -465,7 +465,7 @@ def test_other_speakers_need_another_folder(corpus, trained, tmp_path, capsys):
 def test_speechbrains_additive_margin(corpus, tmp_path):
     """A loss of SpeechBrain's in a copy of the YAML, as users would do it."""
     text = (RECIPE / "hparams" / "demo_redimnet2_b0.yaml").read_text()
-    ours = """!new:redimnet2_lobes.losses.AdditiveAngularMarginLoss
+    ours = """!new:redimnet2_lobes.AdditiveAngularMarginLoss
     scale: 32.0
 """
     theirs = """!new:speechbrain.nnet.losses.LogSoftmaxWrapper

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import relative_difference
 
-from redimnet2_lobes.front_end import LogMel, TorchaudioLogMel
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.front_end import LogMel, TorchaudioLogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
 # A few channels, with every kind of stage: strides, expansion below and above
 # 1, several frame rates.

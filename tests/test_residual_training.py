@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from redimnet2_lobes import residual_training, tiles
-from redimnet2_lobes.residual_training import residual_block
+from redimnet2_lobes.models import residual_training, tiles
+from redimnet2_lobes.models.residual_training import residual_block
 
 
 class Block(nn.Module):

@@ -22,11 +22,11 @@ import train_speaker_embeddings as recipe
 from command_line import one_line
 from synthetic_voices import synthetic_utterance
 
-from redimnet2_lobes import folder_lock
-from redimnet2_lobes.batches import EpochProgress
-from redimnet2_lobes.checkpoints import CompleteCheckpointer
-from redimnet2_lobes.folder_lock import only_writer
-from redimnet2_lobes.whole_files import complete_or_absent
+from redimnet2_lobes.files import folder_lock
+from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.folder_lock import only_writer
+from redimnet2_lobes.training.batches import EpochProgress
+from redimnet2_lobes.training.checkpointer import CompleteCheckpointer
 
 HPARAMS = Path(recipe.__file__).parent / "hparams" / "demo_redimnet2_b0.yaml"
 STAGE = {"frequency_stride": 2, "time_stride": 2, "blocks": 1, "expansion": 1}
@@ -216,7 +216,7 @@ def test_other_order_of_speeds(corpus, tmp_path):
             "aggregation_norm",
         ),
         (
-            "redimnet2_lobes.redimnet2.ReDimNet2",
+            "redimnet2_lobes.ReDimNet2",
             "frozen_norms.FrozenNorms",
             "embedding_model",
         ),

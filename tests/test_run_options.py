@@ -15,9 +15,9 @@ from extract_speaker_embeddings import main as extract
 from speechbrain.utils.run_opts import RunOptions
 from test_verification import HPARAMS, scores_of, small_network
 
-from redimnet2_lobes.audio import load_waveform
-from redimnet2_lobes.folding import fold
-from redimnet2_lobes.model_folder import write_model_folder
+from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.models.folding import fold
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 USED_TO_EMBED = ("device", "eval_precision")

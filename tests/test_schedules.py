@@ -12,12 +12,12 @@ from speechbrain.nnet.losses import (
 )
 from speechbrain.utils.checkpoints import Checkpointer
 
-from redimnet2_lobes.losses import (
+from redimnet2_lobes.training.losses import (
     AdditiveAngularMarginLoss,
     SphereFace2,
     SubCenterInterTopKLoss,
 )
-from redimnet2_lobes.schedules import (
+from redimnet2_lobes.training.schedules import (
     MarginSchedule,
     WarmupExponentialSchedule,
     WarmupPlateauSchedule,

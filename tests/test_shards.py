@@ -18,8 +18,8 @@ import torch
 import webdataset
 from speechbrain.dataio.dataio import load_data_csv
 
-from redimnet2_lobes.audio import AudioError
-from redimnet2_lobes.crops import RandomCrop
+from redimnet2_lobes.data.audio import AudioError
+from redimnet2_lobes.data.crops import RandomCrop
 
 UTTERANCES = 23
 PER_SHARD = 6

@@ -5,7 +5,7 @@ import torch
 from conftest import relative_difference
 from test_redimnet2 import OPTIONS, PADDINGS, build, pad, speech
 
-from redimnet2_lobes.tiles import groups_of_like_length
+from redimnet2_lobes.models.tiles import groups_of_like_length
 
 
 # Tiles of a few frames, of about an utterance, of several utterances.

@@ -45,10 +45,10 @@ from training_runs import (
     write_corpus,
 )
 
-from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.metrics import EER
-from redimnet2_lobes.redimnet2 import ReDimNet2
-from redimnet2_lobes.variants import VARIANTS
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.variants import VARIANTS
+from redimnet2_lobes.scoring.metrics import EER
 
 # Four speakers with four utterances each, and four crops a step.
 STEPS = 4
@@ -518,7 +518,7 @@ def test_accumulation_is_one_large_batch(corpus, monkeypatch, tmp_path):
     hparams = edited(
         tmp_path,
         ("gain: [-18.0, 6.0]", "gain: [0.0, 0.0]"),
-        ("redimnet2_lobes.redimnet2.ReDimNet2", "frozen_norms.FrozenNorms"),
+        ("redimnet2_lobes.ReDimNet2", "frozen_norms.FrozenNorms"),
         # Adam makes a step of the sign of gradients near zero.
         ("torch.optim.AdamW", "torch.optim.SGD"),
     )

@@ -17,8 +17,8 @@ import train_speaker_embeddings as recipe
 import training_runs
 from conftest import TESTS, ParityCase, relative_difference
 
-from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.published import take_weights
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.pretrained.published_layout import take_weights
 
 PARITY = TESTS / "parity"
 SETTINGS = json.loads((PARITY / "training.json").read_text())

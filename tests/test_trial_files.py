@@ -10,8 +10,8 @@ from trial_files import find_files
 from utterance_lists import read_utterances
 from voxceleb_prepare import prepare_voxceleb
 
-from redimnet2_lobes.audio import AUDIO_EXTENSIONS, match_utterances
-from redimnet2_lobes.training_data import UtteranceList
+from redimnet2_lobes.data.audio import AUDIO_EXTENSIONS, match_utterances
+from redimnet2_lobes.data.training_set import UtteranceList
 
 
 def touch(folder, *files):

@@ -8,12 +8,12 @@ from command_line import build_hparam
 from conftest import ParityCase
 from train_speaker_embeddings import check_variant
 
-from redimnet2_lobes.front_end import LogMel, TorchaudioLogMel
-from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.published import build_network
-from redimnet2_lobes.push import collect
-from redimnet2_lobes.redimnet2 import ReDimNet2
-from redimnet2_lobes.variants import VARIANTS, variant_of
+from redimnet2_lobes.models.front_end import LogMel, TorchaudioLogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.variants import VARIANTS, variant_of
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.pretrained.published_layout import build_network
+from redimnet2_lobes.pretrained.push import collect
 
 HPARAMS = Path(__file__).parents[1] / "hparams"
 FILES = sorted(

@@ -22,12 +22,12 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils import metric_stats
 from verification import Verification
 
-from redimnet2_lobes.audio import load_waveform
-from redimnet2_lobes.front_end import LogMel
-from redimnet2_lobes.metrics import Cllr, actDCF, minCllr
-from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.redimnet2 import ReDimNet2
-from redimnet2_lobes.scoring import CosineBackend
+from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.scoring.backends import CosineBackend
+from redimnet2_lobes.scoring.metrics import Cllr, actDCF, minCllr
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HPARAMS = REPOSITORY / "hparams" / "verification_redimnet2.yaml"
@@ -39,8 +39,8 @@ SMALL_VARIANT = """\
 data_folder: !PLACEHOLDER
 output_folder: !PLACEHOLDER
 base_channels: 4
-embedding_model: !new:redimnet2_lobes.redimnet2.ReDimNet2
-    front_end: !new:redimnet2_lobes.front_end.LogMel
+embedding_model: !new:redimnet2_lobes.ReDimNet2
+    front_end: !new:redimnet2_lobes.LogMel
     base_channels: !ref <base_channels>
     embedding_size: 16
     stages:
@@ -816,7 +816,7 @@ def test_other_files_than_weights_are_named(verify, weights_file, tmp_path):
             )
         return str(caught.value)
 
-    assert "redimnet2_lobes.convert" in message(
+    assert "redimnet2_lobes.pretrained.convert" in message(
         {"model_config": {}, "state_dict": {}}
     )
     assert "something else" in message([1, 2])

@@ -19,10 +19,10 @@ from scipy.stats import multivariate_normal
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.processing.PLDA_LDA import LDA, PLDA, StatObject_SB
 
-from redimnet2_lobes.audio import load_waveform
-from redimnet2_lobes.front_end import SAMPLE_RATE, LogMel
-from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.redimnet2 import ReDimNet2
+from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.models.front_end import SAMPLE_RATE, LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
 
 HPARAMS = Path(__file__).resolve().parent.parent / "hparams"
 SIZE = 6  # of embeddings

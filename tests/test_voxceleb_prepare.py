@@ -15,7 +15,7 @@ import soundfile
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from redimnet2_lobes.audio import load_waveform
+from redimnet2_lobes.data.audio import load_waveform
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPE = REPOSITORY / "recipes" / "VoxCeleb"

@@ -45,7 +45,7 @@ from speechbrain.dataio.dataio import load_data_csv
 from speechbrain.utils.parallel import get_available_cpu_count
 from tqdm import tqdm
 
-from redimnet2_lobes.whole_files import complete_or_absent
+from redimnet2_lobes.files.atomic import complete_or_absent
 
 COLUMNS = ["ID", "duration", "wav", "spk_id"]
 

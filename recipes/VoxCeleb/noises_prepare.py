@@ -26,7 +26,7 @@ import zlib
 
 from tqdm import tqdm
 
-from redimnet2_lobes.download import download
+from redimnet2_lobes.files.download import download
 
 # For each corpus the folder in its archive, the folders that must be in that,
 # and where the archive is.

@@ -22,7 +22,7 @@ import sys
 
 from trials import MD5_SUMS, has_published_sum, read_trials
 
-from redimnet2_lobes.download import download
+from redimnet2_lobes.files.download import download
 
 META = "https://mm.kaist.ac.kr/datasets/voxceleb/meta"
 URLS = {

@@ -34,7 +34,7 @@ from speechbrain.utils.parallel import get_available_cpu_count, parallel_map
 from tqdm import tqdm
 from trials import has_published_sum, read_trials
 
-from redimnet2_lobes.audio import (
+from redimnet2_lobes.data.audio import (
     AudioError,
     audio_rank,
     load_waveform,

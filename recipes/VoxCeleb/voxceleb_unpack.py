@@ -51,7 +51,7 @@ from typing import NamedTuple
 import imageio_ffmpeg
 from tqdm import tqdm
 
-from redimnet2_lobes.folder_lock import only_writer
+from redimnet2_lobes.files.folder_lock import only_writer
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".m4a")
 FORMATS = {"wav": "pcm_s16le", "flac": "flac"}

@@ -32,7 +32,7 @@ from measurements import has_bfloat16, measure
 from report import agrees, write_report
 from tqdm import tqdm
 
-from redimnet2_lobes import variants
+from redimnet2_lobes.models import variants
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = tuple(variants.VARIANTS)

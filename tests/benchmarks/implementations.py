@@ -16,9 +16,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from redimnet2_lobes.folding import fold
-from redimnet2_lobes.front_end import SAMPLE_RATE
-from redimnet2_lobes.published import build_network, take_weights
+from redimnet2_lobes.models.folding import fold
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.pretrained.published_layout import (
+    build_network,
+    take_weights,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import ParityCase

@@ -39,9 +39,15 @@ import torch
 from speechbrain.dataio.dataio import load_data_csv
 from tqdm import tqdm
 
-from redimnet2_lobes.augment import Chain, Gain, Noise, OneOf, Reverberation
-from redimnet2_lobes.crops import RandomCrop
-from redimnet2_lobes.front_end import SAMPLE_RATE
+from redimnet2_lobes.data.augment import (
+    Chain,
+    Gain,
+    Noise,
+    OneOf,
+    Reverberation,
+)
+from redimnet2_lobes.data.crops import RandomCrop
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
 MAKE_SHARDS = Path(__file__).parents[2] / "recipes/VoxCeleb/make_shards.py"
 UTTERANCE_SECONDS = 3.0

@@ -23,7 +23,7 @@ from implementations import (
     waveforms,
 )
 
-from redimnet2_lobes.front_end import SAMPLE_RATE
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
 MEBIBYTE = 2**20
 # Seconds of a turn. Short calls are repeated, so that most of them find the

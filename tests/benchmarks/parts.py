@@ -16,8 +16,8 @@ import torch
 from implementations import OURS, build, waveforms
 from tqdm import tqdm
 
-from redimnet2_lobes.front_end import SAMPLE_RATE
-from redimnet2_lobes.variants import VARIANTS
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.models.variants import VARIANTS
 
 # The first that fits a module's name; parts lie side by side.
 PARTS = {

@@ -38,16 +38,19 @@ from onnxruntime.quantization import (
 )
 from tqdm import tqdm
 
-from redimnet2_lobes.audio import load_waveform
-from redimnet2_lobes.export import write_model
-from redimnet2_lobes.front_end import SAMPLE_RATE
-from redimnet2_lobes.inference import encode_utterances
-from redimnet2_lobes.loading import load_model
-from redimnet2_lobes.metrics import EER
-from redimnet2_lobes.onnx_encoder import OnnxEncoder
-from redimnet2_lobes.onnx_graph import over_batch, write_graph
-from redimnet2_lobes.published import build_network, take_weights
-from redimnet2_lobes.quantization import quantize_weights
+from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.onnx.encoder import OnnxEncoder
+from redimnet2_lobes.onnx.export import write_model
+from redimnet2_lobes.onnx.graph import over_batch, write_graph
+from redimnet2_lobes.onnx.quantization import quantize_weights
+from redimnet2_lobes.pretrained.loading import load_model
+from redimnet2_lobes.pretrained.published_layout import (
+    build_network,
+    take_weights,
+)
+from redimnet2_lobes.scoring.metrics import EER
 
 CASES = (("one file of 3 s", 1, 3), ("8 files of 3 s", 8, 3))
 CASES += (("one file of 20 s", 1, 20),)

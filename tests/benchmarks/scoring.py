@@ -37,8 +37,8 @@ from speechbrain.utils import metric_stats
 from torch.nn.functional import cosine_similarity, normalize
 from tqdm import tqdm
 
-from redimnet2_lobes import metrics
-from redimnet2_lobes.scoring import (
+from redimnet2_lobes.scoring import metrics
+from redimnet2_lobes.scoring.backends import (
     cohort_statistics,
     normalize_scores,
     trial_scores,

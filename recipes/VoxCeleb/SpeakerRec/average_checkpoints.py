@@ -30,9 +30,9 @@ from speechbrain.utils.checkpoints import (
 )
 from tqdm import tqdm
 
-from redimnet2_lobes.fine_tuning import read_speakers
-from redimnet2_lobes.loading import check_tensors, read_tensors
-from redimnet2_lobes.model_folder import write_model_folder
+from redimnet2_lobes.pretrained.loading import check_tensors, read_tensors
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.training.fine_tuning import read_speakers
 
 
 def main(arguments):

@@ -18,16 +18,16 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.distributed import infer_device
 
-from redimnet2_lobes.embeddings import network_fingerprint
-from redimnet2_lobes.folding import fold
-from redimnet2_lobes.front_end import SAMPLE_RATE, WINDOW
-from redimnet2_lobes.loading import (
+from redimnet2_lobes.inference.embedding_cache import network_fingerprint
+from redimnet2_lobes.models.folding import fold
+from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
+from redimnet2_lobes.models.redimnet2 import PassThrough, ReDimNet2
+from redimnet2_lobes.models.variants import VARIANTS
+from redimnet2_lobes.pretrained.loading import (
     check_tensors,
     load_model,
     read_tensors,
 )
-from redimnet2_lobes.redimnet2 import PassThrough, ReDimNet2
-from redimnet2_lobes.variants import VARIANTS
 
 WEIGHTS_FILE = "embedding_model.ckpt"  # of a training checkpoint
 

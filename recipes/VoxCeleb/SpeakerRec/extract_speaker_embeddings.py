@@ -37,8 +37,8 @@ from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from tqdm import tqdm
 from utterance_lists import read_utterances
 
-from redimnet2_lobes.embeddings import extract_embeddings
-from redimnet2_lobes.whole_files import complete_or_absent
+from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 
 ROWS_PER_GROUP = 65536  # of Parquet, 50 MB for embeddings of 192 values
 

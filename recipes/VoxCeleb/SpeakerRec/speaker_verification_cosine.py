@@ -18,7 +18,7 @@ Authors
 from command_line import main_with_one_line_errors
 from verification import Verification
 
-from redimnet2_lobes.scoring import CosineBackend
+from redimnet2_lobes.scoring.backends import CosineBackend
 
 
 def main(arguments):

@@ -22,8 +22,8 @@ from command_line import (
 )
 from verification import Verification
 
-from redimnet2_lobes.plda import PldaBackend, train_plda
-from redimnet2_lobes.scoring import CosineBackend
+from redimnet2_lobes.scoring.backends import CosineBackend
+from redimnet2_lobes.scoring.plda import PldaBackend, train_plda
 
 
 def main(arguments):

@@ -51,19 +51,22 @@ from trial_files import check_labels, find_files
 from trials import read_trials
 from voxceleb_prepare import prepare_voxceleb
 
-from redimnet2_lobes.audio import utterance_name
-from redimnet2_lobes.batches import EpochProgress, GlobalBatches
-from redimnet2_lobes.checkpoints import keep_speakers, training_settings
-from redimnet2_lobes.fine_tuning import load_pretrained
-from redimnet2_lobes.folder_lock import only_writer
-from redimnet2_lobes.inference import encode_utterances
-from redimnet2_lobes.metrics import EER
-from redimnet2_lobes.model_folder import write_model_folder
-from redimnet2_lobes.plots import plot_training_curves
-from redimnet2_lobes.precision import at_least_float32
-from redimnet2_lobes.scoring import CosineBackend, trial_scores
-from redimnet2_lobes.training_data import TrainingCrops, UtteranceList
-from redimnet2_lobes.variants import VARIANTS, difference
+from redimnet2_lobes.data.audio import utterance_name
+from redimnet2_lobes.data.training_set import TrainingCrops, UtteranceList
+from redimnet2_lobes.files.folder_lock import only_writer
+from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.models.precision import at_least_float32
+from redimnet2_lobes.models.variants import VARIANTS, difference
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.scoring.backends import CosineBackend, trial_scores
+from redimnet2_lobes.scoring.metrics import EER
+from redimnet2_lobes.scoring.plots import plot_training_curves
+from redimnet2_lobes.training.batches import EpochProgress, GlobalBatches
+from redimnet2_lobes.training.checkpointer import (
+    keep_speakers,
+    training_settings,
+)
+from redimnet2_lobes.training.fine_tuning import load_pretrained
 
 logger = get_logger(__name__)
 

@@ -8,8 +8,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from redimnet2_lobes.audio import audio_rank, match_utterances
-from redimnet2_lobes.whole_files import complete_or_absent
+from redimnet2_lobes.data.audio import audio_rank, match_utterances
+from redimnet2_lobes.files.atomic import complete_or_absent
 
 
 def check_labels(trials, key, path):

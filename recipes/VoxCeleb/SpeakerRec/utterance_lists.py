@@ -11,8 +11,8 @@ import string
 from pathlib import Path
 from typing import NamedTuple
 
-from redimnet2_lobes.audio import audio_rank
-from redimnet2_lobes.shards import SHARD_SOURCE
+from redimnet2_lobes.data.audio import audio_rank
+from redimnet2_lobes.data.shards import SHARD_SOURCE
 
 
 class Utterance(NamedTuple):

@@ -29,23 +29,27 @@ from trials import read_enrolments, read_trials
 from utterance_lists import limit_per_speaker, read_utterances
 from verification_report import Result, report
 
-from redimnet2_lobes.audio import match_utterances
-from redimnet2_lobes.calibration import (
-    load_calibrations,
-    quality_measures,
-    save_calibrations,
-    train_calibration,
-)
-from redimnet2_lobes.embeddings import extract_embeddings
-from redimnet2_lobes.loading import find_model
-from redimnet2_lobes.results import PLAIN_COSINE, RESULTS_FILE, read_results
-from redimnet2_lobes.scoring import (
+from redimnet2_lobes.data.audio import match_utterances
+from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.inference.embedding_cache import extract_embeddings
+from redimnet2_lobes.pretrained.loading import find_model
+from redimnet2_lobes.scoring.backends import (
     average,
     cohort_statistics,
     normalize_scores,
     trial_scores,
 )
-from redimnet2_lobes.whole_files import complete_or_absent
+from redimnet2_lobes.scoring.calibration import (
+    load_calibrations,
+    quality_measures,
+    save_calibrations,
+    train_calibration,
+)
+from redimnet2_lobes.scoring.results import (
+    PLAIN_COSINE,
+    RESULTS_FILE,
+    read_results,
+)
 
 # Score normalizations: which sides' statistics, and of how much of the cohort.
 SCORE_NORMS = {

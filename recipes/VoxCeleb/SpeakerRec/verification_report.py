@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from redimnet2_lobes.metrics import (
+from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.scoring.metrics import (
     EER,
     Cllr,
     actDCF,
@@ -19,9 +20,8 @@ from redimnet2_lobes.metrics import (
     minCllr,
     minDCF,
 )
-from redimnet2_lobes.plots import plot_det, plot_score_histogram
-from redimnet2_lobes.results import in_precision
-from redimnet2_lobes.whole_files import complete_or_absent
+from redimnet2_lobes.scoring.plots import plot_det, plot_score_histogram
+from redimnet2_lobes.scoring.results import in_precision
 
 P_TARGETS = (0.01, 0.05)  # priors of a trial of one speaker in the minDCF
 LISTED_TRIALS = 20  # worst trials of each kind

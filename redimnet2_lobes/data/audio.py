@@ -1,0 +1,323 @@
+"""Reading audio files so that bad ones are named, not embedded.
+
+A network turns anything into an embedding: silence, an empty file, a file of
+NaNs. The two readers here refuse what holds no speech at all, and turn
+everything else into one format, mono at one sampling rate.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import functools
+import inspect
+import os
+from fractions import Fraction
+
+import torch
+from speechbrain.augment.time_domain import Resample
+from speechbrain.dataio import audio_io
+from speechbrain.dataio.preprocess import AudioNormalizer
+
+from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
+
+# Outside these rates (in Hz), a header is damaged or the file is not speech.
+LOWEST_RATE, HIGHEST_RATE = 4000, 768000
+
+# Float files may hold unscaled 32-bit integers. Larger values are damage, and
+# their power spectrum would leave the range of float32.
+LARGEST_SAMPLE = 2.0**31
+
+# Enough for the exact ratio of every usual rate to 16 kHz (11025 Hz: 441/640).
+# torchaudio's filter grows with the square of the ratio's terms: the exact one
+# for 44099 Hz takes minutes. The nearest small ratio is at most 0.08 % off.
+LARGEST_DENOMINATOR = 640
+
+# The usual ones first. libsndfile does not decode the last three: they are
+# reported, not overlooked.
+AUDIO_EXTENSIONS = (
+    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".aifc"),
+    *(".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".voc"),
+    *(".m4a", ".aac", ".wma"),
+)
+RANK = {extension: rank for rank, extension in enumerate(AUDIO_EXTENSIONS)}
+
+EMPTY = ("empty", "it holds no samples, so export or record it again")
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used, described in one line.
+
+    Arguments
+    ---------
+    reason : str
+        What is wrong, in a few words that are the same for all such files.
+    remedy : str
+        What to do about it, with details of this file if there are any.
+    path : str, optional
+        The file, where it is known.
+
+    Example
+    -------
+    >>> print(AudioError("silent", "record it again", "take1.wav"))
+    take1.wav: silent; record it again
+    """
+
+    def __init__(self, reason, remedy, path=None):
+        super().__init__(reason, remedy, path)
+        self.reason = reason
+        self.remedy = remedy
+        self.path = path
+
+    def __str__(self):
+        return f"{self.path or 'audio'}: {self.reason}; {self.remedy}"
+
+
+def utterance_name(file):
+    """The name of an utterance, which its file may have in any format.
+
+    Arguments
+    ---------
+    file : str
+        Name or path of a file, or already that of an utterance.
+
+    Returns
+    -------
+    str
+        The same without an extension of audio files, in capitals or not.
+
+    Example
+    -------
+    >>> utterance_name("anna/x/1.FLAC"), utterance_name("anna/x/take.1")
+    ('anna/x/1', 'anna/x/take.1')
+    """
+    stem, extension = os.path.splitext(file)
+    return stem if extension.lower() in RANK else file
+
+
+def audio_rank(file):
+    """Which of several files of one utterance to take.
+
+    Arguments
+    ---------
+    file : str
+        Name or path of a file.
+
+    Returns
+    -------
+    int or None
+        The lowest is the most usual format; None if it is no audio file.
+
+    Example
+    -------
+    >>> audio_rank("1.wav") < audio_rank("1.Flac"), audio_rank("1.txt")
+    (True, None)
+    """
+    return RANK.get(os.path.splitext(file)[1].lower())
+
+
+def match_utterances(names, files):
+    """The file of each utterance, in whatever format it is.
+
+    Trial lists name ``.wav`` files, which a corpus may have as ``.flac``.
+
+    Arguments
+    ---------
+    names : iterable of str
+        Utterances, with an extension or without.
+    files : iterable of str
+        What there is, named in the same way.
+
+    Returns
+    -------
+    dict
+        Each of ``names`` that was found to one of ``files``: itself, or else
+        of those that differ in the extension the most usual one.
+
+    Example
+    -------
+    >>> match_utterances(["1.wav", "2", "3.wav"], ["1.ogg", "1.FLAC", "2.wav"])
+    {'1.wav': '1.FLAC', '2': '2.wav'}
+    """
+    files = set(files)
+    best = {}
+    for file in sorted(files, key=lambda file: (audio_rank(file) or 0, file)):
+        best.setdefault(utterance_name(file), file)
+    matches = {}
+    for name in names:
+        match = name if name in files else best.get(utterance_name(name))
+        if match is not None:
+            matches[name] = match
+    return matches
+
+
+class CheckedAudioNormalizer(AudioNormalizer):
+    """SpeechBrain's `AudioNormalizer`, but bad audio raises an `AudioError`.
+
+    Named as ``audio_normalizer`` in the hyperparams.yaml of a model folder, it
+    guards every method of `EncoderClassifier` that reads a file.
+
+    The channels are mixed before resampling (SpeechBrain: after it), which
+    gives the same waveform for less work and shows silence that resampling
+    would hide behind ripples.
+
+    Arguments
+    ---------
+    sample_rate : int
+        The sampling rate of the output in Hz.
+    mix : {"avg-to-mono", "keep"}
+        Whether the channels are averaged or kept.
+
+    Example
+    -------
+    >>> normalizer = CheckedAudioNormalizer(sample_rate=16000)
+    >>> normalizer(torch.rand(44100, 2), 44100).shape
+    torch.Size([16000])
+    >>> normalizer(torch.zeros(16000, 1), 16000)
+    Traceback (most recent call last):
+    ...
+    redimnet2_lobes.data.audio.AudioError: audio: silent; all samples are \
+equal, so record it again or leave it out
+    """
+
+    def __call__(self, audio, sample_rate):
+        """Check, mix down and resample.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            The waveform, [time, channels] or [time].
+        sample_rate : int
+            Its sampling rate in Hz.
+
+        Returns
+        -------
+        torch.Tensor
+            The waveform at ``self.sample_rate``: [time], or [time, channels]
+            if the channels of such an input are kept.
+
+        Raises
+        ------
+        AudioError
+            If the audio is empty, shorter than one window of the front-end
+            (25 ms) or silent (all samples equal), holds NaN, infinite or
+            absurdly large samples, or its sampling rate is absurd.
+        """
+        try:
+            return self._normalize(audio, sample_rate)
+        except AudioError as error:
+            path = _file_being_loaded()
+            raise AudioError(error.reason, error.remedy, path) from None
+
+    def _normalize(self, audio, sample_rate):
+        if audio.numel() == 0:
+            raise AudioError(*EMPTY)
+        if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
+            raise AudioError(
+                "absurd sampling rate",
+                f"it is {sample_rate} Hz, but must lie within {LOWEST_RATE} "
+                f"and {HIGHEST_RATE} Hz, so correct it or export it again",
+            )
+        audio = self._mix(audio)
+        lowest, highest = (value.item() for value in torch.aminmax(audio))
+        # Both are NaN if any sample is, and then no comparison holds.
+        if not -LARGEST_SAMPLE <= lowest <= highest <= LARGEST_SAMPLE:
+            raise AudioError(
+                "not finite",
+                "it holds NaN, infinite or absurdly large samples, so export "
+                "or record it again",
+            )
+        if lowest == highest:
+            raise AudioError(
+                "silent",
+                "all samples are equal, so record it again or leave it out",
+            )
+        ratio = Fraction(sample_rate, self.sample_rate)
+        if ratio.denominator > LARGEST_DENOMINATOR:
+            ratio = ratio.limit_denominator(LARGEST_DENOMINATOR)
+            self._cached_resamplers.setdefault(
+                sample_rate, Resample(ratio.numerator, ratio.denominator)
+            )
+        audio = super().__call__(audio, sample_rate)
+        seconds = len(audio) / self.sample_rate
+        if seconds < WINDOW / SAMPLE_RATE:
+            raise AudioError(
+                "shorter than 25 ms",
+                f"it lasts {1000 * seconds:.1f} ms, so record it again or "
+                "leave it out",
+            )
+        return audio
+
+
+def _file_being_loaded():
+    """The file that SpeechBrain's ``load_audio`` is reading, if it is.
+
+    ``load_audio`` hands the normalizer no name; its local variable has it.
+    """
+    caller = inspect.currentframe().f_back.f_back
+    if caller.f_code.co_name == "load_audio":
+        return caller.f_locals.get("path")
+    return None
+
+
+@functools.lru_cache
+def _normalizer(sample_rate):
+    """Keep one normalizer per rate, since it caches its resamplers."""
+    return CheckedAudioNormalizer(sample_rate)
+
+
+def load_waveform(path, sample_rate=16000):
+    """Read an audio file of any format that libsndfile knows.
+
+    The network repeats a short utterance up to its stated minimum.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The audio file: any number of channels, any usual sampling rate.
+    sample_rate : int
+        The sampling rate of the output in Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        The waveform, mono, float32, [samples].
+
+    Raises
+    ------
+    AudioError
+        If there is no such file, it is a folder, it cannot be decoded, or
+        `CheckedAudioNormalizer` refuses what it holds. The message is one line
+        that names the file and the remedy.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir") / "stereo.wav"
+    >>> audio_io.save(str(path), torch.rand(2, 8000) - 0.5, 8000)
+    >>> load_waveform(path).shape
+    torch.Size([16000])
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        raise AudioError("a folder", "name an audio file in it", path)
+    if not os.path.exists(path):
+        raise AudioError("missing", "check the path", path)
+    if os.path.getsize(path) == 0:
+        raise AudioError(*EMPTY, path)
+    try:
+        # torch's default type could be changed by the caller.
+        audio, rate = audio_io.load(
+            path, channels_first=False, dtype=torch.float32
+        )
+    except RuntimeError as error:
+        cause = error.__cause__
+        detail = " ".join(getattr(cause, "error_string", str(cause)).split())
+        raise AudioError(
+            "unreadable",
+            f"libsndfile says {detail!r}, so convert it to WAV or FLAC "
+            "(for example with ffmpeg) or leave it out",
+            path,
+        ) from None
+    try:
+        return _normalizer(sample_rate)(audio, rate)
+    except AudioError as error:
+        raise AudioError(error.reason, error.remedy, path) from None

@@ -1,0 +1,156 @@
+"""Random crops of utterances, with speed perturbation as extra speakers.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import math
+import zlib
+
+import numpy as np
+import torch
+import torchaudio
+
+from redimnet2_lobes.data.audio import AudioError, CheckedAudioNormalizer
+from redimnet2_lobes.data.shards import open_audio
+from redimnet2_lobes.models.front_end import HOP, SAMPLE_RATE, WINDOW
+
+
+class EpochRandom:
+    """Random numbers that follow from the seed, the epoch and the utterance.
+
+    What is drawn for an utterance depends neither on the order of the
+    utterances nor on the worker that reads it.
+
+    Arguments
+    ---------
+    seed : int
+        Seed. Set ``epoch`` before each epoch.
+
+    Example
+    -------
+    >>> draw = EpochRandom(seed=1)
+    >>> bool(draw("a").random() == draw("a").random() != draw("b").random())
+    True
+    """
+
+    def __init__(self, seed):
+        self.seed = seed
+        self.epoch = 0
+
+    def __call__(self, utterance):
+        """Starts the random numbers of one utterance.
+
+        Arguments
+        ---------
+        utterance : str
+            Its name.
+
+        Returns
+        -------
+        numpy.random.Generator
+        """
+        return np.random.default_rng(
+            [self.seed, self.epoch, zlib.crc32(utterance.encode())]
+        )
+
+
+class RandomCrop:
+    """Reads a random crop of an utterance at a random speed.
+
+    Speech played faster or slower has another pitch and other formants, so
+    each speed makes a new speaker out of every speaker. Only the crop is read
+    from the file.
+
+    Arguments
+    ---------
+    frames : int
+        Length of a crop in windows of the features: (frames - 1) * 160 + 400
+        samples. The network pads and trims these to as many frames where
+        they are a multiple of its time stride. Shorter utterances are
+        repeated.
+    speeds : list of float
+        Speeds, the first being 1.0.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> path = getfixture("tmp_path") / "utterance.wav"
+    >>> soundfile.write(path, np.sin(np.arange(48000)), SAMPLE_RATE)
+    >>> crop = RandomCrop(200, speeds=[1.0, 0.9, 1.1])
+    >>> waveform, speed = crop(str(path), np.random.default_rng(1))
+    >>> waveform.shape, speed in (0, 1, 2)
+    (torch.Size([32240]), True)
+    """
+
+    def __init__(self, frames, speeds):
+        if not speeds or speeds[0] != 1.0:
+            raise ValueError(f"speeds: {speeds!r} must begin with 1.0")
+        if not isinstance(frames, int) or frames < 1:
+            raise ValueError(f"frames: {frames!r} is not a positive integer")
+        self.speeds = list(speeds)
+        self.samples = (frames - 1) * HOP + WINDOW
+        self._check = CheckedAudioNormalizer(SAMPLE_RATE)
+        # A speed of 1.1 is a resampling from 17,600 to 16,000 Hz.
+        self._resample = {
+            speed: torchaudio.transforms.Resample(
+                round(SAMPLE_RATE * speed), SAMPLE_RATE
+            )
+            for speed in speeds[1:]
+        }
+
+    def __call__(self, source, random):
+        """Reads a crop.
+
+        Arguments
+        ---------
+        source : str
+            An utterance, 16 kHz mono: an audio file or its place in a shard
+            (see :func:`redimnet2_lobes.data.shards.open_audio`).
+        random : numpy.random.Generator
+            Draws the speed and the place.
+
+        Returns
+        -------
+        waveform : torch.Tensor
+            The crop [samples].
+        speed : int
+            Index of its speed in ``speeds``.
+
+        Raises
+        ------
+        AudioError
+            If the utterance is missing, unreadable, not 16 kHz mono or empty,
+            or the crop is incomplete, silent (all samples equal) or holds NaN
+            or infinite samples. What lies outside the crop is not looked at.
+        """
+        index = int(random.integers(len(self.speeds)))
+        speed = self.speeds[index]
+        needed = math.ceil(self.samples * speed)
+        with open_audio(source) as audio:
+            if (audio.samplerate, audio.channels) != (SAMPLE_RATE, 1):
+                raise AudioError(
+                    "not 16 kHz mono",
+                    f"it has {audio.samplerate} Hz and {audio.channels} "
+                    "channels, so prepare the corpus again",
+                    source,
+                )
+            start = int(random.integers(max(1, audio.frames - needed + 1)))
+            frames = min(needed, audio.frames)
+            waveform = torch.from_numpy(audio.read_part(start, frames))
+        if len(waveform) < frames:
+            raise AudioError(
+                "cut short",
+                f"it ends within {frames} samples from {start}, against its "
+                "header, so replace it or leave it out",
+                source,
+            )
+        try:
+            waveform = self._check(waveform, SAMPLE_RATE)
+        except AudioError as error:
+            raise AudioError(error.reason, error.remedy, source) from None
+        if index:
+            waveform = self._resample[speed](waveform)
+        if len(waveform) < self.samples:
+            waveform = waveform.repeat(math.ceil(self.samples / len(waveform)))
+        return waveform[: self.samples], index

@@ -1,0 +1,388 @@
+"""Embeddings that are computed once and kept.
+
+The cache of a list of utterances is a folder whose name is a hash of all that
+its embeddings depend on: the network's weights and architecture, the settings
+of the test, and the names, sizes and times of the files. So a changed
+checkpoint or a changed file never meets old embeddings. The work is cut into
+parts, and each is a file of its own, so that an interrupted extraction goes on
+and several processes share one. Nothing is pickled.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from tqdm import tqdm
+
+from redimnet2_lobes.data.audio import AudioError
+from redimnet2_lobes.data.shards import SHARD_SOURCE
+from redimnet2_lobes.files.atomic import replace_when_synced
+from redimnet2_lobes.inference.encode import (
+    AveragedCrops,
+    encode_utterances,
+    load_source,
+)
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
+
+# Enters every key: a new number makes all caches anew. Raise it when the same
+# weights give other embeddings, or when the parts change their form.
+VERSION = 1
+
+# What numpy raises for a part that was cut short or overwritten.
+DAMAGE = (
+    *(ValueError, KeyError, OSError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
+@dataclass
+class Embeddings:
+    """Embeddings of named utterances.
+
+    Arguments
+    ---------
+    names : list of str
+        The utterances.
+    vectors : torch.Tensor
+        Their embeddings as the network gives them, float32
+        [utterances, embedding].
+    seconds : torch.Tensor
+        Seconds of audio that each was computed from, float32 [utterances].
+
+    Example
+    -------
+    >>> embeddings = Embeddings(["a", "b"], torch.eye(2), torch.ones(2))
+    >>> embeddings.vectors[embeddings.rows(["b", "b"])]
+    tensor([[0., 1.],
+            [0., 1.]])
+    """
+
+    names: list
+    vectors: torch.Tensor
+    seconds: torch.Tensor
+
+    def __post_init__(self):
+        self._row = {name: row for row, name in enumerate(self.names)}
+
+    def rows(self, names):
+        """Where the embeddings of utterances are.
+
+        Arguments
+        ---------
+        names : iterable of str
+            Utterances, each as often as need be.
+
+        Returns
+        -------
+        torch.Tensor
+            Rows of ``vectors``, int64 [names].
+
+        Raises
+        ------
+        ValueError
+            If there is no embedding of a name.
+        """
+        try:
+            return torch.tensor(
+                [self._row[name] for name in names], dtype=torch.int64
+            )
+        except KeyError as error:
+            raise ValueError(
+                f"{error.args[0]}: not among the {len(self.names)} utterances "
+                "with an embedding; add it to their list"
+            ) from None
+
+
+def network_fingerprint(network):
+    """A hash that changes with any weight of a network.
+
+    Take it before `fold`, whose rounding differs between machines.
+
+    Arguments
+    ---------
+    network : torch.nn.Module
+        A network, or a ``ModuleDict`` of all that makes an embedding, such as
+        ``EncoderClassifier.mods``.
+
+    Returns
+    -------
+    str
+        SHA-256 in hexadecimal digits, of the classes of all modules, of what
+        their ``arguments()`` return if they have it, and of all tensors of the
+        state dict.
+
+    Example
+    -------
+    >>> network = torch.nn.Linear(2, 1)
+    >>> before = network_fingerprint(network)
+    >>> before == network_fingerprint(network)
+    True
+    >>> with torch.no_grad():
+    ...     _ = network.bias.add_(1e-3)
+    >>> before == network_fingerprint(network)
+    False
+    """
+    digest = hashlib.sha256()
+    for name, module in network.named_modules():
+        architecture = [name, type(module).__qualname__]
+        if hasattr(module, "arguments"):
+            architecture.append(module.arguments())
+        digest.update(str(architecture).encode())
+    for name, tensor in network.state_dict().items():
+        # With the sizes, no two state dicts make the same bytes.
+        described = [name, str(tensor.dtype), list(tensor.shape)]
+        digest.update(str(described).encode())
+        tensor = tensor.detach().cpu().reshape(-1)
+        digest.update(tensor.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def extract_embeddings(
+    encode_batch,
+    utterances,
+    folder,
+    fingerprint,
+    *,
+    seconds_per_batch=60.0,
+    maximum_seconds=None,
+    crops=None,
+    utterances_per_part=512,
+):
+    """Embeddings of a list of utterances, from the cache or computed.
+
+    With ``torch.distributed`` initialized, all processes call this with the
+    same arguments, share the work and return the same; the folder must be one
+    that all of them see. The embeddings do not depend on their number.
+
+    Arguments
+    ---------
+    encode_batch : callable
+        As for `encode_utterances`. Not called if the cache is complete.
+    utterances : dict
+        The name of each utterance to its audio file or its place in a shard,
+        ``<shard>.tar:<offset>:<size>``.
+    folder : str or Path
+        Holds the caches, each in a folder of its own.
+    fingerprint : str
+        Stands for the network: `network_fingerprint`.
+    seconds_per_batch : float
+        Seconds of audio in a batch, padding included.
+    maximum_seconds : float or None
+        Seconds to use from the start of each utterance; None uses all.
+    crops : int or None
+        If given, so many crops of ``maximum_seconds`` each are averaged:
+        `AveragedCrops`.
+    utterances_per_part : int
+        An interrupted extraction loses so many embeddings of each process at
+        most. A change makes a new cache.
+
+    Returns
+    -------
+    Embeddings
+        In the order of ``utterances``.
+
+    Raises
+    ------
+    AudioError
+        If a file is missing or cannot be used.
+    ValueError
+        If there are no utterances, a setting is wrong, or an embedding is not
+        finite.
+    OSError
+        If the cache cannot be written or read.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> folder = getfixture("tmp_path")
+    >>> soundfile.write(folder / "a.wav", [0.0, 0.5] * 400, 16000)
+    >>> def encode_batch(wavs, wav_lens):  # in place of a network
+    ...     return wavs[:, None, :2]
+    >>> utterances = {"a": str(folder / "a.wav")}
+    >>> extract_embeddings(encode_batch, utterances, folder / "cache", "1")
+    Embeddings(names=['a'], vectors=tensor([[0.0000, 0.5000]]), \
+seconds=tensor([0.0500]))
+    >>> extract_embeddings(None, utterances, folder / "cache", "1").names
+    ['a']
+    """
+    if not utterances:
+        raise ValueError("utterances: there are none; name at least one")
+    if crops is not None:
+        if maximum_seconds is None:
+            raise ValueError(
+                "maximum_seconds: missing; crops needs it, the seconds of each"
+            )
+        encode_batch = AveragedCrops(encode_batch, maximum_seconds, crops)
+    if not utterances_per_part >= 1:
+        raise ValueError(
+            f"utterances_per_part: {utterances_per_part} is less than 1"
+        )
+    sources = {name: os.fspath(path) for name, path in utterances.items()}
+    # One order for all, so that the order of a list is not part of its key.
+    names = sorted(sources)
+    settings = [VERSION, fingerprint, utterances_per_part]
+    settings += [maximum_seconds and float(maximum_seconds), crops]
+    folder = Path(folder) / _key(names, sources, settings)
+    size = utterances_per_part
+    parts = [
+        (folder / f"part-{start:09}.npz", names[start : start + size])
+        for start in range(0, len(names), size)
+    ]
+
+    def encode(paths, load, progress):
+        return encode_utterances(
+            encode_batch,
+            paths,
+            seconds_per_batch,
+            load,
+            None if crops else maximum_seconds,
+            progress,
+        )
+
+    most_samples = math.inf
+    if maximum_seconds is not None:
+        most_samples = round(maximum_seconds * SAMPLE_RATE) * (crops or 1)
+    _make_parts(parts, sources, encode, most_samples)
+    ddp_barrier()
+    embeddings = _read_parts(parts, list(utterances))
+    # The caller of one process may now remove what all have read.
+    ddp_barrier()
+    return embeddings
+
+
+def _key(names, sources, settings):
+    """A hash of settings and of the list with the state of its files."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    shards = {}
+    for name in names:
+        source = sources[name]
+        match = SHARD_SOURCE.fullmatch(source)
+        if not match:
+            state = _state(source, source)
+        else:
+            # Many utterances lie in a shard.
+            shard, *place = match.groups()
+            if shard not in shards:
+                shards[shard] = _state(shard, source)
+            state = [*shards[shard], *place]
+        digest.update(json.dumps([name, *state]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _state(path, source):
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise AudioError("missing", "check the path", source) from None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _make_parts(parts, sources, encode, most_samples):
+    """Makes the parts of this process that are missing or damaged."""
+    rank, processes = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank = torch.distributed.get_rank()
+        processes = torch.distributed.get_world_size()
+    own = parts[rank::processes]
+    parts[0][0].parent.mkdir(parents=True, exist_ok=True)
+    missing = [
+        (path, names) for path, names in own if _read_part(path, names) is None
+    ]
+    total = sum(len(names) for _, names in own)
+    left = sum(len(names) for _, names in missing)
+    with tqdm(
+        total=total,
+        initial=total - left,
+        desc="embeddings",
+        unit="file",
+        disable=not (left and if_main_process()),
+    ) as progress:
+        for path, names in missing:
+            paths = [sources[name] for name in names]
+            arrays = _compute(paths, encode, most_samples, progress)
+            _write_part(path, names=np.array(names), **arrays)
+
+
+def _compute(paths, encode, most_samples, progress):
+    """The vectors and the seconds of a part."""
+    samples = {}
+
+    def load(path):
+        waveform = load_source(path)
+        samples[path] = min(len(waveform), most_samples)
+        return waveform
+
+    vectors = encode(paths, load, progress)
+    # Two names may stand for one file, which was read once.
+    progress.update(len(paths) - len(vectors))
+    seconds = [samples[path] / SAMPLE_RATE for path in paths]
+    return {
+        "vectors": torch.stack([vectors[path] for path in paths]).numpy(),
+        "seconds": np.array(seconds, np.float32),
+    }
+
+
+def _write_part(path, **arrays):
+    # The process in the name: another extraction may be at work here as well.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays)
+        replace_when_synced(partial, path)
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror or error}); once "
+            "that is mended, run the same command again, which keeps what is "
+            "complete"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_part(path, names):
+    """Its vectors and seconds; None if it is not there or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as part:
+            found, vectors, seconds = (
+                part[key] for key in ("names", "vectors", "seconds")
+            )
+    except DAMAGE:
+        return None
+    if (
+        found.tolist() != names
+        or vectors.ndim != 2
+        or len(vectors) != len(names)
+        or seconds.shape != (len(names),)
+    ):
+        return None
+    return torch.from_numpy(vectors), torch.from_numpy(seconds)
+
+
+def _read_parts(parts, order):
+    """The embeddings of all parts, in an order of names."""
+    row = {name: index for index, name in enumerate(order)}
+    vectors = None
+    seconds = torch.empty(len(order))
+    for path, names in parts:
+        part = _read_part(path, names)
+        if part is None:
+            raise OSError(
+                f"{path}: missing or damaged since it was written; run the "
+                "same command again, with a folder that all processes see"
+            )
+        if vectors is None:
+            vectors = torch.empty(len(order), part[0].shape[1])
+        rows = torch.tensor([row[name] for name in names])
+        vectors[rows], seconds[rows] = part
+    return Embeddings(order, vectors, seconds)

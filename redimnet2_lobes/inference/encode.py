@@ -1,0 +1,280 @@
+"""Embeddings of many utterances.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import contextlib
+import functools
+
+import torch
+from speechbrain.dataio import audio_io
+from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from redimnet2_lobes.data.audio import (
+    AudioError,
+    CheckedAudioNormalizer,
+    load_waveform,
+)
+from redimnet2_lobes.data.shards import SHARD_SOURCE, open_audio
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.models.lengths import valid_samples
+
+
+def encode_utterances(
+    encode_batch,
+    utterances,
+    seconds_per_batch=60.0,
+    load=load_waveform,
+    maximum_seconds=None,
+    progress=None,
+):
+    """Computes the embedding of each distinct utterance once.
+
+    Utterances are sorted by length, so that batches hold little padding, and
+    each batch is filled up to a budget of seconds, so that memory is bounded
+    however many files there are. An utterance longer than the budget is a
+    batch of its own. The batches depend on the set of utterances only, not on
+    their order.
+
+    Arguments
+    ---------
+    encode_batch : callable
+        Maps padded waveforms [batch, time] and their lengths relative to the
+        longest [batch], both on the CPU, to embeddings [batch, 1, embedding],
+        such as ``EncoderClassifier.encode_batch``. In training, call
+        ``eval()`` on its modules first.
+    utterances : iterable of str or Path
+        The audio files, or what ``load`` takes in their place.
+    seconds_per_batch : float
+        Seconds of audio in a batch, padding included.
+    load : callable
+        Maps a path to a waveform [samples] at 16 kHz.
+    maximum_seconds : float or None
+        Seconds to use from the start of each utterance; None uses all.
+    progress : tqdm or None
+        Counts the utterances of several calls; None shows those of this one.
+
+    Returns
+    -------
+    dict
+        Each path, as given, to its embedding [embedding], float32 on the CPU.
+
+    Raises
+    ------
+    AudioError
+        If a file cannot be read. What ``load`` raises passes through.
+    ValueError
+        If the network gives NaN or infinite values for a file, or if
+        ``seconds_per_batch`` or ``maximum_seconds`` is not above 0.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> for name, samples in (("a.wav", 8000), ("b.wav", 24000)):
+    ...     audio_io.save(folder / name, torch.rand(1, samples), 16000)
+    >>> def encode_batch(wavs, wav_lens):  # in place of a network
+    ...     return torch.stack([wavs.sum(1), wav_lens], dim=1).unsqueeze(1)
+    >>> embeddings = encode_utterances(
+    ...     encode_batch, [folder / "a.wav", folder / "b.wav"]
+    ... )
+    >>> embeddings[folder / "a.wav"].shape
+    torch.Size([2])
+    """
+    for name, seconds in (
+        ("seconds_per_batch", seconds_per_batch),
+        ("maximum_seconds", maximum_seconds),
+    ):
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"{name}: must be above 0, not {seconds}")
+
+    durations = {}
+    for path in utterances:
+        if path not in durations:
+            durations[path] = _duration(path, load)
+            if maximum_seconds is not None:
+                durations[path] = min(durations[path], maximum_seconds)
+    # Longest first: if a batch does not fit into memory, it is the first. The
+    # path decides between equals, so that no order of the input matters.
+    ordered = sorted(durations, key=lambda path: (-durations[path], str(path)))
+
+    budget = seconds_per_batch * SAMPLE_RATE
+    crop = None
+    if maximum_seconds is not None:
+        crop = max(1, round(maximum_seconds * SAMPLE_RATE))
+
+    embeddings = {}
+    batch = {}
+    with (
+        tqdm(total=len(ordered), desc="embeddings", unit="file")
+        if progress is None
+        else contextlib.nullcontext(progress)
+    ) as progress:
+        for path in ordered:
+            waveform = load(path)[:crop]
+            # Headers may be wrong, so the budget counts what was read.
+            longest = max(map(len, [waveform, *batch.values()]))
+            if batch and longest * (len(batch) + 1) > budget:
+                embeddings.update(_encode(encode_batch, batch))
+                progress.update(len(batch))
+                batch = {}
+            batch[path] = waveform
+        if batch:
+            embeddings.update(_encode(encode_batch, batch))
+            progress.update(len(batch))
+    return embeddings
+
+
+def load_source(source):
+    """Reads an utterance from a file of its own or from a shard.
+
+    Arguments
+    ---------
+    source : str
+        An audio file, or ``<shard>.tar:<offset>:<size>``.
+
+    Returns
+    -------
+    torch.Tensor
+        The waveform, mono, 16 kHz, float32, [samples].
+
+    Raises
+    ------
+    AudioError
+        As `load_waveform` and `open_audio`.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> audio_io.save(folder / "a.wav", torch.rand(2, 8000), 8000)
+    >>> audio = (folder / "a.wav").read_bytes()
+    >>> _ = (folder / "shard.tar").write_bytes(b"header" + audio)
+    >>> load_source(f"{folder}/shard.tar:6:{len(audio)}").shape
+    torch.Size([16000])
+    """
+    if not SHARD_SOURCE.fullmatch(source):
+        return load_waveform(source)
+    with open_audio(source) as file:
+        audio, rate = file.read_part(0, file.frames), file.samplerate
+    try:
+        return _normalizer()(torch.from_numpy(audio), rate)
+    except AudioError as error:
+        raise AudioError(error.reason, error.remedy, source) from None
+
+
+@functools.cache
+def _normalizer():
+    """One normalizer, since it caches its resamplers."""
+    return CheckedAudioNormalizer(SAMPLE_RATE)
+
+
+class AveragedCrops:
+    """Embeds evenly spaced crops of each utterance and averages them.
+
+    The crops of an utterance are a batch. Their embeddings are brought to
+    length 1 before they are averaged. An utterance not longer than a crop is
+    embedded whole, and its embedding has length 1, too.
+
+    Arguments
+    ---------
+    encode_batch : callable
+        As for `encode_utterances`.
+    seconds : float
+        Seconds of a crop.
+    crops : int
+        Crops of each utterance; the first lies at its start, the last at its
+        end.
+
+    Raises
+    ------
+    ValueError
+        If ``seconds`` is not above 0 or ``crops`` is not at least 1.
+
+    Example
+    -------
+    >>> def encode_batch(wavs, wav_lens):  # in place of a network
+    ...     return wavs[:, None, :2]
+    >>> averaged = AveragedCrops(encode_batch, seconds=2 / SAMPLE_RATE, crops=2)
+    >>> averaged(torch.tensor([[3.0, 4.0, 7.0, 1.0, 0.0]]), torch.ones(1))
+    tensor([[[0.8000, 0.4000]]])
+    """
+
+    def __init__(self, encode_batch, seconds, crops):
+        if not seconds > 0:
+            raise ValueError(f"seconds: must be above 0, not {seconds}")
+        if not crops >= 1:
+            raise ValueError(f"crops: {crops} is less than 1")
+        self.encode_batch = encode_batch
+        self.samples = max(1, round(seconds * SAMPLE_RATE))
+        self.crops = crops
+
+    def __call__(self, wavs, wav_lens):
+        """Embeds a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Padded waveforms [batch, time].
+        wav_lens : torch.Tensor
+            Their lengths relative to the longest [batch].
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings [batch, 1, embedding].
+        """
+        samples = valid_samples(wavs, wav_lens)
+        if samples is not None:
+            wavs = [wav[:n] for wav, n in zip(wavs, samples, strict=True)]
+        return torch.stack([self._average(wav) for wav in wavs])
+
+    def _average(self, waveform):
+        """The embedding of a waveform [samples], [1, embedding]."""
+        crops = waveform.unsqueeze(0)
+        surplus = len(waveform) - self.samples
+        if surplus > 0:
+            # In whole numbers: float32 would miss samples of long utterances.
+            last = max(self.crops - 1, 1)
+            crops = torch.stack(
+                [
+                    waveform[start : start + self.samples]
+                    for start in (
+                        surplus * crop // last for crop in range(self.crops)
+                    )
+                ]
+            )
+        embeddings = self.encode_batch(crops, torch.ones(len(crops)))
+        return normalize(embeddings.float(), dim=-1).mean(dim=0)
+
+
+def _duration(path, load):
+    """Seconds of an utterance, from its header alone where it has one."""
+    try:
+        if SHARD_SOURCE.fullmatch(str(path)):
+            with open_audio(path) as audio:
+                return audio.frames / audio.samplerate
+        return audio_io.info(path).duration
+    except RuntimeError:
+        # `load` knows better what is wrong, and names the file.
+        return len(load(path)) / SAMPLE_RATE
+
+
+def _encode(encode_batch, batch):
+    """Embeddings of a dict of waveforms, under the same keys."""
+    lengths = torch.tensor([len(waveform) for waveform in batch.values()])
+    with torch.no_grad():
+        embeddings = encode_batch(
+            pad_sequence(list(batch.values()), batch_first=True),
+            lengths / lengths.max(),
+        )
+    embeddings = embeddings.squeeze(1).float().cpu()
+    for path, embedding in zip(batch, embeddings, strict=True):
+        if not embedding.isfinite().all():
+            raise ValueError(
+                f"{path}: its embedding is not finite; check the weights, or "
+                "leave the file out"
+            )
+        # A copy, so that one kept embedding does not keep a whole batch.
+        yield path, embedding.clone()

@@ -1,0 +1,273 @@
+"""Embeddings of files of any length, in bounded memory.
+
+A recording of hours is neither decoded nor embedded as a whole: it is read in
+order, piece by piece, and the embeddings of its pieces are averaged.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import math
+import re
+from fractions import Fraction
+
+import soundfile
+import torch
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from redimnet2_lobes.data.audio import (
+    LARGEST_DENOMINATOR,
+    LOWEST_RATE,
+    AudioError,
+    CheckedAudioNormalizer,
+    load_waveform,
+)
+from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
+
+# For a header without a length, such as of FLAC from a pipe: 2**63 - 1.
+UNKNOWN_FRAMES = 2**62
+
+# What libsndfile notes where a WAV or AIFF file ends before its header says.
+SHORTENED = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be \d+\)", re.M)
+# Sizes from here on stand for "unknown" in files from a pipe.
+UNKNOWN_BYTES = 2**31 - 2**16
+
+# Of MP3 that lacks a length libsndfile's estimate may be off.
+LEAST_SHARE = 0.95
+
+CUT_SHORT = (
+    "cut short",
+    "it ends before its header says, so copy or export it again",
+)
+
+
+def encode_files(encode_batch, paths, seconds_per_piece=60.0):
+    """Embeds files; the long ones in pieces, so that memory is bounded.
+
+    Files of up to ``seconds_per_piece`` are embedded whole, by
+    `encode_utterances`. Of a longer one the pieces are embedded each on its
+    own, and the directions of their embeddings are averaged, weighted by their
+    seconds. The average is multiplied by the mean length of the pieces'
+    embeddings, so that it counts as much as others in an enrolment.
+
+    Arguments
+    ---------
+    encode_batch : callable
+        As for `encode_utterances`.
+    paths : iterable of str
+        The audio files.
+    seconds_per_piece : float
+        Seconds of a piece, and of a batch of shorter files, at most.
+
+    Returns
+    -------
+    embeddings : dict
+        Each path to its embedding [embedding], float32 on the CPU.
+    pieces : dict
+        Each path that was cut to the number of pieces that were embedded.
+
+    Raises
+    ------
+    AudioError
+        If a file cannot be used; see `load_waveform` and `read_pieces`.
+    ValueError
+        If an embedding is not finite, or ``seconds_per_piece`` is below 1.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmp_path") / "long.wav")
+    >>> soundfile.write(path, torch.rand(5 * 8000).numpy(), 8000)
+    >>> def encode_batch(wavs, wav_lens):  # in place of a network
+    ...     return wavs[:, None, :2]
+    >>> embeddings, pieces = encode_files(encode_batch, [path], 2.0)
+    >>> embeddings[path].shape, pieces[path]
+    (torch.Size([2]), 3)
+    """
+    if not seconds_per_piece >= 1:
+        raise ValueError(f"seconds_per_piece: {seconds_per_piece} is below 1")
+    whole, long = [], []
+    for path in dict.fromkeys(paths):
+        is_long = _seconds(path) > seconds_per_piece
+        (long if is_long else whole).append(path)
+    # None: only where somebody watches.
+    with tqdm(
+        total=len(whole),
+        desc="embeddings",
+        unit="file",
+        disable=None,
+        leave=False,
+    ) as progress:
+        embeddings = encode_utterances(
+            encode_batch, whole, seconds_per_piece, _load, progress=progress
+        )
+    pieces = {}
+    for path in long:
+        embeddings[path], pieces[path] = _encode_long(
+            encode_batch, path, seconds_per_piece
+        )
+    return embeddings, pieces
+
+
+def read_pieces(path, seconds):
+    """Reads an audio file in pieces of about the same length.
+
+    Together they are what `load_waveform` gives, without gap or overlap:
+    before a piece is resampled, it gets what surrounds it. The file is read
+    once, in order, since seeking is not exact in every format. Silent pieces
+    (all samples equal) are left out.
+
+    Arguments
+    ---------
+    path : str
+        The audio file.
+    seconds : float
+        Seconds of a piece, at most.
+
+    Yields
+    ------
+    torch.Tensor
+        A piece, mono, 16 kHz, float32, [samples].
+
+    Raises
+    ------
+    AudioError
+        If the file cannot be decoded, is cut short or silent all over, or
+        `CheckedAudioNormalizer` refuses a piece of it.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmp_path") / "long.wav")
+    >>> soundfile.write(path, torch.rand(5 * 8000).numpy(), 8000)
+    >>> [len(piece) for piece in read_pieces(path, seconds=2.0)]
+    [26666, 26666, 26668]
+    """
+    normalizer = CheckedAudioNormalizer(SAMPLE_RATE)
+    sounding = False
+    try:
+        with _InOrder(path) as file:
+            for waveform in _normalized_pieces(file, seconds, normalizer):
+                if waveform is not None:
+                    sounding = True
+                    yield waveform
+        if not sounding:
+            raise AudioError(
+                "silent", "it is all over, so record it again or leave it out"
+            )
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            "unreadable",
+            f"libsndfile says {error.error_string!r}, so convert it to WAV or "
+            "FLAC (for example with ffmpeg) or leave it out",
+            path,
+        ) from None
+    except AudioError as error:
+        raise AudioError(error.reason, error.remedy, path) from None
+
+
+class _InOrder(soundfile.SoundFile):
+    """A file that is never sought in.
+
+    After each read soundfile seeks to where it is already. That restarts the
+    decoder, which does no harm but in MP3.
+    """
+
+    def seekable(self):
+        return False
+
+
+def _normalized_pieces(file, seconds, normalizer):
+    """Yields the pieces of an open file at 16 kHz, None for silent ones."""
+    ratio = Fraction(file.samplerate, SAMPLE_RATE)
+    ratio = ratio.limit_denominator(LARGEST_DENOMINATOR)
+    # A piece that begins at a multiple of `step` is resampled as in the whole.
+    step = ratio.numerator
+    # The filter reaches over six samples of the lower rate to each side; the
+    # rest is for its rolloff and its rounding to whole steps.
+    reach = math.ceil(8 * max(1, ratio)) + step
+    margin = math.ceil(reach / step) * step
+    held, held_from, start = torch.empty(0), 0, 0
+    for end in _ends(file, seconds, step):
+        read_to = min(end + margin, file.frames)
+        missing = read_to - held_from - len(held)
+        read = file.read(missing, dtype="float32", always_2d=True)
+        held = torch.cat([held, torch.from_numpy(read).mean(1)])
+        if held_from + len(held) < LEAST_SHARE * read_to:
+            raise AudioError(*CUT_SHORT)
+        core = held[start - held_from : end - held_from]
+        samples = math.ceil(len(core) / ratio)
+        if start and samples < WINDOW:  # a little less than expected
+            return
+        if core.min() == core.max():
+            yield None
+        else:
+            before = int((start - held_from) / ratio)
+            waveform = normalizer(held, file.samplerate)
+            yield waveform[before : before + samples].clone()
+        start = end
+        surplus = max(0, start - margin - held_from)
+        held, held_from = held[surplus:].clone(), held_from + surplus
+
+
+def _ends(file, seconds, step):
+    """Where the pieces of a file end, in its own samples."""
+    longest = max(step, int(seconds * file.samplerate) // step * step)
+    # Rounding to steps may add one.
+    pieces = math.ceil(file.frames / max(1, longest - step))
+    for piece in range(1, pieces):
+        yield file.frames * piece // pieces // step * step
+    yield file.frames
+
+
+def _encode_long(encode_batch, path, seconds_per_piece):
+    """The embedding of a long file, and the number of its pieces."""
+    directions, length, samples, pieces = 0, 0, 0, 0
+    waveforms = read_pieces(path, seconds_per_piece)
+    for waveform in tqdm(
+        waveforms, desc=path, unit="piece", disable=None, leave=False
+    ):
+        with torch.no_grad():
+            embedding = encode_batch(waveform.unsqueeze(0), torch.ones(1))
+        embedding = embedding.flatten().float().cpu()
+        if not embedding.isfinite().all():
+            raise ValueError(
+                f"{path}: its embedding is not finite; check the weights, or "
+                "leave the file out"
+            )
+        directions += len(waveform) * normalize(embedding, dim=0)
+        length += len(waveform) * embedding.norm()
+        samples += len(waveform)
+        pieces += 1
+    return directions / samples * (length / samples), pieces
+
+
+def _seconds(path):
+    """Seconds of a file by its header, which must not promise more."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            frames, rate, notes = file.frames, file.samplerate, file.extra_info
+    except soundfile.LibsndfileError:
+        # `load_waveform` knows better what is wrong.
+        return len(load_waveform(path)) / SAMPLE_RATE
+    if frames >= UNKNOWN_FRAMES:
+        raise AudioError(
+            "of unknown length",
+            "its header does not say, so convert it (for example with ffmpeg) "
+            "into a file, not through a pipe",
+            path,
+        )
+    shortened = SHORTENED.search(notes)
+    if shortened and int(shortened[1]) < UNKNOWN_BYTES:
+        raise AudioError(*CUT_SHORT, path)
+    if rate < LOWEST_RATE:
+        return 0.0  # `load_waveform` refuses it
+    return frames / rate
+
+
+def _load(path):
+    """Reads a file whole."""
+    waveform = load_waveform(path)
+    if len(waveform) < LEAST_SHARE * _seconds(path) * SAMPLE_RATE:
+        raise AudioError(*CUT_SHORT, path)
+    return waveform

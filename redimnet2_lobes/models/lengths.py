@@ -1,0 +1,113 @@
+"""Lengths of the utterances in a padded batch.
+
+SpeechBrain hands a padded batch around as waveforms [batch, time] and lengths
+[batch] relative to the longest utterance. The network needs them as counts of
+samples and frames, and as masks. Where every utterance fills the batch there
+is nothing to mask, and ``None`` says so: no mask, no cost.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import torch
+
+from redimnet2_lobes.models.precision import at_least_float32
+
+
+def valid_samples(wavs, wav_lens):
+    """Turns relative lengths into counts of samples.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        Padded waveforms [batch, time].
+    wav_lens : torch.Tensor or None
+        Lengths relative to ``time``, in (0, 1], [batch].
+
+    Returns
+    -------
+    torch.Tensor or None
+        Samples of each utterance [batch], int64; None where every utterance
+        is as long as the batch.
+
+    Example
+    -------
+    >>> valid_samples(torch.zeros(2, 16000), torch.tensor([1.0, 0.25]))
+    tensor([16000,  4000])
+    >>> valid_samples(torch.zeros(2, 16000), torch.ones(2)) is None
+    True
+    """
+    if wav_lens is None:
+        return None
+    # float32 holds 24 bits: sample counts up to 17 minutes come back exactly.
+    samples = at_least_float32(wav_lens) * wavs.shape[1]
+    samples = samples.round().long()
+    if bool((samples == wavs.shape[1]).all()):
+        return None
+    return samples.to(wavs.device)
+
+
+def repeat_short(wavs, samples, minimum):
+    """Repeats utterances that are shorter than a minimum until they reach it.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        Padded waveforms [batch, time].
+    samples : torch.Tensor or None
+        Samples of each utterance [batch]; None where none is padded.
+    minimum : int
+        Samples that every utterance gets at least.
+
+    Returns
+    -------
+    wavs : torch.Tensor
+        Waveforms [batch, max(time, minimum)].
+    samples : torch.Tensor or None
+        Their samples [batch], each at least ``minimum``.
+
+    Example
+    -------
+    >>> repeat_short(torch.tensor([[1.0, 2.0, 3.0]]), None, 5)[0]
+    tensor([[1., 2., 3., 1., 2.]])
+    """
+    if samples is None:
+        missing = minimum - wavs.shape[1]
+        if missing > 0:
+            times = -(-minimum // wavs.shape[1])
+            wavs = wavs.repeat(1, times)[:, :minimum]
+        return wavs, None
+    if bool((samples >= minimum).all()):
+        return wavs, samples
+    position = torch.arange(max(wavs.shape[1], minimum), device=wavs.device)
+    position = position.expand(wavs.shape[0], -1)
+    length = samples.unsqueeze(1)
+    # Only short utterances wrap around; the others keep their padding.
+    wrapped = torch.where(length < minimum, position % length, position)
+    wavs = wavs.gather(1, wrapped.clamp(max=wavs.shape[1] - 1))
+    return wavs, samples.clamp(min=minimum)
+
+
+def valid_mask(lengths, size):
+    """Marks the valid positions of each utterance.
+
+    Arguments
+    ---------
+    lengths : torch.Tensor
+        Valid samples or frames of each utterance [batch].
+    size : int
+        Samples or frames of the padded batch.
+
+    Returns
+    -------
+    torch.Tensor
+        True where valid [batch, size].
+
+    Example
+    -------
+    >>> valid_mask(torch.tensor([1, 3]), 3)
+    tensor([[ True, False, False],
+            [ True,  True,  True]])
+    """
+    positions = torch.arange(size, device=lengths.device)
+    return positions < lengths.unsqueeze(1)

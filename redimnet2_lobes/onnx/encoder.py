@@ -1,0 +1,118 @@
+"""Embeddings by ONNX Runtime, from an exported file.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+from pathlib import Path
+
+import torch
+
+from redimnet2_lobes.models.lengths import valid_samples
+from redimnet2_lobes.scoring.threshold import Threshold
+
+
+class OnnxEncoder:
+    """Runs a file of ``redimnet2_lobes.onnx.export`` on the CPU.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file; one that takes waveforms.
+    threads : int or None
+        Threads; None for one on each core.
+
+    Attributes
+    ----------
+    threshold : Threshold
+        The cosine above which two voices are one, if the model folder had the
+        results of an evaluation when it was exported.
+
+    Raises
+    ------
+    ValueError
+        If it is not such a file, is damaged, or onnxruntime is missing.
+
+    Example
+    -------
+    >>> from redimnet2_lobes.onnx.export import export_onnx
+    >>> from redimnet2_lobes.models.front_end import LogMel
+    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
+    >>> stage = {"frequency_stride": 2, "time_stride": 2, "blocks": 1}
+    >>> stage = {**stage, "expansion": 2, "reduction": 8}
+    >>> path = getfixture("tmp_path") / "network.onnx"
+    >>> _ = export_onnx(ReDimNet2(LogMel(), 4, [stage]).eval(), path)
+    >>> encoder = OnnxEncoder(path, threads=1)
+    >>> encoder.encode_batch(torch.randn(2, 9000), torch.tensor([1, 0.5])).shape
+    torch.Size([2, 1, 192])
+    """
+
+    def __init__(self, path, threads=None):
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise ValueError(
+                "to run .onnx files, pip install onnxruntime"
+            ) from None
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            self.session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime raises kinds of its own
+            raise ValueError(
+                f"{path}: not an ONNX file, or damaged; export it again"
+            ) from error
+        known = self.session.get_modelmeta().custom_metadata_map
+        if known.get("model") != "ReDimNet2":
+            raise ValueError(f"{path}: not a file of redimnet2 export")
+        if self.session.get_inputs()[0].name != "waveforms":
+            raise ValueError(
+                f"{path}: takes features; export without --features"
+            )
+        self.minimum_samples = int(known["minimum_samples"])
+        self.threshold = Threshold()
+        if "threshold" in known:
+            value = float(known["threshold"])
+            self.threshold = Threshold(value, known["threshold_origin"])
+
+    def encode_batch(self, wavs, wav_lens=None):
+        """Computes embeddings, as ``EncoderClassifier.encode_batch``.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at 16 kHz, padded at the end [batch, time].
+        wav_lens : torch.Tensor or None
+            Lengths relative to ``time`` [batch]; None where none is padded.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings [batch, 1, embedding].
+
+        Raises
+        ------
+        ValueError
+            If an utterance has less than 25 ms.
+        """
+        samples = valid_samples(wavs, wav_lens)
+        if samples is None:
+            samples = torch.full((len(wavs),), wavs.shape[1])
+        shortest = int(samples.min())
+        if shortest < self.minimum_samples:
+            raise ValueError(
+                f"an utterance has {shortest} samples at 16 kHz; at least "
+                f"{self.minimum_samples} (25 ms) are needed"
+            )
+        (embeddings,) = self.session.run(
+            ["embeddings"],
+            {
+                "waveforms": wavs.detach().cpu().float().numpy(),
+                "lengths": samples.cpu().numpy(),
+            },
+        )
+        return torch.from_numpy(embeddings).unsqueeze(1)

@@ -1,0 +1,277 @@
+"""Exports a network to ONNX, for runtimes other than torch.
+
+> redimnet2 export redimnet2_b3 --output redimnet2_b3.onnx
+
+The file holds the whole of it, front-end included: padded waveforms and their
+lengths in, embeddings out, for any batch and any length (see ``onnx_graph``).
+It is run beside the network before it gets its name. ``OnnxEncoder`` runs it
+from Python.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.error_lines import one_line_errors
+from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
+from redimnet2_lobes.models.variants import variant_of
+from redimnet2_lobes.pretrained.loading import find_model, load_model
+from redimnet2_lobes.scoring.threshold import Threshold, kept_threshold
+
+# Largest difference of embeddings, relative to the largest value.
+TOLERANCE = 1e-4
+# The same with weights of eight bits, which makes 1e-2 of it.
+INT8_TOLERANCE = 1e-1
+# Below and above half a second, up to which utterances are repeated.
+VERIFIED_SAMPLES = ((48000,), (WINDOW, 7999, 30001, 16160), (128000, 8000))
+VERIFIED_FRAMES = ((300,), (50, 51, 197), (800, 99))
+NO_THRESHOLD = Threshold()
+
+
+def export_onnx(
+    network, path, features=False, int8=False, threshold=NO_THRESHOLD
+):
+    """Writes a network as an ONNX file and verifies it.
+
+    The file has opset 20. Its inputs are ``waveforms`` [batch, samples] at
+    16 kHz, float32, and ``lengths`` [batch], int64, the samples of each
+    utterance, from 400 on; its output is ``embeddings`` [batch, embedding].
+    What lies beyond an utterance's length is not read. With ``features`` the
+    inputs are log-mel features ``features`` [batch, frames, mel bins] and
+    ``frames`` [batch]. The file's metadata say all of this.
+
+    Arguments
+    ---------
+    network : ReDimNet2
+        The network in evaluation mode, on the CPU, not folded; it is not
+        changed.
+    path : str or os.PathLike
+        The file to write; it must not exist.
+    features : bool
+        Whether to leave out the front-end.
+    int8 : bool
+        Whether to store the weights in eight bits, see ``quantization``.
+    threshold : Threshold
+        What the metadata give as the network's threshold; one without a value
+        is left out.
+
+    Returns
+    -------
+    float
+        The largest difference between embeddings by ONNX Runtime and by torch
+        of several batches, relative to the largest value.
+
+    Raises
+    ------
+    ValueError
+        If the difference is above 1e-4 (int8: 0.1), a package is missing, or
+        the file exists. Nothing is left under its name then.
+
+    Example
+    -------
+    >>> from redimnet2_lobes.models.front_end import LogMel
+    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
+    >>> stage = {"frequency_stride": 2, "time_stride": 2, "blocks": 1}
+    >>> stage = {**stage, "expansion": 2, "reduction": 8}
+    >>> network = ReDimNet2(LogMel(), 4, [stage]).eval()
+    >>> path = getfixture("tmp_path") / "network.onnx"
+    >>> export_onnx(network, path) < 1e-4
+    True
+    """
+    check_target(path)
+    check_packages()
+    from redimnet2_lobes.onnx.graph import over_batch, write_graph
+    from redimnet2_lobes.onnx.quantization import quantize_weights
+
+    model = write_graph(network, features)
+    if int8:
+        model = quantize_weights(model)
+        if threshold.value is not None:
+            origin = f"{threshold.origin}, before quantization"
+            threshold = threshold._replace(origin=origin)
+    model = over_batch(model)
+    tolerance = INT8_TOLERANCE if int8 else TOLERANCE
+    with complete_or_absent(path) as partial:
+        write_model(model, network, partial, threshold)
+        difference = largest_difference(network, partial, features)
+        if not difference <= tolerance:
+            raise ValueError(
+                f"{path}: nothing was written, since embeddings by ONNX "
+                f"Runtime differ by {difference:.1e} of the largest value; "
+                "check the weights and the version of onnxruntime"
+            )
+    return difference
+
+
+def check_target(path):
+    """Refuses a file that exists, or whose folder does not.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file to write.
+
+    Example
+    -------
+    >>> check_target(getfixture("tmp_path"))
+    Traceback (most recent call last):
+    ValueError: ... exists already; choose another name
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists already; choose another name")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is no folder; create it first")
+
+
+def check_packages():
+    """Refuses to go on without what an export needs.
+
+    Example
+    -------
+    >>> check_packages()
+    """
+    for package in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"an export needs {package}: pip install onnx onnxruntime"
+            )
+
+
+def write_model(model, network, path, threshold=NO_THRESHOLD):
+    """Writes a model with what a user of the file has to know.
+
+    Arguments
+    ---------
+    model : onnx.ModelProto
+        The model.
+    network : ReDimNet2
+        The network that it computes.
+    path : pathlib.Path
+        The file.
+    threshold : Threshold
+        Its threshold.
+
+    Example
+    -------
+    >>> from onnx import ModelProto
+    >>> from redimnet2_lobes.models.front_end import LogMel
+    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
+    >>> stage = {"frequency_stride": 2, "time_stride": 2, "blocks": 1}
+    >>> stage = {**stage, "expansion": 2, "reduction": 8}
+    >>> path = getfixture("tmp_path") / "network.onnx"
+    >>> write_model(ModelProto(), ReDimNet2(LogMel(), 4, [stage]), path)
+    """
+    from onnx.helper import set_model_props
+
+    properties = {
+        "model": "ReDimNet2",
+        "variant": variant_of(network) or "custom",
+        "sample_rate": str(SAMPLE_RATE),
+        "minimum_samples": str(WINDOW),
+        "embedding_size": str(network.projection.out_features),
+    }
+    if threshold.value is not None:
+        properties["threshold"] = repr(threshold.value)
+        properties["threshold_origin"] = threshold.origin
+    set_model_props(model, properties)
+    path.write_bytes(model.SerializeToString())
+
+
+def largest_difference(network, path, features=False):
+    """Compares embeddings by ONNX Runtime with those by torch.
+
+    Arguments
+    ---------
+    network : ReDimNet2
+        The network, in evaluation mode.
+    path : str or os.PathLike
+        The exported file.
+    features : bool
+        Whether it takes features.
+
+    Returns
+    -------
+    float
+        Largest difference, relative to the largest value, over batches of one
+        and of several utterances with NaN as padding; NaN if a value is.
+    """
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = InferenceSession(
+        path, options, providers=["CPUExecutionProvider"]
+    )
+    names = [value.name for value in session.get_inputs()]
+    generator = torch.Generator().manual_seed(0)
+    shape = [network.front_end.mel_bins] if features else []
+    worst = 0.0
+    for sizes in VERIFIED_FRAMES if features else VERIFIED_SAMPLES:
+        rows = [torch.randn(n, *shape, generator=generator) for n in sizes]
+        batch = pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+        lengths = torch.tensor(sizes)
+        feed = dict(zip(names, (batch.numpy(), lengths.numpy()), strict=True))
+        (found,) = session.run(None, feed)
+        with torch.no_grad():
+            if features:
+                expected = network.encode_features(batch, lengths)
+            else:
+                expected = network(batch, lengths / max(sizes)).squeeze(1)
+        difference = (torch.from_numpy(found) - expected).abs().max()
+        difference = (difference / expected.abs().max()).item()
+        if not difference <= worst:  # or NaN
+            worst = difference
+    return worst
+
+
+def main(arguments=None):
+    """Command line: exports, or prints one line that says why not.
+
+    Arguments
+    ---------
+    arguments : list of str or None
+        Command line; None for the program's own.
+    """
+    parser = argparse.ArgumentParser(
+        prog="redimnet2 export",
+        description="Exports a ReDimNet2 model to ONNX and verifies it.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="model folder, or name on the hub"
+    )
+    parser.add_argument("--output", metavar="FILE.onnx", required=True)
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="take log-mel features in place of waveforms",
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="store the weights in eight bits: a third of the size",
+    )
+    options = parser.parse_args(arguments)
+    with one_line_errors():
+        check_target(options.output)
+        check_packages()
+        network = load_model(options.model).mods.embedding_model
+        difference = export_onnx(
+            network,
+            options.output,
+            options.features,
+            options.int8,
+            kept_threshold(find_model(options.model)),
+        )
+    print(f"{options.output}: within {difference:.1e} of torch's embeddings")
+
+
+if __name__ == "__main__":
+    main()

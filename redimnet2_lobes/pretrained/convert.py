@@ -1,0 +1,173 @@
+"""Converts published ReDimNet2 checkpoints to SpeechBrain model folders.
+
+> redimnet2 convert b3-vox2-lm --output redimnet2_b3
+
+The folder is what ``EncoderClassifier.from_hparams(source="redimnet2_b3")``
+and ``SpeakerRecognition.from_hparams(source="redimnet2_b3")`` load, offline.
+Other names are shown by ``--list``; a file will do as well. And back:
+
+> redimnet2 convert FOLDER --to published --output FILE.pt
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import argparse
+import io
+import os
+from pathlib import Path
+
+import torch
+
+from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.error_lines import one_line_errors
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.variants import variant_of
+from redimnet2_lobes.pretrained.loading import load_model
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.pretrained.published_layout import (
+    load_published,
+    published_checkpoint,
+)
+from redimnet2_lobes.pretrained.releases import (
+    RELEASED,
+    list_released,
+    load_released,
+)
+
+
+def convert(checkpoint, output):
+    """Converts one checkpoint.
+
+    Arguments
+    ---------
+    checkpoint : str or pathlib.Path
+        The name of a published checkpoint, which is downloaded once, or a
+        published file, ``{"model_config": dict, "state_dict": dict}``.
+    output : str or pathlib.Path
+        Folder to write; it must not exist, or be empty.
+
+    Raises
+    ------
+    ValueError
+        If there is no such checkpoint, or it is damaged or of an architecture
+        that is not supported. Nothing is written then.
+    OSError
+        If it cannot be downloaded, or the folder cannot be written.
+    """
+    output = Path(output)
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise ValueError(f"--output {output}: exists already; choose another")
+    checkpoint = os.fspath(checkpoint)
+    name = os.path.basename(checkpoint)
+    if checkpoint in RELEASED or not os.path.exists(checkpoint):
+        network = load_released(checkpoint)
+        name = RELEASED[checkpoint].file_name
+    elif os.path.isdir(checkpoint):
+        raise ValueError(
+            f"{checkpoint}: is a folder, not a checkpoint file; with --to "
+            "published a model folder becomes one"
+        )
+    else:
+        try:
+            network = load_published(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}") from error
+    write_model_folder(
+        output,
+        network,
+        title=f"ReDimNet2 converted from {name}",
+        variant=variant_of(network),
+    )
+
+
+def convert_back(source, output):
+    """Converts a model folder to a file in the published layout.
+
+    The authors' code loads it. Speaker classes are left behind.
+
+    Arguments
+    ---------
+    source : str or pathlib.Path
+        A model folder, converted or trained, or a hub name.
+    output : str or pathlib.Path
+        File to write; it must not exist.
+
+    Raises
+    ------
+    ValueError
+        If the source is no ReDimNet2, or the file exists.
+    OSError
+        If the file cannot be written.
+
+    Example
+    -------
+    >>> from redimnet2_lobes.models.front_end import LogMel
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> folder = getfixture("tmp_path")
+    >>> write_model_folder(folder / "a", ReDimNet2(LogMel(), 4, stages), "A")
+    >>> convert_back(folder / "a", folder / "a.pt")
+    >>> sorted(torch.load(folder / "a.pt", weights_only=True))
+    ['model_config', 'state_dict']
+    """
+    output = Path(output)
+    if output.exists():
+        raise ValueError(f"--output {output}: exists already; choose another")
+    network = load_model(source).mods.embedding_model
+    if not isinstance(network, ReDimNet2):
+        raise ValueError(
+            f"{source}: holds a {type(network).__name__}, not a ReDimNet2"
+        )
+    # In memory first: of a full disk torch makes an error of its own.
+    content = io.BytesIO()
+    torch.save(published_checkpoint(network), content)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with complete_or_absent(output) as partial:
+        partial.write_bytes(content.getbuffer())
+
+
+def main(arguments=None):
+    """Command line: converts, or prints one line that says why not.
+
+    Arguments
+    ---------
+    arguments : list of str or None
+        Command line; None for the program's own.
+    """
+    parser = argparse.ArgumentParser(
+        prog="redimnet2 convert",
+        description="Converts a published ReDimNet2 checkpoint to a folder "
+        "that EncoderClassifier.from_hparams loads, or such a folder to a "
+        "published checkpoint.",
+    )
+    parser.add_argument(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="the name of a published checkpoint, its file, or a model folder",
+    )
+    parser.add_argument("--output", help="what to write, a folder or file")
+    parser.add_argument(
+        "--to", choices=("folder", "published"), default="folder"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="show the published checkpoints"
+    )
+    options = parser.parse_args(arguments)
+    if options.list:
+        print(list_released())
+        return
+    if options.source is None or options.output is None:
+        parser.error("SOURCE and --output are needed, or --list")
+    with one_line_errors():
+        if options.to == "published":
+            convert_back(options.source, options.output)
+            print(f"Published checkpoint: {options.output}")
+        else:
+            convert(options.source, options.output)
+            print(f"Model folder: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

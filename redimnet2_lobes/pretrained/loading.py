@@ -1,0 +1,339 @@
+"""Reading weights, from model folders and from single files.
+
+Weights are kept as SpeechBrain's ``.ckpt`` and beside it as ``.safetensors``,
+a format that holds tensors only. Either will do. Nothing is unpickled.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.utils.checkpoints import PARAMFILE_EXT
+from speechbrain.utils.fetching import (
+    FetchConfig,
+    FetchFrom,
+    fetch,
+    guess_source,
+)
+from speechbrain.utils.parameter_transfer import Pretrainer
+from torch import nn
+
+SAFETENSORS_EXTENSION = ".safetensors"
+
+
+class ModelPretrainer(Pretrainer):
+    """SpeechBrain's `Pretrainer`, for weights in either format.
+
+    Of each network the ``.safetensors`` file is taken, or else the ``.ckpt``.
+    Weights that do not fit exactly are an error, where SpeechBrain warns.
+
+    Arguments
+    ---------
+    loadables : dict
+        What to load, by the name of its file.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> there, here = nn.Linear(2, 3), nn.Linear(2, 3)
+    >>> torch.save(there.state_dict(), folder / "layer.ckpt")
+    >>> pretrainer = ModelPretrainer({"layer": here})
+    >>> _ = pretrainer.collect_files(folder)
+    >>> pretrainer.load_collected()
+    >>> torch.equal(there.weight, here.weight)
+    True
+    """
+
+    def __init__(self, loadables):
+        hooks = {
+            name: load_tensors
+            for name, loadable in loadables.items()
+            if isinstance(loadable, nn.Module)
+        }
+        super().__init__(loadables=loadables, custom_hooks=hooks)
+
+    def collect_files(self, default_source=None, **options):
+        """Finds the files; see `Pretrainer.collect_files`.
+
+        Arguments
+        ---------
+        default_source : str, Path or FetchSource
+            Where those lie whose path was not given.
+        **options
+            As for `Pretrainer.collect_files`.
+
+        Returns
+        -------
+        dict
+            The path of each.
+        """
+        # SpeechBrain alone does not bring it.
+        if importlib.util.find_spec("safetensors") is not None:
+            for name in self.custom_hooks:
+                if name not in self.paths:
+                    self._find_safetensors(name, default_source, **options)
+        return super().collect_files(default_source, **options)
+
+    def _find_safetensors(self, name, source, **options):
+        filename = name + SAFETENSORS_EXTENSION
+        where, place = guess_source(source)
+        if where is FetchFrom.LOCAL and not (Path(place) / filename).is_file():
+            return
+        with contextlib.suppress(EntryNotFoundError, ValueError):
+            path = fetch(
+                filename,
+                source,
+                savedir=self.collect_in,
+                save_filename=name + PARAMFILE_EXT,
+                **options,
+            )
+            self.paths[name] = str(path)
+
+
+def read_tensors(path):
+    """Reads a file of tensors by name. No code in it is run.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        A state dict as torch or safetensors writes it; which of them, its
+        content tells, since SpeechBrain gives both the same name.
+
+    Returns
+    -------
+    dict
+        Tensors by name, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else, or damaged.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "weights.ckpt"
+    >>> torch.save({"weight": torch.ones(2)}, path)
+    >>> read_tensors(path)
+    {'weight': tensor([1., 1.])}
+    """
+    try:
+        with open(path, "rb") as file:
+            # safetensors: the size of the header, then the header, in JSON.
+            if file.read(9)[8:] == b"{":
+                from safetensors.torch import load_file
+
+                return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except ImportError:
+        raise ValueError(
+            f"{path}: to read it, pip install safetensors"
+        ) from None
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not a file of weights, or it is damaged"
+        ) from error
+    if isinstance(tensors, dict) and "model_config" in tensors:
+        raise ValueError(
+            f"{path} is a published checkpoint; convert it first: "
+            f"redimnet2 convert {path} --output FOLDER"
+        )
+    if not isinstance(tensors, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
+    ):
+        raise ValueError(
+            f"{path} holds something else than the weights of a network; pass "
+            "embedding_model.ckpt"
+        )
+    return tensors
+
+
+def check_tensors(tensors, network, path, origin):
+    """Checks that weights fit a network exactly.
+
+    Arguments
+    ---------
+    tensors : dict
+        Tensors by name.
+    network : torch.nn.Module
+        The network.
+    path : str or os.PathLike
+        The file that the weights are from.
+    origin : str
+        The file that the network was built from.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, surplus, or has another shape.
+
+    Example
+    -------
+    >>> check_tensors({}, nn.Linear(2, 3, bias=False), "a.ckpt", "a.yaml")
+    Traceback (most recent call last):
+    ValueError: a.ckpt does not fit a.yaml: weight is missing
+    """
+    expected = network.state_dict()
+    faults = [f"{name} is missing" for name in expected if name not in tensors]
+    faults += [f"{name} is surplus" for name in tensors if name not in expected]
+    faults += [
+        f"{name} has the shape {list(tensor.shape)}, "
+        f"not {list(expected[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    if faults:
+        others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ValueError(f"{path} does not fit {origin}: {faults[0]}{others}")
+
+
+def load_tensors(network, path):
+    """Loads a file of weights into the network that it fits.
+
+    Arguments
+    ---------
+    network : torch.nn.Module
+        The network.
+    path : str or os.PathLike
+        As for `read_tensors`.
+
+    Raises
+    ------
+    ValueError
+        As `read_tensors` and `check_tensors`.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "weights.ckpt"
+    >>> torch.save(nn.Linear(2, 3).state_dict(), path)
+    >>> load_tensors(nn.Linear(2, 3), path)
+    """
+    tensors = read_tensors(path)
+    check_tensors(tensors, network, path, "its hyperparams.yaml")
+    network.load_state_dict(tensors)
+
+
+def load_model(source, run_opts=None):
+    """Loads a model that SpeechBrain's `EncoderClassifier` can load.
+
+    Arguments
+    ---------
+    source : str
+        A model folder, the output folder of a training, or a hub name
+        ``user/name``.
+    run_opts : RunOptions or dict, optional
+        SpeechBrain's run options, such as ``device``.
+
+    Returns
+    -------
+    EncoderClassifier
+        The model, in evaluation mode; its network is
+        ``mods.embedding_model``.
+
+    Raises
+    ------
+    ValueError
+        If there is none, it cannot be fetched, is damaged, or its weights do
+        not fit its network exactly. One line.
+
+    Example
+    -------
+    >>> load_model("no/such/folder")
+    Traceback (most recent call last):
+    ValueError: no file or folder no/such/folder
+    """
+    source = find_model(source)
+    # For tensors that do not fit SpeechBrain warns, with a picture of the
+    # whole network, and goes on. Here they are an error, see the end.
+    logging.getLogger("speechbrain.utils.checkpoints").setLevel(logging.ERROR)
+    try:
+        # No savedir: nothing is copied or linked, so that a second run never
+        # meets the files of another model. The token is that of the login.
+        encoder = EncoderClassifier.from_hparams(
+            source=source,
+            run_opts=run_opts,
+            fetch_config=FetchConfig(token=None),
+        )
+    except Exception as error:
+        what = f"the model folder {source}"
+        if not os.path.isdir(source):
+            what = f"{source} is no file or folder, and as a hub name it"
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(f"{what} cannot be loaded ({reason})") from error
+    pretrainer = encoder.hparams.pretrainer
+    if not isinstance(pretrainer, ModelPretrainer):
+        path = pretrainer.paths["embedding_model"]
+        network = pretrainer.loadables["embedding_model"]
+        origin = "its hyperparams.yaml"
+        check_tensors(read_tensors(path), network, path, origin)
+    return encoder
+
+
+def find_model(source):
+    """Finds the model folder in the output of a training.
+
+    What exists is a path, and what cannot be a hub name is one too: it begins
+    with ``.``, ``/`` or ``~``, or has not exactly one slash. Anything else is a
+    hub name, whatever else lies in the working folder.
+
+    Arguments
+    ---------
+    source : str
+        As for `load_model`.
+
+    Returns
+    -------
+    str
+        The model folder, or the hub name.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+
+    Example
+    -------
+    >>> find_model("speechbrain/spkrec-ecapa-voxceleb")
+    'speechbrain/spkrec-ecapa-voxceleb'
+    >>> find_model("user/../name")
+    Traceback (most recent call last):
+    ValueError: no file or folder user/../name
+    """
+    source = os.fspath(source)
+    try:
+        validate_repo_id(source)
+        is_name = "/" in source
+    except HFValidationError:
+        is_name = False
+    otherwise = ""
+    if is_name:
+        otherwise = (
+            "; for the model of this name on the hub, rename it or run this in "
+            "another folder"
+        )
+    if os.path.isdir(source):
+        # The output of a training has its model folder in it, and a
+        # hyperparams.yaml of its own.
+        if os.path.isdir(os.path.join(source, "model")):
+            source = os.path.join(source, "model")
+        if not os.path.isfile(os.path.join(source, "hyperparams.yaml")):
+            raise ValueError(
+                f"{source} has no hyperparams.yaml, so it is no model folder"
+                f"{otherwise}"
+            )
+        return source
+    if os.path.lexists(source):
+        raise ValueError(f"{source} is no folder{otherwise}")
+    if not is_name:
+        raise ValueError(f"no file or folder {source}")
+    return source

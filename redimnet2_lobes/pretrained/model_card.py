@@ -1,0 +1,214 @@
+"""Model cards: what the hub shows of a model.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from redimnet2_lobes.pretrained.standalone import FILE_NAME
+from redimnet2_lobes.scoring.results import in_precision
+
+PAPER = "2603.11841"  # arXiv
+TAGS = (
+    *("speechbrain", "embeddings", "speaker-verification"),
+    *("speaker-recognition", "speaker-identification", "ReDimNet2"),
+    f"arxiv:{PAPER}",
+)
+CARD = """\
+# {title}
+
+Speaker embeddings by [ReDimNet2](https://arxiv.org/abs/{paper}) for
+[SpeechBrain](https://speechbrain.github.io), 16 kHz input.
+
+| | |
+|---|---|
+| variant | {variant} |
+| parameters | {parameters:,} |
+| embedding | {embedding_size} dimensions, compared by cosine |
+| speaker classes | {classes} |
+| training data | {training_data} |
+| licence | {license} |
+
+## Usage
+
+With the package
+`redimnet2_lobes` installed (its repository says how):
+
+```python
+from speechbrain.inference.speaker import SpeakerRecognition
+
+model = SpeakerRecognition.from_hparams(source="{repository}")
+score, same_speaker = model.verify_files("a.wav", "b.wav")
+embeddings = model.encode_batch(wavs, wav_lens)  # [batch, 1, {embedding_size}]
+```
+
+`wavs` are waveforms at 16 kHz [batch, time], `wav_lens` their lengths relative
+to the longest; padding changes no embedding. `same_speaker` compares with
+SpeechBrain's default threshold, 0.25{threshold}.
+
+On the command line:
+
+    redimnet2 verify a.wav b.wav --model={repository}
+
+With SpeechBrain (1.1) alone, `{file_name}` of this repository stands in for the
+package. This runs code from the repository, as `from_hparams` with the package
+does not:
+
+```python
+from speechbrain.inference.interfaces import foreign_class
+
+model = foreign_class(
+    source="{repository}",
+    pymodule_file="{file_name}",
+    classname="SpeakerRecognition",
+)
+```
+
+## Results
+
+{results}
+
+## Citation
+
+```bibtex
+@inproceedings{{yakovlev2026redimnet2,
+  title = {{ReDimNet2: Scaling Speaker Verification via Time-Pooled Dimension
+           Reshaping}},
+  author = {{Yakovlev and Okhotnikov}},
+  booktitle = {{Interspeech}},
+  year = {{2026}},
+  note = {{arXiv:{paper}}},
+}}
+```
+
+Please cite SpeechBrain as well (https://speechbrain.github.io).
+"""
+
+
+def write_model_card(
+    repository,
+    network,
+    variant,
+    speakers,
+    results,
+    license,
+    training_data,
+    datasets,
+):
+    """Writes the card of a model.
+
+    Arguments
+    ---------
+    repository : str
+        Its name on the hub.
+    network : ReDimNet2
+        The network.
+    variant : str or None
+        b0 to b6.
+    speakers : int or None
+        Number of speaker classes; None for none.
+    results : dict or None
+        From ``read_results``; None where nothing was evaluated.
+    license : str
+        The hub's name of the licence, such as apache-2.0.
+    training_data : str or None
+        What it was trained on, in words.
+    datasets : list of str
+        The hub's names of what it was trained on.
+
+    Returns
+    -------
+    ModelCard
+        The card; ``str`` of it is README.md.
+
+    Raises
+    ------
+    ValueError
+        If the results make no card.
+
+    Example
+    -------
+    >>> from redimnet2_lobes.models.front_end import LogMel
+    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> network = ReDimNet2(LogMel(), 4, stages)
+    >>> card = write_model_card(
+    ...     "user/name", network, None, None, None, "mit", None, []
+    ... )
+    >>> card.data.license
+    'mit'
+    >>> "Not evaluated" in card.text
+    True
+    """
+    name = "ReDimNet2" if variant is None else f"ReDimNet2-{variant.upper()}"
+    data = ModelCardData(
+        library_name="speechbrain",
+        license=license,
+        tags=list(TAGS),
+        datasets=datasets or None,
+        metrics=["eer"] if results else None,
+        pipeline_tag="audio-classification",
+        model_name=repository.split("/")[1],
+        eval_results=_eval_results(results) if results else None,
+    )
+    text = CARD.format(
+        title=name,
+        paper=PAPER,
+        variant=variant or "an architecture of its own",
+        parameters=sum(weight.numel() for weight in network.parameters()),
+        embedding_size=network.projection.out_features,
+        classes="none" if speakers is None else f"{speakers:,}",
+        training_data=training_data or "not stated",
+        license=license,
+        repository=repository,
+        threshold=(
+            "; the threshold of the EER on your kind of data is in the table"
+            if results
+            else ""
+        ),
+        file_name=FILE_NAME,
+        results=_results(results) if results else "Not evaluated.",
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _eval_results(results):
+    """The hub's form of the error rates."""
+    return [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Speaker verification",
+            dataset_type=row["list"],
+            dataset_name=f"{row['list']}, {row['back_end']}",
+            metric_type="eer",
+            metric_name="EER (%)",
+            metric_value=round(row["eer_percent"], 4),
+        )
+        for row in results["results"]
+    ]
+
+
+def _results(results):
+    """The table, and what it was measured on."""
+    lines = [
+        "| list | back-end | EER (%) | minDCF 0.01 | trials | threshold |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['list']} | {row['back_end']} | {row['eer_percent']:.3f} "
+        f"| {row['min_dcf_0.01']:.4f} | {row['trials']:,} "
+        f"| {row['eer_threshold']:.4f} |"
+        for row in results["results"]
+    ]
+    seconds, crops = results["seconds_used"], results["crops"]
+    what = "all of it" if seconds is None else f"its first {seconds:g} s"
+    if crops is not None:
+        what = f"{crops} crops of {seconds:g} s, averaged"
+    how = in_precision(results)
+    return "\n".join(lines) + (
+        "\n\nMeasured by whoever pushed this model, with the verification "
+        f"scripts of the\nrecipe; of each utterance {what} was embedded{how}. "
+        "minDCF is normalized, the threshold\nthat of the EER."
+    )

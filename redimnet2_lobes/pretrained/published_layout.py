@@ -1,0 +1,697 @@
+"""The layout of published ReDimNet2 checkpoints.
+
+A published file is ``{"model_config": dict, "state_dict": dict}``. This module
+reads and makes them: it translates their settings, and says under which names,
+and in which axis order, their tensors stand in ours: theirs are [out, in,
+frequency, time], ours are [out, in, time, frequency], with pointwise
+convolutions as linear layers.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from redimnet2_lobes.models.front_end import (
+    FFT_LENGTH,
+    PRE_EMPHASIS,
+    WINDOW,
+    LogMel,
+    TorchaudioLogMel,
+)
+from redimnet2_lobes.models.redimnet2 import TIME_KERNELS, ReDimNet2
+
+# Settings that every released checkpoint shares: key, the only value there is,
+# and whether a file may leave it out (where that value is the default).
+SHARED_SETTINGS = (
+    ("spec_in_channels", 1, True),
+    ("causal", "none", False),
+    ("block_1d_type", "conv+att", True),
+    ("block_2d_type", "basic_resnet", True),
+    ("compress_tconvs", True, True),
+    ("return_2d_output", True, False),
+    ("use_freq_pos_enc", False, True),
+    ("fm_weigthing_type", "NC", True),
+    ("group_divisor", 1, True),
+    ("hop_length", 160, True),
+    ("pooling_func", "ASTP", True),
+    ("global_context_att", True, True),
+    ("emb_bn", False, True),
+    ("feat_agg_dropout", 0.0, True),
+    ("head_activation", None, True),
+    ("num_classes", None, True),
+    ("pad_right_samples", None, True),
+    ("before_pool_offset", None, True),
+    ("return_all_outputs", False, True),
+)
+ARCHITECTURE_SETTINGS = {
+    "F",
+    "C",
+    "out_channels",
+    "stages_setup",
+    "agg_gnorm",
+    "dual_agg",
+    "embed_dim",
+    "feat_type",
+    "spec_params",
+}
+TYPES = {
+    "F": int,
+    "C": int,
+    "out_channels": (int, type(None)),
+    "stages_setup": (list, tuple),
+    "agg_gnorm": bool,
+    "dual_agg": bool,
+    "embed_dim": int,
+    "feat_type": str,
+    "spec_params": dict,
+}
+# What arguments of `ReDimNet2` and of its front-end are called there.
+PUBLISHED_NAMES = {
+    "base_channels": "C",
+    "stages": "stages_setup",
+    "out_channels": "out_channels",
+    "dual_aggregation": "dual_agg",
+    "embedding_size": "embed_dim",
+    "front_end": "feat_type",
+    "mel_bins": "F",
+}
+# Widths of the masks of SpecAugment, which is off in every released one.
+MASK_SETTINGS = {"freq_mask_width", "time_mask_width"}
+
+
+def load_published(path):
+    """Loads a published checkpoint, without running code from it.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file.
+
+    Returns
+    -------
+    ReDimNet2
+        The network, with the file's weights.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or not a published checkpoint, if its
+        architecture is not supported, or if a tensor does not fit it. The
+        message does not name the file.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "published.pt"
+    >>> torch.save({"weights": torch.zeros(1)}, path)
+    >>> load_published(path)
+    Traceback (most recent call last):
+    ValueError: not a published ReDimNet2 checkpoint, which is a dict of \
+model_config and state_dict
+    """
+    content = _read(path)
+    network = build_network(content["model_config"])
+    weights = dict(content["state_dict"])
+    constants = {
+        name: weights.pop(name)
+        for name in list(weights)
+        if name.startswith("spec.")
+    }
+    check_front_end(network.front_end, constants)
+    take_weights(network, weights)
+    return network
+
+
+def _read(path):
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        # torch does not compare the checksums that it writes.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(damaged)
+    except OSError:
+        raise
+    except Exception:  # torch raises many kinds for what is no checkpoint
+        raise ValueError(
+            "not a complete checkpoint of tensors only; fetch it again"
+        ) from None
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), dict)
+        for key in ("model_config", "state_dict")
+    ):
+        raise ValueError(
+            "not a published ReDimNet2 checkpoint, which is a dict of "
+            "model_config and state_dict"
+        )
+    for name, value in content["state_dict"].items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} is not a tensor")
+    return content
+
+
+def published_checkpoint(network):
+    """What the authors' code would store of a network.
+
+    Arguments
+    ---------
+    network : ReDimNet2
+        The network.
+
+    Returns
+    -------
+    dict
+        ``model_config``, a dict, and ``state_dict``, tensors by name, with the
+        constants of the front-end. ``minimum_seconds`` has no place in it: the
+        published code does not repeat short utterances.
+
+    Example
+    -------
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> checkpoint = published_checkpoint(ReDimNet2(LogMel(), 4, stages))
+    >>> checkpoint["model_config"]["stages_setup"]
+    [((2, 2), 1, 1, ((3, 3),), 8)]
+    >>> checkpoint["state_dict"]["backbone.stage0.2.weight"].shape
+    torch.Size([8, 1, 2, 2])
+    """
+    return {
+        "model_config": published_config(network),
+        "state_dict": {
+            **_published_weights(network),
+            **_front_end_constants(network.front_end),
+        },
+    }
+
+
+def published_config(network):
+    """What the published code calls the arguments of a network.
+
+    Arguments
+    ---------
+    network : ReDimNet2
+        The network.
+
+    Returns
+    -------
+    dict
+        As stored in a published checkpoint.
+
+    Example
+    -------
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> published_config(ReDimNet2(LogMel(), 4, stages))["C"]
+    4
+    """
+    arguments = network.arguments()
+    front_end = network.front_end
+    is_torchaudio = isinstance(front_end, TorchaudioLogMel)
+    config = {
+        "F": front_end.mel_bins,
+        "C": arguments["base_channels"],
+        "embed_dim": arguments["embedding_size"],
+        "stages_setup": [
+            (
+                (stage["frequency_stride"], stage["time_stride"]),
+                stage["blocks"],
+                stage["expansion"],
+                ((3, 3),),  # kernel sizes that only other block types read
+                stage["reduction"],
+            )
+            for stage in arguments["stages"]
+        ],
+        "feat_type": "pt" if is_torchaudio else "tf",
+        "spec_params": {
+            "do_preemph": True,
+            "do_spec_aug": False,
+            "norm_signal": not is_torchaudio or front_end.normalize,
+        },
+    }
+    # What the first version of the published code does not know is left out
+    # where it is at its default.
+    for key, value, _ in SHARED_SETTINGS:
+        if key != "return_all_outputs":
+            config[key] = value
+    for key, value in (
+        ("out_channels", arguments["out_channels"]),
+        ("agg_gnorm", arguments["aggregation_norm"]),
+        ("dual_agg", arguments["dual_aggregation"]),
+    ):
+        if value:
+            config[key] = value
+    return config
+
+
+def build_network(model_config):
+    """Builds the network that a published ``model_config`` describes.
+
+    Arguments
+    ---------
+    model_config : dict
+        As stored in a published checkpoint.
+
+    Returns
+    -------
+    ReDimNet2
+        With fresh weights. A ValueError names what is not supported.
+
+    Example
+    -------
+    >>> network = build_network(
+    ...     {
+    ...         "F": 72,
+    ...         "C": 4,
+    ...         "causal": "none",
+    ...         "feat_type": "tf",
+    ...         "return_2d_output": True,
+    ...         "spec_params": {"norm_signal": True},
+    ...         "stages_setup": [((2, 2), 1, 1, ((3, 3),), 8)],
+    ...     }
+    ... )
+    >>> network.eval()(torch.randn(1, 16000)).shape
+    torch.Size([1, 1, 192])
+    """
+    known = ARCHITECTURE_SETTINGS | {key for key, _, _ in SHARED_SETTINGS}
+    unknown = sorted(set(model_config) - known)
+    if unknown:
+        raise ValueError(f"model_config.{unknown[0]}: unknown option")
+    for key, value, optional in SHARED_SETTINGS:
+        if key not in model_config and optional:
+            continue
+        # bool and int compare equal; 1 is no word for True here.
+        found = model_config.get(key)
+        if found != value or isinstance(found, bool) != isinstance(value, bool):
+            raise ValueError(
+                f"model_config.{key}: {found!r} is not supported, only "
+                f"{value!r}"
+            )
+    missing = sorted(
+        {"F", "C", "stages_setup", "feat_type"} - set(model_config)
+    )
+    if missing:
+        raise ValueError(f"model_config.{missing[0]}: missing")
+    for key, value in model_config.items():
+        expected = TYPES.get(key, object)
+        if not isinstance(value, expected) or (
+            expected is int and (isinstance(value, bool) or value < 1)
+        ):
+            raise ValueError(f"model_config.{key}: unusable value {value!r}")
+    return ReDimNet2(
+        _front_end(model_config),
+        base_channels=model_config["C"],
+        stages=[
+            _stage(index, entry)
+            for index, entry in enumerate(model_config["stages_setup"])
+        ],
+        out_channels=model_config.get("out_channels"),
+        aggregation_norm=model_config.get("agg_gnorm", False),
+        dual_aggregation=model_config.get("dual_agg", False),
+        embedding_size=model_config.get("embed_dim", 192),
+    )
+
+
+def _front_end(model_config):
+    settings = dict(model_config.get("spec_params", {}))
+    normalize = settings.pop("norm_signal", False)
+    for key, value in (("do_preemph", True), ("do_spec_aug", False)):
+        found = settings.pop(key, value)
+        if found is not value:
+            raise ValueError(
+                f"model_config.spec_params.{key}: {found!r} is not supported, "
+                f"only {value!r}"
+            )
+    unknown = sorted(set(settings) - MASK_SETTINGS)
+    if unknown:
+        raise ValueError(
+            f"model_config.spec_params.{unknown[0]}: unknown option"
+        )
+    kind = model_config["feat_type"]
+    if kind in ("tf", "tf_mel"):
+        if not normalize:
+            raise ValueError(
+                "model_config.spec_params.norm_signal: only True is supported "
+                "with feat_type 'tf'"
+            )
+        return LogMel(model_config["F"])
+    if kind in ("pt", "pt_mel"):
+        return TorchaudioLogMel(model_config["F"], normalize=normalize)
+    raise ValueError(
+        f"model_config.feat_type: {kind!r} is not supported, only 'tf' and 'pt'"
+    )
+
+
+def _stage(index, entry):
+    try:
+        (frequency, time), blocks, expansion, _, reduction = entry
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"model_config.stages_setup[{index}]: expected (strides, blocks, "
+            f"expansion, kernels, reduction), found {entry!r}"
+        ) from None
+    return {
+        "frequency_stride": frequency,
+        "time_stride": time,
+        "blocks": blocks,
+        "expansion": expansion,
+        "reduction": reduction,
+    }
+
+
+def check_front_end(front_end, constants):
+    """Compares the front-end constants of a published file with ours.
+
+    Arguments
+    ---------
+    front_end : LogMel or TorchaudioLogMel
+        Our front-end.
+    constants : dict of str to torch.Tensor
+        The tensors of the file whose names begin with ``spec.``; none at all
+        is fine. A ValueError names the first that differs.
+
+    Example
+    -------
+    >>> check_front_end(LogMel(), {"spec.window": torch.ones(400)})
+    Traceback (most recent call last):
+    ValueError: spec.torchfbank.1.flipped_filter: missing
+    """
+    if not constants:
+        return
+    expected = _front_end_constants(front_end)
+    for name in sorted(set(expected) ^ set(constants)):
+        problem = "missing" if name in expected else "not one of this front-end"
+        raise ValueError(f"{name}: {problem}")
+    for name, value in expected.items():
+        found = constants[name]
+        if found.shape != value.shape or not torch.allclose(
+            found.double(), value.double(), atol=1e-5
+        ):
+            raise ValueError(
+                f"{name}: differs from our front-end, which fits the released "
+                "checkpoints only"
+            )
+
+
+def _front_end_constants(front_end):
+    """Bit for bit what the published code builds, by their names there."""
+    constants = {"1.flipped_filter": torch.tensor([[[-PRE_EMPHASIS, 1.0]]])}
+    if isinstance(front_end, TorchaudioLogMel):
+        constants["2.spectrogram.window"] = front_end.window.clone()
+        constants["2.mel_scale.fb"] = front_end.mel_filters.clone()
+    else:
+        # The published code computes its DFT by products with windowed
+        # kernels. The order of operations decides the last bit.
+        bins = torch.arange(FFT_LENGTH // 2, dtype=torch.float64)
+        samples = torch.arange(WINDOW, dtype=torch.float64)
+        angle = 2 * torch.pi * samples * bins[:, None, None] / FFT_LENGTH
+        constants["2.real_kernel_pt"] = angle.cos().float() * front_end.window
+        constants["2.image_kernel_pt"] = angle.sin().float() * front_end.window
+        mel_filters = front_end.mel_filters.T.unsqueeze(2)
+        constants["2.melbanks_pt"] = mel_filters.contiguous()
+    return {
+        f"spec.torchfbank.{name}": value for name, value in constants.items()
+    }
+
+
+def take_weights(network, state_dict):
+    """Loads a published state dict into a network of the same architecture.
+
+    Arguments
+    ---------
+    network : ReDimNet2
+        From ``build_network``.
+    state_dict : dict of str to torch.Tensor
+        Published weights, without front-end constants. A ValueError names
+        missing or surplus tensors and wrong shapes.
+
+    Example
+    -------
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> take_weights(ReDimNet2(LogMel(), 4, stages), {})
+    Traceback (most recent call last):
+    ValueError: 93 tensors are missing, the first is backbone.stem.0.weight
+    """
+    expected = _published_weights(network)
+    missing = [name for name in expected if name not in state_dict]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} tensors are missing, the first is {missing[0]}"
+        )
+    surplus = sorted(set(state_dict) - set(expected))
+    if surplus:
+        raise ValueError(
+            f"{len(surplus)} tensors are not part of this architecture, the "
+            f"first is {surplus[0]}"
+        )
+    for name, tensor in expected.items():
+        if state_dict[name].shape != tensor.shape:
+            raise ValueError(
+                f"{name}: shape {list(state_dict[name].shape)} does not fit "
+                f"this architecture, where it is {list(tensor.shape)}"
+            )
+    weights = {}
+    for name, published, transform in published_layout(network):
+        parts = [transform.to_ours(state_dict[part]) for part in published]
+        weights[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    network.load_state_dict(weights)
+
+
+def _published_weights(network):
+    """The inverse of ``take_weights``."""
+    ours = network.state_dict()
+    weights = {}
+    for name, published, transform in published_layout(network):
+        parts = [ours[name]]
+        if len(published) > 1:
+            parts = ours[name].chunk(len(published))
+        for part_name, part in zip(published, parts, strict=True):
+            # The clone, since of a view torch.save writes the whole storage.
+            weights[part_name] = transform.to_published(part).clone(
+                memory_format=torch.contiguous_format
+            )
+    return weights
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How a published tensor becomes ours, and back.
+
+    Arguments
+    ---------
+    to_ours : callable
+        The published tensor to ours.
+    to_published : callable
+        Its inverse.
+
+    Example
+    -------
+    >>> transform = SWAP_AXES.then(POINTWISE_2D)
+    >>> ours = transform.to_ours(torch.zeros(2, 3, 1, 1))
+    >>> ours.shape, transform.to_published(ours).shape
+    (torch.Size([2, 3]), torch.Size([2, 3, 1, 1]))
+    """
+
+    to_ours: Callable
+    to_published: Callable
+
+    def then(self, other):
+        """Chains this transform and another on what it gives.
+
+        Arguments
+        ---------
+        other : Transform
+            The other.
+
+        Returns
+        -------
+        Transform
+        """
+        return Transform(
+            lambda x: other.to_ours(self.to_ours(x)),
+            lambda x: self.to_published(other.to_published(x)),
+        )
+
+
+SAME = Transform(lambda x: x, lambda x: x)
+# [out, in, frequency, time] to [out, in, time, frequency].
+SWAP_AXES = Transform(lambda x: x.transpose(2, 3), lambda x: x.transpose(2, 3))
+# A pointwise convolution's weight to a linear layer's.
+POINTWISE_1D = Transform(lambda x: x.squeeze(2), lambda x: x.unsqueeze(2))
+POINTWISE_2D = POINTWISE_1D.then(POINTWISE_1D)
+# A convolution over time to one over time and an axis of one bin.
+ADD_BIN = Transform(lambda x: x.unsqueeze(3), lambda x: x.squeeze(3))
+# [1, maps, channels, 1] to [maps, channels].
+DROP_OUTER_AXES = Transform(
+    lambda x: x.squeeze(3).squeeze(0), lambda x: x.unsqueeze(0).unsqueeze(3)
+)
+
+
+def _bins_first(axis, parts, bins):
+    """Of each part, channel * bins + bin to bin * channels + channel."""
+
+    def reorder(x, sizes):
+        x = x.unflatten(axis, (parts, *sizes))
+        return x.transpose(axis + 1, axis + 2).flatten(axis, axis + 2)
+
+    return Transform(
+        lambda x: reorder(x, (-1, bins)), lambda x: reorder(x, (bins, -1))
+    )
+
+
+def published_layout(network):
+    """Pairs each tensor of a network with its published counterparts.
+
+    Arguments
+    ---------
+    network : ReDimNet2
+        The network.
+
+    Yields
+    ------
+    name : str
+        Name in our state dict.
+    published : tuple of str
+        Names in the published state dict. Where they are several, ours is
+        these tensors one below the other.
+    transform : Transform
+        Each of them to ours, and back.
+
+    Example
+    -------
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> network = ReDimNet2(LogMel(), 4, stages)
+    >>> layout = {ours: theirs for ours, theirs, _ in published_layout(network)}
+    >>> layout["stages.0.reshape.weight"]
+    ('backbone.stage0.2.weight',)
+    >>> set(layout) == set(network.state_dict())
+    True
+    """
+    yield from _weight_and_bias(
+        "stem.convolution", "backbone.stem.0", SWAP_AXES
+    )
+    yield from _weight_and_bias("stem.norm", "backbone.stem.1")
+    if network.stem.map_norm is not None:
+        yield from _weight_and_bias("stem.map_norm", "backbone.stem_gnorm")
+    for index, stage in enumerate(network.stages):
+        yield from _stage_layout(index, stage)
+    yield "aggregation.weight", ("backbone.fin_wght1d.w",), DROP_OUTER_AXES
+    if network.head is not None:
+        yield from _weight_and_bias("head", "backbone.head", POINTWISE_2D)
+
+    bins = network.bins
+    yield (
+        "pooling.context.weight",
+        ("pool.linear1.weight",),
+        POINTWISE_1D.then(_bins_first(1, 3, bins)),
+    )
+    yield "pooling.context.bias", ("pool.linear1.bias",), SAME
+    yield (
+        "pooling.attention.weight",
+        ("pool.linear2.weight",),
+        POINTWISE_1D.then(_bins_first(0, 1, bins)),
+    )
+    yield (
+        "pooling.attention.bias",
+        ("pool.linear2.bias",),
+        _bins_first(0, 1, bins),
+    )
+    yield from _batch_norm("norm", "bn", _bins_first(0, 2, bins))
+    yield "projection.weight", ("linear.weight",), _bins_first(1, 2, bins)
+    yield "projection.bias", ("linear.bias",), SAME
+
+
+def _stage_layout(index, stage):
+    ours = f"stages.{index}"
+    dual = stage.dual_aggregation
+    # The published stage is one sequence, cut in three by dual aggregation.
+    front = f"backbone.stage{index}" + ("_pre" if dual else "")
+    yield f"{ours}.aggregation.weight", (f"{front}.0.w",), DROP_OUTER_AXES
+    yield from _weight_and_bias(f"{ours}.reshape", f"{front}.2", SWAP_AXES)
+    position = 3
+    for block in range(len(stage.blocks)):
+        theirs = f"{front}.{position}.conv_block"
+        for i in (1, 2):
+            depthwise = f"{ours}.blocks.{block}.depthwise_{i}.weight"
+            yield depthwise, (f"{theirs}.conv{i}.weight",), SWAP_AXES
+            yield from _weight_and_bias(
+                f"{ours}.blocks.{block}.pointwise_{i}", f"{theirs}.conv{i}pw"
+            )
+            yield from _batch_norm(
+                f"{ours}.blocks.{block}.norm_{i}", f"{theirs}.bn{i}"
+            )
+        position += 1
+    if stage.contract is not None:
+        yield from _weight_and_bias(
+            f"{ours}.contract.0", f"{front}.{position}.0"
+        )
+        yield from _batch_norm(f"{ours}.contract.1", f"{front}.{position}.1")
+        position += 1
+    position += 1  # the 1-D view
+    context = f"backbone.stage{index}_1d" if dual else f"{front}.{position}"
+    yield from _time_context(f"{ours}.time_context", context)
+    position += 2  # the time-context block and the repetition of frames
+    if stage.map_norms is not None:
+        names = [f"{front}.{position}"]
+        if dual:
+            names = [f"backbone.stage{index}_up_{i}d.1" for i in (2, 1)]
+        for i, name in enumerate(names):
+            yield from _weight_and_bias(f"{ours}.map_norms.{i}", name)
+
+
+def _time_context(ours, theirs):
+    contract = f"{theirs}.red_dim_conv"
+    yield from _weight_and_bias(
+        f"{ours}.contract", f"{contract}.0", POINTWISE_1D
+    )
+    yield from _weight_and_bias(f"{ours}.norm", f"{contract}.1")
+    for i in range(len(TIME_KERNELS)):
+        convolution, block = f"{ours}.convolutions.{i}", f"{theirs}.tcm.{i}"
+        yield from _weight_and_bias(
+            f"{convolution}.depthwise",
+            f"{block}.dwconvs.0",
+            ADD_BIN,
+        )
+        yield from _batch_norm(f"{convolution}.norm", f"{block}.norm")
+        yield from _weight_and_bias(
+            f"{convolution}.pointwise", f"{block}.pwconv1", POINTWISE_1D
+        )
+    attention, block = f"{ours}.attention", f"{theirs}.tcm.{len(TIME_KERNELS)}"
+    for kind in ("weight", "bias"):
+        yield (
+            f"{attention}.query_key_value.{kind}",
+            tuple(f"{block}.attention.{i}_proj.{kind}" for i in "qkv"),
+            SAME,
+        )
+    pairs = (
+        ("output", "attention.out_proj"),
+        ("attention_norm", "layer_norm"),
+        ("feed_forward.0", "feed_forward.intermediate_dense"),
+        ("feed_forward.2", "feed_forward.output_dense"),
+        ("feed_forward_norm", "final_layer_norm"),
+    )
+    for name, published in pairs:
+        yield from _weight_and_bias(
+            f"{attention}.{name}", f"{block}.{published}"
+        )
+    yield from _weight_and_bias(
+        f"{ours}.expand", f"{theirs}.exp_dim_conv", POINTWISE_1D
+    )
+
+
+def _weight_and_bias(ours, theirs, transform=SAME):
+    yield f"{ours}.weight", (f"{theirs}.weight",), transform
+    yield f"{ours}.bias", (f"{theirs}.bias",), SAME
+
+
+def _batch_norm(ours, theirs, transform=SAME):
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        yield f"{ours}.{name}", (f"{theirs}.{name}",), transform
+    counter = "num_batches_tracked"
+    yield f"{ours}.{counter}", (f"{theirs}.{counter}",), SAME

@@ -1,0 +1,327 @@
+"""Pushes a model folder to the Hugging Face hub.
+
+> redimnet2 push results/redimnet2_b3/42 USER/NAME
+
+The folder is loaded first. One commit brings the weights, a model card with the
+results of the evaluation, the results themselves, and the code for machines
+that have SpeechBrain alone (``single_file``). The token is that of
+``hf auth login`` or of the variable HF_TOKEN.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from redimnet2_lobes.files.error_lines import one_line_errors
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.variants import variant_of
+from redimnet2_lobes.pretrained.loading import find_model, load_model
+from redimnet2_lobes.pretrained.model_card import write_model_card
+from redimnet2_lobes.pretrained.standalone import FILE_NAME, single_file
+from redimnet2_lobes.scoring.results import RESULTS_FILE, read_results
+
+# What is taken from a model folder; the card, the results and the code are
+# written anew.
+FILES = (
+    "hyperparams.yaml",
+    *(
+        f"{name}.{extension}"
+        for name in ("embedding_model", "classifier", "compute_cost")
+        for extension in ("ckpt", "safetensors")
+    ),
+    "label_encoder.ckpt",
+)
+ONNX_EXTENSION = ".onnx"
+CARD_FILE = "README.md"
+# By this file the hub knows which class to show.
+CONFIG_FILE = "config.json"
+CONFIG = {"speechbrain_interface": "SpeakerRecognition"}
+
+REMEDIES = {
+    401: "the token is missing or not valid; log in by `hf auth login`, or set "
+    "HF_TOKEN",
+    403: "the token may not write there; make one with write access to it",
+    404: "not found; check the name, and that the token may see it",
+    409: "it was changed at the same time; run the same command again",
+    413: "a file is too large for the hub; leave it out",
+    429: "too many requests; wait some minutes and run the same command again",
+}
+
+
+def collect(folder, repository, results_file, license, training_data, datasets):
+    """Loads a model folder, and lists what a push would upload.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        A model folder, or the output folder of a training.
+    repository : str
+        USER/NAME on the hub.
+    results_file : str or os.PathLike or None
+        What a verification script has written as results.json; None takes
+        that of the folder, if it has one.
+    license : str
+        The hub's name of the licence.
+    training_data : str or None
+        What it was trained on, in words.
+    datasets : list of str
+        The hub's names of what it was trained on.
+
+    Returns
+    -------
+    files : dict
+        The name of each file to its content, bytes or a Path.
+    left_out : list of str
+        What else is in the folder.
+
+    Raises
+    ------
+    ValueError
+        If the name cannot be one, the folder holds no ReDimNet2 or is damaged,
+        or the results are none.
+
+    Example
+    -------
+    >>> from redimnet2_lobes.models.front_end import LogMel
+    >>> from redimnet2_lobes.pretrained.model_folder import write_model_folder
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> folder = getfixture("tmp_path") / "model"
+    >>> write_model_folder(folder, ReDimNet2(LogMel(), 4, stages), "A test")
+    >>> files, left_out = collect(folder, "user/name", None, "mit", None, [])
+    >>> print(*sorted(files))  # doctest: +NORMALIZE_WHITESPACE
+    README.md config.json embedding_model.ckpt embedding_model.safetensors
+    hyperparams.yaml redimnet2_lobes.py
+    """
+    check_repository(repository)
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder}: no such folder")
+    encoder = load_model(folder, {"device": "cpu"})
+    network = encoder.mods.embedding_model
+    if not isinstance(network, ReDimNet2):
+        raise ValueError(
+            f"{folder}: holds a {type(network).__name__}, not a ReDimNet2"
+        )
+    folder = Path(find_model(folder))
+    if results_file is None and (folder / RESULTS_FILE).is_file():
+        results_file = folder / RESULTS_FILE
+    results = None
+    if results_file is not None:
+        # Its checkpoint may be a path of this machine.
+        results = {**read_results(results_file), "checkpoint": repository}
+    label_encoder = getattr(encoder.hparams, "label_encoder", None)
+    card = write_model_card(
+        repository,
+        network,
+        variant=variant_of(network),
+        speakers=None if label_encoder is None else len(label_encoder),
+        results=results,
+        license=license,
+        training_data=training_data,
+        datasets=datasets,
+    )
+    files, left_out = {}, []
+    for path in sorted(folder.iterdir()):
+        if path.name in FILES or path.suffix == ONNX_EXTENSION:
+            files[path.name] = path
+        elif path.name not in (CARD_FILE, CONFIG_FILE, FILE_NAME, RESULTS_FILE):
+            left_out.append(path.name)
+    files[CARD_FILE] = str(card).encode()
+    files[CONFIG_FILE] = _json(CONFIG)
+    hyperparams = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
+    files[FILE_NAME] = single_file(hyperparams).encode()
+    if results is not None:
+        files[RESULTS_FILE] = _json(results)
+    return files, left_out
+
+
+def _json(content):
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def check_repository(name):
+    """Refuses what is no name of a repository.
+
+    Arguments
+    ---------
+    name : str
+        The name.
+
+    Example
+    -------
+    >>> check_repository("user/../name")
+    Traceback (most recent call last):
+    ValueError: user/../name: not a name USER/NAME on the hub
+    """
+    try:
+        validate_repo_id(name)
+        if name.count("/") == 1:
+            return
+    except HFValidationError:
+        pass
+    raise ValueError(f"{name}: not a name USER/NAME on the hub")
+
+
+def push(files, repository, private=False, revision=None):
+    """Uploads files in one commit.
+
+    Arguments
+    ---------
+    files : dict
+        From ``collect``.
+    repository : str
+        USER/NAME on the hub; made if it does not exist.
+    private : bool
+        Whether a new repository is private.
+    revision : str or None
+        A branch, made if it does not exist; None for the main one.
+
+    Returns
+    -------
+    str
+        The address of the commit.
+
+    Raises
+    ------
+    OSError
+        If the hub refuses it or cannot be reached. One line, which does not
+        hold the token.
+    """
+    token = huggingface_hub.get_token()
+    if token is None:
+        raise OSError(f"{repository}: {REMEDIES[401]}")
+    api = HfApi(token=token)
+    operations = [
+        CommitOperationAdd(name, content) for name, content in files.items()
+    ]
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.create_commit(
+            repository,
+            operations,
+            commit_message="Push a ReDimNet2 model",
+            revision=revision,
+        )
+    # The client's transport has exceptions of its own, which its versions
+    # change, and wraps some of them in RuntimeError.
+    except Exception as error:
+        raise OSError(_explain(error, repository, token)) from None
+    return str(commit.commit_url)
+
+
+def _explain(error, repository, token):
+    """One line on why a push failed, without the token."""
+    refused = error
+    while refused is not None and not isinstance(refused, HfHubHTTPError):
+        refused = refused.__cause__
+    if refused is None:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        problem = (
+            f"the hub cannot be reached or broke off ({reason[:300]}); check "
+            "the network and run the same command again"
+        )
+    else:
+        status = refused.response.status_code
+        remedy = REMEDIES.get(status)
+        if remedy is None:
+            remedy = "run the same command again later"
+            if status < 500:
+                reason = " ".join(str(refused).split())
+                remedy = f"it says {reason[:300]}"
+        problem = f"the hub refused it (HTTP {status}): {remedy}"
+    return f"{repository}: {problem}".replace(token, "<token>")
+
+
+def main(arguments=None):
+    """Command line: pushes, or prints one line that says why not.
+
+    Arguments
+    ---------
+    arguments : list of str or None
+        Command line; None for the program's own.
+    """
+    parser = argparse.ArgumentParser(
+        prog="redimnet2 push",
+        description="Pushes a model folder to the Hugging Face hub, in one "
+        "commit. The token is that of `hf auth login` or of HF_TOKEN.",
+    )
+    parser.add_argument(
+        "folder", help="a model folder, or the output folder of a training"
+    )
+    parser.add_argument("repository", metavar="USER/NAME")
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="results.json of a verification; by default the folder's own",
+    )
+    parser.add_argument(
+        "--training_data", metavar="TEXT", help="for the card, in words"
+    )
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="for the card, names of datasets on the hub",
+    )
+    parser.add_argument(
+        "--license",
+        default="apache-2.0",
+        metavar="NAME",
+        help="for the card, as the hub calls it; the published weights have "
+        "mit (default: apache-2.0)",
+    )
+    parser.add_argument("--revision", metavar="BRANCH")
+    parser.add_argument("--private", action="store_true")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="list the files and print the card, and upload nothing",
+    )
+    options = parser.parse_args(arguments)
+    with one_line_errors():
+        files, left_out = collect(
+            options.folder,
+            options.repository,
+            options.results,
+            options.license,
+            options.training_data,
+            options.datasets,
+        )
+        if options.dry_run:
+            print(_listing(files, left_out))
+            print(f"{CARD_FILE}:\n\n{files[CARD_FILE].decode()}")
+            return
+        for name in left_out:
+            print(f"left out: {name}", file=sys.stderr)
+        print(
+            push(files, options.repository, options.private, options.revision)
+        )
+
+
+def _listing(files, left_out):
+    lines = []
+    for name, content in sorted(files.items()):
+        if isinstance(content, Path):
+            size = content.stat().st_size
+        else:
+            size = len(content)
+        lines.append(f"{size:>12,} bytes  {name}")
+    lines += [f"{'left out':>18}  {name}" for name in left_out]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Scores of trials and their normalization, at any number of trials.
+
+A back-end turns embeddings into rows whose dot product is the score of a
+trial: length-normalized embeddings for the cosine, and what
+``plda`` makes of them for PLDA. So the scores of a list, and of everything
+against a cohort, are matrix products, made block by block in bounded memory.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import torch
+from torch.nn.functional import normalize
+
+BLOCK = 2**24  # numbers in a block: 64 MiB in float32
+
+
+class CosineBackend:
+    """Scores that are cosines of embeddings.
+
+    Arguments
+    ---------
+    mean : torch.Tensor or None
+        Subtracted from every embedding first [embedding], such as the mean of
+        the training set.
+
+    Example
+    -------
+    >>> backend = CosineBackend(mean=torch.tensor([3.0, 0.0]))
+    >>> backend.enrolment_side(torch.tensor([[3.0, 4.0]]))
+    tensor([[0., 1.]])
+    """
+
+    def __init__(self, mean=None):
+        self.mean = mean
+
+    def enrolment_side(self, embeddings):
+        """Rows whose dot products with ``test_side`` are the scores.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Embeddings [utterances, embedding].
+
+        Returns
+        -------
+        torch.Tensor
+            Of length 1 [utterances, embedding].
+        """
+        if self.mean is not None:
+            embeddings = embeddings - self.mean
+        return normalize(embeddings, dim=1)
+
+    test_side = enrolment_side
+
+
+def average(embeddings, groups):
+    """Means of groups of embeddings: of a model's utterances, or a speaker's.
+
+    Arguments
+    ---------
+    embeddings : torch.Tensor
+        Embeddings [utterances, embedding].
+    groups : list of list of int
+        For each group the rows that belong to it, at least one.
+
+    Returns
+    -------
+    torch.Tensor
+        The mean of each group [groups, embedding].
+
+    Example
+    -------
+    >>> embeddings = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    >>> average(embeddings, [[0, 1], [2]])
+    tensor([[1.0000, 0.5000],
+            [3.0000, 0.0000]])
+    """
+    sizes = torch.tensor([len(group) for group in groups])
+    rows = torch.tensor([row for group in groups for row in group])
+    group_of = torch.repeat_interleave(sizes)
+    sums = embeddings.new_zeros(len(groups), embeddings.shape[1])
+    return sums.index_add_(0, group_of, embeddings[rows]) / sizes.unsqueeze(1)
+
+
+def trial_scores(enrolments, tests, enrolment_rows, test_rows):
+    """Scores of a list of trials.
+
+    Arguments
+    ---------
+    enrolments : torch.Tensor
+        Rows of the enrolments [enrolments, row].
+    tests : torch.Tensor
+        Rows of the test utterances [tests, row].
+    enrolment_rows : torch.Tensor
+        The enrolment of each trial [trials].
+    test_rows : torch.Tensor
+        The test utterance of each trial [trials].
+
+    Returns
+    -------
+    torch.Tensor
+        Dot products [trials].
+
+    Example
+    -------
+    >>> embeddings = torch.tensor([[3.0, 4.0], [1.0, 1.0]])
+    >>> units = CosineBackend().test_side(embeddings)
+    >>> rows = torch.tensor([0, 0]), torch.tensor([0, 1])
+    >>> trial_scores(units, units, *rows)
+    tensor([1.0000, 0.9899])
+    """
+    size = max(1, BLOCK // enrolments.shape[1])
+    blocks = zip(enrolment_rows.split(size), test_rows.split(size), strict=True)
+    return torch.cat(
+        [
+            torch.linalg.vecdot(enrolments[enrolment], tests[test])
+            for enrolment, test in blocks
+        ]
+    )
+
+
+def cohort_statistics(embeddings, cohort, top=None):
+    """Mean and standard deviation of scores against a cohort.
+
+    Arguments
+    ---------
+    embeddings : torch.Tensor
+        Rows of enrolments or of test utterances [utterances, row].
+    cohort : torch.Tensor
+        Rows of the other side [cohort, row].
+    top : int or None
+        How many of the highest scores of each utterance count (adaptive score
+        normalization: Matějka et al., "Analysis of Score Normalization in
+        Multilingual Speaker Recognition", Interspeech 2017, equation 5); None
+        for all.
+
+    Returns
+    -------
+    means : torch.Tensor
+        Mean score of each utterance [utterances].
+    deviations : torch.Tensor
+        Standard deviation of its scores [utterances], as ``torch.std``.
+
+    Raises
+    ------
+    ValueError
+        If the cohort has fewer than two entries or than ``top``, or an
+        utterance has the same score against all of it.
+
+    Example
+    -------
+    >>> units = torch.eye(3)
+    >>> means, deviations = cohort_statistics(units[:2], units)
+    >>> means, deviations
+    (tensor([0.3333, 0.3333]), tensor([0.5774, 0.5774]))
+    >>> cohort_statistics(units[:2], units, top=2)[0]
+    tensor([0.5000, 0.5000])
+    """
+    if len(cohort) < 2:
+        raise ValueError(
+            f"the cohort has {len(cohort)} entries, but a standard deviation "
+            "needs at least 2"
+        )
+    top = len(cohort) if top is None else top
+    if not 2 <= top <= len(cohort):
+        raise ValueError(
+            f"cohort_top: {top} is not from 2 to {len(cohort)}, the number of "
+            "entries of the cohort"
+        )
+    blocks = []
+    for rows in embeddings.split(max(1, BLOCK // len(cohort))):
+        scores = rows @ cohort.T
+        if top < len(cohort):
+            scores = scores.topk(top, sorted=False).values
+        blocks.append(torch.std_mean(scores, dim=1))
+    deviations, means = map(torch.cat, zip(*blocks, strict=True))
+    if not (deviations > 0).all():
+        raise ValueError(
+            "the cohort: an utterance has the same score against all of it; "
+            "take one of different speakers"
+        )
+    return means, deviations
+
+
+def normalize_scores(scores, enrolment_statistics=None, test_statistics=None):
+    """Normalizes scores by statistics of a cohort.
+
+    With the enrolments' statistics this is z-norm, with the test utterances'
+    t-norm, and with both s-norm, the mean of the two. Statistics of the top of
+    a cohort make each of them adaptive.
+
+    Arguments
+    ---------
+    scores : torch.Tensor
+        Scores [trials].
+    enrolment_statistics : tuple of torch.Tensor or None
+        Mean and deviation of each trial's enrolment, [trials] each, see
+        :func:`cohort_statistics`.
+    test_statistics : tuple of torch.Tensor or None
+        The same of each trial's test utterance.
+
+    Returns
+    -------
+    torch.Tensor
+        Normalized scores [trials].
+
+    Example
+    -------
+    >>> scores = torch.tensor([3.0])
+    >>> enrolment = torch.tensor([1.0]), torch.tensor([2.0])
+    >>> test = torch.tensor([0.0]), torch.tensor([1.0])
+    >>> normalize_scores(scores, enrolment)
+    tensor([1.])
+    >>> normalize_scores(scores, enrolment, test)
+    tensor([2.])
+    """
+    sides = [
+        (scores - means) / deviations
+        for means, deviations in filter(
+            None, (enrolment_statistics, test_statistics)
+        )
+    ]
+    return sum(sides) / len(sides)

@@ -1,0 +1,238 @@
+"""Calibration: from scores to log-likelihood ratios.
+
+Logistic regression on the score and, if wanted, on measures of the quality of
+both utterances, trained on trials apart from those that it is applied to.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from redimnet2_lobes.files.atomic import complete_or_absent
+
+# Keeps weights finite where trials can be told apart without an error.
+PENALTY = 1e-6
+
+
+def quality_measures(**sides):
+    """Measures of both utterances of each trial as features of the trial.
+
+    Each gives the smaller and the larger of the two values, so that it does not
+    matter which utterance enrols and which tests.
+
+    Arguments
+    ---------
+    **sides : tuple of torch.Tensor
+        For each measure its values for the enrolment and for the test utterance
+        of each trial, [trials] each.
+
+    Returns
+    -------
+    dict
+        ``lower <measure>`` and ``higher <measure>`` to [trials].
+
+    Example
+    -------
+    >>> enrolment, test = torch.tensor([1.0, 4.0]), torch.tensor([3.0, 2.0])
+    >>> quality_measures(duration=(enrolment, test))
+    {'lower duration': tensor([1., 2.]), 'higher duration': tensor([3., 4.])}
+    """
+    features = {}
+    for measure, (enrolment, test) in sides.items():
+        features[f"lower {measure}"] = torch.minimum(enrolment, test)
+        features[f"higher {measure}"] = torch.maximum(enrolment, test)
+    return features
+
+
+class Calibration:
+    """A weighted sum of features that is a log-likelihood ratio.
+
+    Arguments
+    ---------
+    offset : float
+        Added to the sum.
+    weights : dict
+        Name of each feature to its weight; ``score`` is among them.
+
+    Example
+    -------
+    >>> calibration = Calibration(-2.0, {"score": 10.0})
+    >>> calibration({"score": torch.tensor([0.1, 0.5])})
+    tensor([-1.,  3.])
+    """
+
+    def __init__(self, offset, weights):
+        self.offset = offset
+        self.weights = weights
+
+    def __call__(self, features):
+        """Log-likelihood ratios of trials.
+
+        Arguments
+        ---------
+        features : dict
+            Name of each feature to its values [trials].
+
+        Returns
+        -------
+        torch.Tensor
+            [trials], natural logarithm.
+
+        Raises
+        ------
+        ValueError
+            If the features are not those that it was trained on.
+        """
+        if set(features) != set(self.weights):
+            raise ValueError(
+                "calibration: it was trained on "
+                f"{', '.join(sorted(self.weights))}, not on "
+                f"{', '.join(sorted(features))}; set quality_measures alike"
+            )
+        return self.offset + sum(
+            weight * features[name] for name, weight in self.weights.items()
+        )
+
+
+def train_calibration(features, labels):
+    """Fits a calibration to trials.
+
+    It minimizes their Cllr, the cost of log-likelihood ratios: Brümmer and du
+    Preez, "Application-independent evaluation of speaker detection", Computer
+    Speech & Language, 2006. Both kinds of trials count the same, whatever their
+    numbers.
+
+    Arguments
+    ---------
+    features : dict
+        Name of each feature to its values [trials]; ``score`` is among them.
+    labels : torch.Tensor
+        True for trials of one speaker [trials].
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    ValueError
+        If there are not both kinds of trials, or a value is not finite.
+
+    Example
+    -------
+    >>> scores = torch.tensor([0.1, 0.3, 0.2, 0.5, 0.7, 0.25])
+    >>> labels = torch.tensor([False, False, False, True, True, True])
+    >>> calibration = train_calibration({"score": scores}, labels)
+    >>> (calibration({"score": scores}) > 0).tolist()
+    [False, True, False, True, True, False]
+    """
+    labels = torch.as_tensor(labels)
+    if labels.all() or not labels.any():
+        raise ValueError(
+            "calibration: the trials to train on are all of one kind, but both "
+            "are needed"
+        )
+    for name, value in features.items():
+        if not value.isfinite().all():
+            raise ValueError(f"calibration: {name} is not finite in a trial")
+    values = torch.stack([value.double() for value in features.values()], dim=1)
+    # On one scale, so that the search is well conditioned. A feature that is
+    # the same in all trials gets no weight.
+    deviations, means = torch.std_mean(values, dim=0)
+    deviations = deviations.where(deviations > 0, 1)
+    scaled = (values - means) / deviations
+    scaled = torch.cat([scaled, torch.ones_like(scaled[:, :1])], dim=1)
+    # Positive where the trial is on the right side.
+    sides = scaled * torch.where(labels, 1.0, -1.0).unsqueeze(1)
+    shares = torch.where(
+        labels, 0.5 / labels.sum(), 0.5 / (~labels).sum()
+    ).double()
+
+    def cost(weights):
+        weights = torch.from_numpy(weights).requires_grad_()
+        losses = torch.nn.functional.softplus(-(sides @ weights))
+        value = shares @ losses + PENALTY * weights.square().sum()
+        value.backward()
+        return value.item(), weights.grad.numpy()
+
+    found = minimize(cost, np.zeros(scaled.shape[1]), jac=True)
+    weights = torch.from_numpy(found.x[:-1]) / deviations
+    offset = found.x[-1] - (weights @ means).item()
+    return Calibration(
+        offset, dict(zip(features, weights.tolist(), strict=True))
+    )
+
+
+def save_calibrations(calibrations, path):
+    """Writes calibrations as JSON, under the final name when complete.
+
+    Arguments
+    ---------
+    calibrations : dict
+        Name of each back-end to its ``Calibration``.
+    path : str or os.PathLike
+        The file to write.
+    """
+    entries = {
+        name: {"offset": each.offset, "weights": each.weights}
+        for name, each in calibrations.items()
+    }
+    with complete_or_absent(path) as partial:
+        partial.write_text(json.dumps(entries, indent=2) + "\n")
+
+
+def load_calibrations(path):
+    """Reads what ``save_calibrations`` wrote.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file.
+
+    Returns
+    -------
+    dict
+        Name of each back-end to its ``Calibration``.
+
+    Raises
+    ------
+    ValueError
+        If the file is another one, or damaged.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "calibration.json"
+    >>> calibration = Calibration(-2.0, {"score": 10.0})
+    >>> save_calibrations({"cosine": calibration}, path)
+    >>> load_calibrations(path)["cosine"].weights
+    {'score': 10.0}
+    """
+    try:
+        entries = json.loads(Path(path).read_bytes())
+        calibrations = {
+            name: Calibration(
+                float(entry["offset"]),
+                {key: float(value) for key, value in entry["weights"].items()},
+            )
+            for name, entry in entries.items()
+        }
+        numbers = [
+            number
+            for each in calibrations.values()
+            for number in (each.offset, *each.weights.values())
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"calibration: {path} is not a calibration.json of a verification, "
+            "or it is damaged"
+        ) from error
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"calibration: {path} holds a number not finite")
+    return calibrations

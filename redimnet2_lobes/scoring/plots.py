@@ -1,0 +1,246 @@
+"""Pictures of scores and of training: DET curves, histograms, curves.
+
+They are drawn on figures of their own, without ``matplotlib.pyplot``: no
+display is needed, and a caller's figures and settings are left alone.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import re
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+)
+from scipy.special import ndtr, ndtri
+
+from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.scoring.metrics import equal_error_index
+
+# The error rates in percent that a DET plot labels, those of NIST's plots.
+# fmt: off
+DET_TICKS = (
+    0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40,
+    60, 80, 90, 95, 99, 99.9, 99.99,
+)
+# fmt: on
+
+
+def plot_det(curves, path):
+    """Plots detection error trade-off curves, with their equal error rates.
+
+    Both axes are in percent on a normal-deviate scale, where the curve of
+    normally distributed scores is a straight line: Martin et al., "The DET
+    curve in assessment of detection task performance", Eurospeech 1997.
+
+    Arguments
+    ---------
+    curves : dict
+        Name of each curve, as it shall stand in the legend, to its pair
+        (false acceptance rates, false rejection rates), the first two results
+        of :func:`redimnet2_lobes.scoring.metrics.det_curve`.
+    path : str or Path
+        The PNG file to write.
+
+    Example
+    -------
+    >>> from redimnet2_lobes.scoring.metrics import det_curve
+    >>> far, frr, _ = det_curve(torch.randn(200) + 2, torch.randn(900))
+    >>> folder = getfixture("tmp_path")
+    >>> plot_det({"cosine (1,100 trials)": (far, frr)}, folder / "det.png")
+    >>> [file.name for file in folder.iterdir()]
+    ['det.png']
+    """
+    equal_error_rates = {}
+    for name, (far, frr) in curves.items():
+        index = equal_error_index(far, frr)
+        equal_error_rates[name] = (far[index].item() + frr[index].item()) / 2
+    curves = {
+        name: (_as_array(far), _as_array(frr))
+        for name, (far, frr) in curves.items()
+    }
+    low, high = _det_limits(curves.values(), equal_error_rates.values())
+
+    figure = Figure(figsize=(6.4, 7), layout="constrained")
+    axes = figure.add_subplot()
+    diagonal = np.array([low, high])
+    axes.plot(diagonal, diagonal, color="0.7", linewidth=1, linestyle=":")
+    for name, (far, frr) in curves.items():
+        rate = equal_error_rates[name]
+        # On this scale 0 and 100 % lie at infinity: a curve along a border is
+        # there or beyond.
+        (line,) = axes.plot(
+            far.clip(low, DET_TICKS[-1] / 100),
+            frr.clip(low, DET_TICKS[-1] / 100),
+            label=f"{name}: EER {100 * rate:.2f} %",
+        )
+        marked = np.clip(rate, low, high)
+        axes.plot(marked, marked, "o", color=line.get_color(), clip_on=False)
+
+    ticks = FixedLocator([tick / 100 for tick in DET_TICKS])
+    percent = FuncFormatter(lambda rate, _: f"{100 * rate:g}")
+    for axis, set_scale, set_limits in (
+        (axes.xaxis, axes.set_xscale, axes.set_xlim),
+        (axes.yaxis, axes.set_yscale, axes.set_ylim),
+    ):
+        set_scale("function", functions=(ndtri, ndtr))
+        set_limits(low, high)
+        axis.set_major_locator(ticks)
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(percent)
+    axes.set_aspect("equal", adjustable="box")
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("false acceptance rate (%)")
+    axes.set_ylabel("false rejection rate (%)")
+    axes.set_title("Detection error trade-off (dot: equal error rate)")
+    figure.legend(loc="outside lower center")
+    _save(figure, path)
+
+
+def plot_score_histogram(
+    positive_scores, negative_scores, threshold, path, title="Scores"
+):
+    """Plots the distributions of both kinds of scores and a threshold.
+
+    Each kind is scaled to its own number of trials, as there are usually many
+    more trials of two speakers than of one.
+
+    Arguments
+    ---------
+    positive_scores : torch.Tensor
+        Scores of trials of one speaker.
+    negative_scores : torch.Tensor
+        Scores of trials of two speakers.
+    threshold : float
+        The decision threshold to mark, such as that of the equal error rate.
+    path : str or Path
+        The PNG file to write.
+    title : str
+        What stands above it.
+
+    Example
+    -------
+    >>> positive, negative = torch.randn(200) + 2, torch.randn(900)
+    >>> path = getfixture("tmp_path") / "score_histogram.png"
+    >>> plot_score_histogram(positive, negative, 1.0, path)
+    >>> path.exists()
+    True
+    """
+    positive = _as_array(positive_scores)
+    negative = _as_array(negative_scores)
+    everything = np.concatenate([positive, negative])
+    # Few trials get wide bars, so that the shape is seen and not the noise.
+    bars = int(np.clip(3 * min(len(positive), len(negative)) ** 0.5, 20, 100))
+    bins = np.histogram_bin_edges(everything, bars)
+
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for scores, kind, colour in (
+        (negative, "different speakers", "tab:orange"),
+        (positive, "same speaker", "tab:blue"),
+    ):
+        above = np.mean(scores > threshold)
+        axes.hist(
+            scores,
+            bins,
+            weights=np.full(len(scores), 100 / len(scores)),
+            histtype="stepfilled",
+            color=colour,
+            edgecolor=colour,
+            alpha=0.5,
+            label=f"{kind}: {len(scores):,} trials, "
+            f"{100 * above:.2f} % accepted",
+        )
+    axes.axvline(
+        threshold,
+        color="black",
+        linestyle="--",
+        label=f"threshold {threshold:.4f}",
+    )
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("score (higher: more alike)")
+    axes.set_ylabel("share of the trials of each kind (% per bar)")
+    axes.set_title(title)
+    figure.legend(loc="outside lower center")
+    _save(figure, path)
+
+
+def plot_training_curves(train_log, path):
+    r"""Plots loss, accuracy and validation EER over the epochs.
+
+    Arguments
+    ---------
+    train_log : str or Path
+        Log of ``speechbrain.utils.train_logger.FileTrainLogger``.
+    path : str or Path
+        The PNG file to write.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> log = folder / "train_log.txt"
+    >>> _ = log.write_text(
+    ...     "epoch: 1 - train loss: 5.1, train accuracy: 2.00e-02"
+    ...     " - valid EER: 9.3\n"
+    ... )
+    >>> plot_training_curves(log, folder / "training_curves.png")
+    """
+    panels = {
+        "train loss": "training loss (grows with the margin)",
+        "train accuracy": "training accuracy",
+        "valid EER": "validation EER (%)",
+    }
+    epochs = {}
+    with open(train_log, encoding="utf-8") as file:
+        for line in file:
+            values = dict(re.findall(r"([a-zA-Z][\w ]*): ([^\s,]+)", line))
+            if {"epoch", *panels} <= set(values):
+                # A run that was killed before its checkpoint was complete
+                # logs the epoch again.
+                epochs[int(values["epoch"])] = values
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(panels))
+    for axis, (key, label) in zip(axes, panels.items(), strict=True):
+        axis.plot(
+            list(epochs),
+            [float(values[key]) for values in epochs.values()],
+            marker="." if len(epochs) < 50 else None,
+        )
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _save(figure, path)
+
+
+def _as_array(values):
+    return torch.as_tensor(values).detach().cpu().double().numpy()
+
+
+def _det_limits(curves, equal_error_rates):
+    """Labelled rates that enclose the EERs and what is of interest there.
+
+    Downwards that is what the curves resolve, but no less than a fiftieth of
+    the least EER: below it one of the two rates is hardly ever wanted.
+    """
+    ticks = np.array(DET_TICKS) / 100
+    rates = np.concatenate([rate for curve in curves for rate in curve])
+    smallest = min(rates[rates > 0].min(), 0.1)
+    smallest = max(smallest, min([0.1, *filter(None, equal_error_rates)]) / 50)
+    low = np.searchsorted(ticks, smallest, side="right") - 1
+    high = np.searchsorted(ticks, max(0.4, 2.5 * max(equal_error_rates)))
+    return ticks[max(low, 0)], ticks[min(high, len(ticks) - 1)]
+
+
+def _save(figure, path):
+    """Writes a PNG that stands under its name only when it is complete."""
+    with complete_or_absent(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)

@@ -1,0 +1,111 @@
+"""The threshold that an evaluation has kept with a model.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from redimnet2_lobes.scoring.results import (
+    RESULTS_FILE,
+    in_precision,
+    plain_cosine,
+    read_results,
+)
+
+
+class Threshold(NamedTuple):
+    """The cosine above which two voices are one.
+
+    Arguments
+    ---------
+    value : float or None
+        The cosine; None where none is known.
+    origin : str or None
+        Where it is from, in words.
+
+    Example
+    -------
+    >>> Threshold().value is None
+    True
+    """
+
+    value: float | None = None
+    origin: str | None = None
+
+
+def kept_threshold(model):
+    """Finds the threshold at the EER of a model's first trial list.
+
+    Arguments
+    ---------
+    model : str
+        Model folder or hub name, see ``loading.find_model``.
+
+    Returns
+    -------
+    Threshold
+        Without a value where the model has no results of plain cosine. If
+        they cannot be downloaded, a note on stderr says so.
+
+    Raises
+    ------
+    ValueError
+        If its results.json is damaged.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> kept_threshold(folder)
+    Threshold(value=None, origin=None)
+    >>> row = {"list": "O", "back_end": "cosine", "trials": 37611}
+    >>> row.update({"eer_percent": 1.0, "eer_threshold": 0.25})
+    >>> results = {"results": [{**row, "min_dcf_0.01": 0.1}]}
+    >>> results.update(checkpoint="b3", seconds_used=None, crops=None)
+    >>> import json
+    >>> _ = (folder / RESULTS_FILE).write_text(json.dumps(results))
+    >>> kept_threshold(folder).origin
+    'that of the EER on O, 37,611 trials'
+    """
+    path = _find_results(model)
+    if path is None:
+        return Threshold()
+    results = read_results(path)
+    rows = plain_cosine(results)
+    if not rows or not math.isfinite(rows[0]["eer_threshold"]):
+        return Threshold()
+    row = rows[0]
+    origin = f"that of the EER on {row['list']}, {row['trials']:,} trials"
+    if len(rows) > 1:
+        origin += f", the first of {len(rows)} lists"
+    seconds, crops = results["seconds_used"], results["crops"]
+    if crops is not None:
+        origin += f", with {crops} crops of {seconds:g} s each, not whole files"
+    elif seconds is not None:
+        origin += f", with the first {seconds:g} s of each, not whole files"
+    return Threshold(row["eer_threshold"], origin + in_precision(results))
+
+
+def _find_results(model):
+    """The results that were kept with a model, or None."""
+    if os.path.isdir(model):
+        path = Path(model) / RESULTS_FILE
+        return path if path.is_file() else None
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+    )
+
+    try:
+        return huggingface_hub.hf_hub_download(model, RESULTS_FILE)
+    except (EntryNotFoundError, OSError) as error:
+        offline = isinstance(error, LocalEntryNotFoundError)
+        if offline or not isinstance(error, EntryNotFoundError):
+            note = f"the {RESULTS_FILE} of {model} is out of reach: {error}"
+            print(f"note: {' '.join(note.split())}", file=sys.stderr)
+        return None

@@ -1,0 +1,162 @@
+"""Fine-tuning goes on from the model folder of a pretraining.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+from pathlib import Path
+
+import torch
+from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.utils.checkpoints import PARAMFILE_EXT
+from speechbrain.utils.logger import get_logger
+
+from redimnet2_lobes.pretrained.loading import (
+    SAFETENSORS_EXTENSION,
+    read_tensors,
+)
+
+logger = get_logger(__name__)
+
+
+def load_pretrained(folder, network, classifier, speakers, loss):
+    """Takes over what a pretraining has learned.
+
+    The network takes all its weights. Each speaker who was in the pretraining
+    takes the class weight of that time, found by name; others keep the weights
+    that they have. The loss takes what it has learned itself, such as the bias
+    of ``SphereFace2``, where the pretraining had the same loss.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        A model folder, from ``write_model_folder``.
+    network : ReDimNet2
+        The network to fine-tune, of the same architecture.
+    classifier : speechbrain.lobes.models.ECAPA_TDNN.Classifier
+        Its classifier: the first rows of ``weight`` [classes, embedding] are
+        the classes of the speakers at their own speed.
+    speakers : speechbrain.dataio.encoder.CategoricalEncoder
+        The speakers of the fine-tuning, in the order of these rows.
+    loss : torch.nn.Module
+        The loss of the fine-tuning.
+
+    Returns
+    -------
+    matched : int
+        How many speakers took over a class weight.
+    unmatched : int
+        How many did not. They are all, with a warning, where the folder has no
+        speaker classes (a converted checkpoint).
+
+    Raises
+    ------
+    ValueError
+        If it is no model folder, one of another architecture, damaged, or of
+        a training that diverged.
+        Nothing is taken over then.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+    >>> from redimnet2_lobes.models.front_end import LogMel
+    >>> from redimnet2_lobes.training.losses import SphereFace2
+    >>> from redimnet2_lobes.pretrained.model_folder import write_model_folder
+    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
+    >>> stage = dict(blocks=1, expansion=1, reduction=8)
+    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
+    >>> network = ReDimNet2(LogMel(), 4, stages)
+    >>> folder = getfixture("tmp_path") / "model"
+    >>> write_model_folder(
+    ...     folder,
+    ...     network,
+    ...     "A test",
+    ...     class_weights=torch.ones(2, 192),
+    ...     speakers=["anna", "bert"],
+    ... )
+    >>> speakers = CategoricalEncoder()
+    >>> speakers.update_from_iterable(["bert", "carl", "dora"], False)
+    >>> classifier = Classifier(192, out_neurons=3)
+    >>> load_pretrained(folder, network, classifier, speakers, SphereFace2())
+    (1, 2)
+    >>> (classifier.weight == 1).all(dim=1).tolist()
+    [True, False, False]
+    """
+    folder = Path(folder)
+    weights = _weights(folder, "embedding_model")
+    if weights is None:
+        raise ValueError(
+            f"{folder}: no model folder, for it has no embedding_model.ckpt; "
+            "pass the folder model/ that a training has written"
+        )
+    _check_architecture(weights, network, folder)
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise ValueError(
+            f"{folder}: not all of its weights are finite, since its training "
+            "diverged; take another model folder"
+        )
+    learned_by_loss = _weights(folder, "compute_cost") or {}
+    class_weights = _class_weights(folder)
+
+    network.load_state_dict(weights)
+    loss.load_state_dict(learned_by_loss, strict=False)
+    known = class_weights.keys() & speakers.lab2ind.keys()
+    with torch.no_grad():
+        for name in known:
+            classifier.weight[speakers.lab2ind[name]] = class_weights[name]
+    return len(known), len(speakers) - len(known)
+
+
+def _weights(folder, name):
+    """The tensors of a name in a model folder, or None."""
+    for extension in (SAFETENSORS_EXTENSION, PARAMFILE_EXT):
+        path = folder / f"{name}{extension}"
+        if path.is_file():
+            return read_tensors(path)
+    return None
+
+
+def read_speakers(path):
+    """The names of the classes."""
+    try:
+        return CategoricalEncoder.from_saved(path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path}: damaged, or a file that names no speakers; copy or train "
+            "it again"
+        ) from error
+
+
+def _check_architecture(weights, network, folder):
+    expected = network.state_dict()
+    for name in [*expected, *weights]:
+        there, here = (
+            list(tensors[name].shape) if name in tensors else "missing"
+            for tensors in (weights, expected)
+        )
+        if there != here:
+            raise ValueError(
+                f"{folder}: a network of another architecture, {name} is "
+                f"{there} there and {here} here; take the configuration of "
+                "the same variant"
+            )
+
+
+def _class_weights(folder):
+    """Each speaker's class weight [embedding] by name."""
+    class_weights = _weights(folder, "classifier")
+    if class_weights is None:
+        logger.warning(
+            f"{folder} has no speaker classes: all of them start anew"
+        )
+        return {}
+    weight = class_weights["weight"]
+    speakers = read_speakers(folder / "label_encoder.ckpt")
+    if len(speakers) != len(weight):
+        raise ValueError(
+            f"{folder}: label_encoder.ckpt names {len(speakers)} speakers for "
+            f"{len(weight)} classes; the two files are of different trainings"
+        )
+    return {name: weight[row] for name, row in speakers.lab2ind.items()}

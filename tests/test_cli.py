@@ -1,0 +1,741 @@
+"""The command redimnet2: its results, its output and its errors."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import soundfile
+import torch
+from full_disk import full_disk
+from huggingface_hub import errors
+from speechbrain.inference.classifiers import EncoderClassifier
+
+from redimnet2_lobes.cli import main
+from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.inference.long_files import encode_files, read_pieces
+from redimnet2_lobes.models.front_end import SAMPLE_RATE, LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.onnx import export
+from redimnet2_lobes.onnx.export import export_onnx
+from redimnet2_lobes.pretrained import loading
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PITCHES = {"anna": 210, "bea": 180, "carl": 110}
+
+
+def small_network(channels=4):
+    torch.manual_seed(0)
+    stage = {"blocks": 1, "expansion": 1, "reduction": 8}
+    stages = [{"frequency_stride": 2, "time_stride": 2, **stage}]
+    return ReDimNet2(LogMel(), channels, stages)
+
+
+def buzz(pitch, seconds=1.0, rate=16000, channels=1):
+    time = np.arange(round(seconds * rate)) / rate
+    wav = sum(np.sin(2 * np.pi * pitch * k * time) for k in range(1, 12))
+    wav = wav / 20 + np.random.default_rng(pitch).normal(0, 0.02, len(time))
+    return np.stack([wav] * channels, axis=1)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "small"
+    write_model_folder(folder, small_network(), "A small network")
+    return folder
+
+
+@pytest.fixture
+def model(model_folder, monkeypatch):
+    """It is the default model of the command."""
+    monkeypatch.setenv("REDIMNET2_MODEL", str(model_folder))
+    return model_folder
+
+
+@pytest.fixture(scope="module")
+def encoder(model_folder):
+    return EncoderClassifier.from_hparams(source=str(model_folder))
+
+
+@pytest.fixture(scope="module")
+def speakers(tmp_path_factory):
+    """Two recordings of each speaker, one below a folder of its own."""
+    folder = tmp_path_factory.mktemp("speakers")
+    for name, pitch in PITCHES.items():
+        (folder / name / "home").mkdir(parents=True)
+        soundfile.write(folder / name / "1.wav", buzz(pitch), 16000)
+        path = folder / name / "home" / "2.flac"
+        soundfile.write(path, buzz(pitch + 4, 0.7), 16000)
+    return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command that succeeds, and returns what it prints."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Runs a command that fails, and returns its line."""
+
+    def run(*arguments, code=1):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        # libmpg123 adds lines of its own to those of the process.
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        if code == 1:  # Python prints it, and makes it the exit code 1
+            assert captured.err == ""
+            line = caught.value.code
+            assert "\n" not in line
+        else:
+            assert caught.value.code == code
+            (line,) = captured.err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return run
+
+
+def cosine(a, b):
+    return torch.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
+
+
+def keep_results(folder, *thresholds, **keys):
+    rows = [
+        {
+            "list": f"list{index}",
+            "back_end": "cosine",
+            "trials": 37611,
+            "eer_percent": 1.0,
+            "eer_threshold": threshold,
+            "min_dcf_0.01": 0.1,
+        }
+        for index, threshold in enumerate(thresholds)
+    ]
+    other = {**rows[0], "back_end": "PLDA", "eer_threshold": 12.5}
+    content = {"checkpoint": "small", "seconds_used": None, "crops": None}
+    content.update(keys)
+    content["results"] = [other, *rows]
+    path = folder / "results.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"),
+    [
+        ("a.wav", 16000, 1),
+        ("a.wav", 8000, 1),
+        ("a.flac", 44100, 2),
+        ("a.ogg", 44100, 2),
+        ("a.mp3", 44100, 2),
+        ("a.aiff", 8000, 1),
+    ],
+)
+def test_any_format_is_verified_as_by_speechbrain(
+    name, rate, channels, run, model, encoder, speakers, tmp_path
+):
+    path = tmp_path / name
+    soundfile.write(path, buzz(200, 1.2, rate, channels), rate)
+    other = speakers / "carl" / "1.wav"
+    found = json.loads(run("verify", path, other, "--json"))
+    expected = cosine(
+        *(encoder.encode_batch(load_waveform(file)) for file in (path, other))
+    )
+    assert found.pop("score") == pytest.approx(expected, abs=1e-5)
+    assert found == {
+        "enrolment": str(path),
+        "test": str(other),
+        "threshold": None,
+        "threshold_origin": None,
+        "same_speaker": None,
+    }
+
+
+@pytest.fixture
+def pair(speakers):
+    return speakers / "anna" / "1.wav", speakers / "bea" / "1.wav"
+
+
+def test_the_decision_is_by_the_threshold(run, model, pair):
+    score = json.loads(run("verify", *pair, "--json"))["score"]
+    lines = run("verify", *pair).splitlines()
+    assert lines[0] == f"score      {score:.4f}"
+    assert "none known" in lines[1]
+    assert lines[2] == "decision   none, without a threshold"
+    for threshold, words in (
+        (score - 1e-6, "same speaker"),
+        (score, "different speakers"),
+    ):
+        given = f"--threshold={threshold!r}"
+        lines = run("verify", *pair, given).splitlines()
+        assert lines[2] == f"decision   {words}"
+        found = json.loads(run("verify", *pair, given, "--json"))
+        assert found["threshold"] == threshold
+        assert found["same_speaker"] is (words == "same speaker")
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "keys", "words"),
+    [
+        ([0.125], {}, "on list0, 37,611 trials; results.json of "),
+        ([0.125, 0.5], {}, "trials, the first of 2 lists; "),
+        ([0.125], {"seconds_used": 8}, "the first 8 s of each, not whole"),
+        ([0.125], {"seconds_used": 4, "crops": 10}, "10 crops of 4 s each"),
+        ([0.125], {"eval_precision": "bf16"}, "trials, in bf16; results.json"),
+    ],
+)
+def test_the_threshold_of_the_evaluation_is_found(
+    thresholds, keys, words, run, model, pair, tmp_path
+):
+    trained = tmp_path / "trained"
+    shutil.copytree(model, trained / "model")
+    keep_results(trained / "model", *thresholds, **keys)
+    found = json.loads(run("verify", *pair, f"--model={trained}", "--json"))
+    assert found["threshold"] == 0.125
+    assert found["same_speaker"] is (found["score"] > 0.125)
+    assert words in found["threshold_origin"]
+    assert str(tmp_path) not in found["threshold_origin"]
+    shown = run("verify", *pair, f"--model={trained}")
+    assert f"threshold  0.1250 ({found['threshold_origin']})" in shown
+    given = run("verify", *pair, f"--model={trained}", "--threshold=0.5")
+    assert "threshold  0.5000 (given by --threshold)" in given
+
+
+def test_damaged_results_are_an_error(model, pair, tmp_path, error_of):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    (folder / "results.json").write_text('{"results": [')
+    line = error_of("verify", *pair, f"--model={folder}")
+    assert "results.json: not the results of a verification" in line
+
+
+def test_the_threshold_of_a_model_on_the_hub(
+    run, model, pair, tmp_path, monkeypatch, capsys
+):
+    load = loading.load_model
+    monkeypatch.setattr(
+        loading, "load_model", lambda name, opts: load(model, opts)
+    )
+    path = keep_results(tmp_path, 0.25)
+
+    def download(name, filename):
+        assert (name, filename) == ("user/name", "results.json")
+        answer = answers.pop()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    command = ["verify", *map(str, pair), "--model=user/name"]
+    answers = [str(path)]
+    shown = run(*command)
+    assert "0.2500 (that of the EER on list0" in shown
+    assert "results.json of user/name)" in shown
+    for answer, noted in (
+        (errors.EntryNotFoundError("404"), False),
+        (errors.LocalEntryNotFoundError("no\nnetwork"), True),
+        (OSError("no\nnetwork"), True),
+    ):
+        answers.append(answer)
+        main(command)
+        captured = capsys.readouterr()
+        assert "none known" in captured.out
+        assert captured.err.startswith("note: ") is noted
+        assert len(captured.err.splitlines()) == noted
+
+
+def test_a_file_of_onnx_gives_the_same(run, model, pair, tmp_path, error_of):
+    path = tmp_path / "small.onnx"
+    network = loading.load_model(model).mods.embedding_model
+    export_onnx(network, path)
+    expected = json.loads(run("verify", *pair, "--json"))["score"]
+    found = json.loads(run("verify", *pair, f"--model={path}", "--json"))
+    assert found["score"] == pytest.approx(expected, abs=1e-4)
+    assert found["threshold"] is None
+    line = error_of("verify", *pair, f"--model={path}", "--device=cuda")
+    assert "--device: cuda is for PyTorch" in line
+    path.write_bytes(b"no graph")
+    assert f"{path}: not " in error_of("verify", *pair, f"--model={path}")
+
+
+@pytest.mark.parametrize("options", [[], ["--int8"]])
+def test_a_file_of_onnx_holds_the_threshold_of_the_evaluation(
+    options, run, model, pair, tmp_path
+):
+    trained = tmp_path / "trained"
+    shutil.copytree(model, trained / "model")
+    keep_results(trained / "model", 0.1 + 0.2, 0.5)
+    path = tmp_path / "small.onnx"
+    export.main([str(trained), f"--output={path}", *options])
+    shutil.rmtree(trained)
+    found = json.loads(run("verify", *pair, f"--model={path}", "--json"))
+    assert found["threshold"] == 0.1 + 0.2
+    assert found["same_speaker"] is (found["score"] > 0.1 + 0.2)
+    origin = "that of the EER on list0, 37,611 trials, the first of 2 lists"
+    origin += ", before quantization" if options else ""
+    assert found["threshold_origin"] == f"{origin}; small.onnx"
+    shown = run("verify", *pair, f"--model={path}", "--threshold=0.5")
+    assert "threshold  0.5000 (given by --threshold)" in shown
+
+
+def test_embeddings_are_written_and_printed(
+    run, model, encoder, speakers, tmp_path
+):
+    extra = tmp_path / "extra.mp3"
+    soundfile.write(extra, buzz(150, 1.5, 22050), 22050)
+    (speakers / "anna" / ".hidden.wav").write_text("no audio")
+    (speakers / "anna" / "notes.txt").write_text("no audio")
+    arguments = ["embed", extra, speakers, speakers / "bea" / "1.wav"]
+    output = tmp_path / "new" / "embeddings.npz"
+    shown = run(*arguments, f"--output={output}")
+    assert shown == f"written  7 embeddings: {output}\n"
+    with np.load(output, allow_pickle=False) as content:
+        names, embeddings = content["names"], content["embeddings"]
+    paths = sorted(
+        path
+        for path in speakers.rglob("*")
+        if path.suffix in (".wav", ".flac") and path.name[0] != "."
+    )
+    assert names.tolist() == [str(path) for path in [extra, *paths]]
+    assert embeddings.dtype == np.float32
+    for path, embedding in zip(names, embeddings, strict=True):
+        expected = encoder.encode_batch(load_waveform(path)).flatten().numpy()
+        difference = np.abs(embedding - expected).max()
+        assert difference < 1e-5 * np.abs(expected).max()
+
+    written = tmp_path / "embeddings.json"
+    run(*arguments, f"--output={written}")
+    for text in (written.read_text(), run(*arguments, "--json")):
+        rows = json.loads(text)
+        assert [row["name"] for row in rows] == names.tolist()
+        found = np.array([row["embedding"] for row in rows], np.float32)
+        assert np.array_equal(found, embeddings)
+    for line, name, embedding in zip(
+        run(*arguments).splitlines(), names, embeddings, strict=True
+    ):
+        shown_name, numbers = line.split("\t")
+        assert shown_name == name
+        assert np.array_equal(np.float32(numbers.split()), embedding)
+
+
+def test_nothing_is_written_if_a_file_is_bad(
+    model, speakers, tmp_path, error_of
+):
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no audio " * 100)
+    output = tmp_path / "out" / "embeddings.npz"
+    line = error_of("embed", speakers, bad, f"--output={output}")
+    assert f"{bad}: unreadable; " in line
+    assert list(output.parent.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written(model, pair, tmp_path, error_of):
+    output = tmp_path / "embeddings.npz"
+    output.write_text("earlier")
+    line = error_of("embed", *pair, f"--output={output}")
+    assert f"--output: {output} exists" in line
+    assert output.read_text() == "earlier"
+    below = output / "a.json"
+    assert str(output) in error_of("embed", *pair, f"--output={below}")
+    output.unlink()
+    with full_disk(100):
+        line = error_of("embed", *pair, f"--output={output}")
+    assert f"--output: {output} cannot be written (File too large)" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """For root there is no lack of permission."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_lack_of_permission(model, pair, tmp_path, error_of):
+    path = tmp_path / "secret.wav"
+    soundfile.write(path, buzz(200), 16000)
+    path.chmod(0)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(0o500)
+    with without_privileges():
+        line = error_of("verify", path, path)
+        assert line == f"error: {path}: Permission denied"
+        line = error_of("identify", f"--enrol={tmp_path}", *pair)
+        assert line.endswith(": Permission denied")
+
+
+def test_speakers_are_identified(run, model, encoder, speakers, tmp_path):
+    voices = {}
+    for name in PITCHES:
+        files = sorted((speakers / name).rglob("[12].*"))
+        assert len(files) == 2
+        voices[name] = torch.stack(
+            [encoder.encode_batch(load_waveform(file)) for file in files]
+        ).mean(dim=0)
+    test = tmp_path / "test.wav"
+    soundfile.write(test, buzz(112, 0.8), 16000)
+    embedding = encoder.encode_batch(load_waveform(test))
+    expected = {name: cosine(embedding, voices[name]) for name in voices}
+    order = sorted(expected, key=expected.get, reverse=True)
+
+    command = ["identify", f"--enrol={speakers}", test]
+    found = json.loads(run(*command, "--json"))
+    assert found["threshold"] is None
+    (row,) = found["files"]
+    assert (row["name"], row["speaker"]) == (str(test), order[0])
+    assert [each["speaker"] for each in row["candidates"]] == order
+    for each in row["candidates"]:
+        score = expected[each["speaker"]]
+        assert each["score"] == pytest.approx(score, abs=1e-5)
+
+    best = row["candidates"][0]["score"]
+    lines = run(*command, f"--threshold={best - 1e-6}", "--top=1").splitlines()
+    assert lines[1:] == [f"{test}: {order[0]} (closest: {order[0]} {best:.4f})"]
+    lines = run(*command, f"--threshold={best!r}", "--top=2").splitlines()
+    assert lines[1].startswith(f"{test}: unknown (closest: {order[0]} ")
+    assert lines[1].count(",") == 1
+    found = json.loads(run(*command, f"--threshold={best!r}", "--json"))
+    assert found["files"][0]["speaker"] is None
+
+
+def test_speakers_may_be_single_files(run, model, pair, tmp_path, error_of):
+    for name, path in zip(("anna", "bea"), pair, strict=True):
+        shutil.copy(path, tmp_path / f"{name}.wav")
+    (tmp_path / "read_me.txt").write_text("two speakers")
+    found = json.loads(run("identify", f"--enrol={tmp_path}", *pair, "--json"))
+    for name, row in zip(("anna", "bea"), found["files"], strict=True):
+        assert row["speaker"] == name
+        assert row["candidates"][0]["score"] == pytest.approx(1, abs=1e-5)
+    (tmp_path / "bea").mkdir()
+    line = error_of("identify", f"--enrol={tmp_path}", *pair)
+    assert f"{tmp_path / 'bea'}: there is no audio" in line
+    shutil.copy(pair[0], tmp_path / "bea" / "1.wav")
+    line = error_of("identify", f"--enrol={tmp_path}", *pair)
+    assert "there is a speaker bea already" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"),
+    [
+        ("a.wav", 16000, 1),
+        ("a.wav", 8000, 2),
+        ("a.flac", 44100, 2),
+        ("a.flac", 44099, 1),
+        ("a.aiff", 11025, 1),
+        ("a.ogg", 48000, 1),
+        ("a.mp3", 44100, 1),
+    ],
+)
+def test_pieces_are_what_the_whole_gives(name, rate, channels, tmp_path):
+    path = tmp_path / name
+    wav = np.random.default_rng(0).normal(0, 0.1, (7 * rate + 13, channels))
+    # After a tone MP3 has bits left, and its decoder cannot start anywhere.
+    tone = 0.1 * np.sin(0.02 * np.arange(3 * rate))
+    wav[: 3 * rate] = tone[:, np.newaxis]
+    soundfile.write(path, wav, rate)
+    whole = load_waveform(path)
+    pieces = list(read_pieces(str(path), 2.0))
+    lengths = [len(piece) / SAMPLE_RATE for piece in pieces]
+    assert 1.7 < min(lengths) <= max(lengths) <= 2.0
+    difference = (torch.cat(pieces) - whole).abs().max()
+    assert difference < 1e-6
+
+
+class Ears:
+    """In place of a network: remembers what it hears."""
+
+    def __init__(self):
+        self.heard = []
+
+    def __call__(self, wavs, wav_lens):
+        self.heard += [wavs.shape]
+        return torch.stack(
+            [wavs.mean(1), wavs.std(1), wavs.abs().amax(1)], dim=1
+        ).unsqueeze(1)
+
+
+def test_memory_is_bounded(tmp_path):
+    path = str(tmp_path / "long.wav")
+    samples = np.random.default_rng(0).integers(-99, 99, 600 * 8000, np.int16)
+    soundfile.write(path, samples * 200, 8000, subtype="PCM_U8")
+    del samples
+    ears = Ears()
+    tracemalloc.start()  # numpy tells it what it takes
+    try:
+        _, pieces = encode_files(ears, [path])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert pieces == {path: 11}
+    batches, lengths = zip(*ears.heard, strict=True)
+    assert set(batches) == {1}
+    assert max(lengths) <= 60 * SAMPLE_RATE
+    assert sum(lengths) == 600 * SAMPLE_RATE
+    whole = 600 * 8000 * 4
+    assert peak < whole / 4
+
+
+def test_pieces_count_by_their_seconds_and_silence_not_at_all(tmp_path):
+    random = np.random.default_rng(0)
+    loud = random.normal(0, 0.2, 2 * 16000)
+    high = np.abs(random.normal(0, 0.1, 2 * 16000)) + 0.3
+    path = str(tmp_path / "a.wav")
+    silence = np.zeros(6 * 16000)
+    wav = np.concatenate([loud, silence, high])
+    soundfile.write(path, wav, 16000, subtype="FLOAT")
+    embeddings, pieces = encode_files(Ears(), [path], 2.5)
+    assert pieces == {path: 2}
+
+    # Pieces of 2 s: the first and the last are not silent.
+    parts = [
+        Ears()(torch.from_numpy(part).float()[None], None).flatten()
+        for part in (loud, high)
+    ]
+    directions = torch.stack([part / part.norm() for part in parts])
+    length = torch.stack([part.norm() for part in parts]).mean()
+    expected = directions.mean(0) * length
+    assert torch.allclose(embeddings[path], expected, atol=1e-4)
+
+    soundfile.write(path, silence, 16000)
+    with pytest.raises(ValueError, match="a.wav: silent; it is all over"):
+        encode_files(Ears(), [path], 2.5)
+
+
+def test_long_and_short_files_through_the_command(
+    run, model, encoder, tmp_path, capsys
+):
+    long, short = str(tmp_path / "long.wav"), str(tmp_path / "short.wav")
+    soundfile.write(long, buzz(200, 5.0), 16000)
+    soundfile.write(short, buzz(190, 2.0), 16000)
+    main(["embed", long, short, "--json", "--seconds_per_piece=2"])
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"note: {long} is longer than 2 s")
+    assert "3 pieces" in line
+    rows = json.loads(captured.out)
+    assert [row["name"] for row in rows] == [long, short]
+    pieces = [encoder.encode_batch(p).flatten() for p in read_pieces(long, 2)]
+    average = sum(piece / piece.norm() for piece in pieces)
+    found = torch.tensor(rows[0]["embedding"])
+    assert cosine(found, average) == pytest.approx(1, abs=1e-5)
+    lengths = [piece.norm().item() for piece in pieces]
+    assert 0.9 * min(lengths) < found.norm() < 1.1 * max(lengths)
+    expected = encoder.encode_batch(load_waveform(short)).flatten()
+    difference = (torch.tensor(rows[1]["embedding"]) - expected).abs().max()
+    assert difference < 1e-5 * expected.abs().max()
+
+
+def cut(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def forget_length(path):
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the 36 bits of STREAMINFO's number of samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+
+
+def spoil(path):
+    waveform, rate = soundfile.read(path)
+    waveform[50000] = np.nan
+    soundfile.write(path, waveform, rate, subtype="FLOAT")
+
+
+@pytest.mark.parametrize("seconds", [2, 60])
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("a.wav", cut, "cut short"),
+        ("a.aiff", cut, "cut short"),
+        ("a.flac", cut, "unreadable"),
+        ("a.mp3", cut, "cut short"),
+        ("a.flac", forget_length, "of unknown length"),
+        ("a.wav", lambda path: path.write_bytes(b""), "empty"),
+        ("a.wav", lambda path: path.write_text("text " * 99), "unreadable"),
+        ("a.wav", lambda path: path.unlink(), "missing"),
+        ("a.wav", spoil, "not finite"),
+    ],
+)
+def test_bad_files_are_named(
+    name, damage, words, seconds, model, pair, tmp_path, error_of
+):
+    path = tmp_path / name
+    soundfile.write(path, buzz(200, 5.0), 16000)
+    damage(path)
+    piece = f"--seconds_per_piece={seconds}"
+    line = error_of("verify", pair[0], path, piece)
+    assert line.startswith(f"error: {path}: {words}; ")
+
+
+def test_a_wav_from_a_pipe_is_whole(run, model, tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, buzz(200), 16000)
+    expected = run("embed", path)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"data") + 4
+    content[4:8] = content[start : start + 4] = b"\xff" * 4
+    path.write_bytes(content)
+    assert run("embed", path) == expected
+
+
+def test_models_that_cannot_be_used(
+    model, pair, tmp_path, monkeypatch, error_of
+):
+    def error(given):
+        return error_of("verify", *pair, f"--model={given}")
+
+    assert "no file or folder user/../name" in error("user/../name")
+    assert "has no hyperparams.yaml" in error(tmp_path)
+    weights = model / "embedding_model.ckpt"
+    assert f"{weights} is a file; give the model folder" in error(weights)
+    assert f"{tmp_path / 'a.onnx'}: no such file" in error(tmp_path / "a.onnx")
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    write_model_folder(tmp_path / "wide", small_network(8), "Another")
+    for path in (tmp_path / "wide").glob("embedding_model.*"):
+        shutil.copy(path, other)
+    assert "does not fit" in error(other)
+    line = error_of("verify", *pair, "--device=abacus")
+    assert "--device: 'abacus' cannot be used here" in line
+    monkeypatch.delenv("REDIMNET2_MODEL")
+    line = error_of("verify", *pair)
+    assert "--model: missing; " in line
+    assert "REDIMNET2_MODEL" in line
+
+
+def test_the_network_is_folded(run, model, pair, monkeypatch):
+    encode_batch = EncoderClassifier.encode_batch
+
+    def watched(self, *arguments):
+        names = {type(module).__name__ for module in self.mods.modules()}
+        assert "Floor" in names
+        assert "BatchNorm2d" not in names
+        return encode_batch(self, *arguments)
+
+    monkeypatch.setattr(EncoderClassifier, "encode_batch", watched)
+    assert run("verify", *pair).startswith("score ")
+
+
+def test_an_interruption(model, pair, tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EncoderClassifier, "encode_batch", interrupt)
+    output = tmp_path / "embeddings.npz"
+    with pytest.raises(SystemExit) as caught:
+        main(["embed", str(pair[0]), f"--output={output}"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_network(pair, monkeypatch, tmp_path, error_of):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path)
+    )
+    line = error_of("verify", *pair, "--model=nobody/nothing")
+    assert "nobody/nothing" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "COMMAND"),
+        (["verify", "a.wav"], "test; see redimnet2 verify --help"),
+        (["verify", "a.wav", "b.wav", "--threshold=nan"], "from -1 to 1"),
+        (["embed", "a.wav", "--output=a.txt"], "neither in .npz nor"),
+        (["embed", "a.wav", "--output=a.npz", "--json"], "not allowed with"),
+        (["embed", "a.wav", "--seconds_per_piece=0.5"], "a number from 1 on"),
+        (["identify", "a.wav"], "--enrol"),
+        (["identify", "a.wav", "--enrol=b", "--top=0"], "whole number from 1"),
+        (["speak"], "'speak'"),
+    ],
+)
+def test_wrong_command_lines(arguments, words, error_of):
+    assert words in error_of(*arguments, code=2)
+
+
+def test_folders_that_hold_nothing(model, pair, tmp_path, error_of):
+    assert "there is no audio file in it" in error_of("embed", tmp_path)
+    assert "a folder; name an audio" in error_of("verify", tmp_path, pair[0])
+    line = error_of("identify", f"--enrol={tmp_path}", *pair)
+    assert "holds no speakers" in line
+    nowhere = tmp_path / "nowhere"
+    line = error_of("identify", f"--enrol={nowhere}", *pair)
+    assert f"{nowhere}: No such file or directory" in line
+
+
+def test_results_that_cannot_be_printed(model, pair, monkeypatch, capsys):
+    command = ["verify", *map(str, pair)]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as caught:
+            main(command)
+    assert caught.value.code == "error: stdout: No space left on device"
+    assert capsys.readouterr().err == ""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        main(command)
+    assert capsys.readouterr().err == ""
+
+
+def python(*arguments, **variables):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import atexit, sys; from redimnet2_lobes.cli import main;"
+        "atexit.register(lambda: print('torch' in sys.modules));"
+        "main(['embed', '--help'])"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0
+    assert "Example: redimnet2 embed" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_the_command_in_a_process_of_its_own(model_folder, pair):
+    done = python(
+        *("-m", "redimnet2_lobes", "verify", *pair, "--json"),
+        REDIMNET2_MODEL=str(model_folder),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert -1 <= json.loads(done.stdout)["score"] <= 1

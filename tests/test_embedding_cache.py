@@ -1,0 +1,370 @@
+"""Embeddings computed once: keys, parts, resumption and settings."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from redimnet2_lobes.data.audio import AudioError, load_waveform
+from redimnet2_lobes.inference.embedding_cache import (
+    extract_embeddings,
+    network_fingerprint,
+)
+from redimnet2_lobes.inference.encode import AveragedCrops
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+
+RATE = 16000
+FILES = 10
+
+
+@pytest.fixture
+def utterances(tmp_path):
+    """Ten files of 0.1 to 0.4 s, in no order, by name."""
+    random = np.random.default_rng(0)
+    paths = {}
+    for index in random.permutation(FILES).tolist():
+        path = tmp_path / f"{index}.wav"
+        soundfile.write(
+            path, random.uniform(-0.5, 0.5, 1600 * (1 + index % 4)), RATE
+        )
+        paths[f"speaker/{index}"] = str(path)
+    return paths
+
+
+class Network:
+    """In place of a network: moments of each utterance, and a count."""
+
+    def __init__(self, fails_at=None):
+        self.embedded = 0
+        self.fails_at = fails_at
+
+    def __call__(self, wavs, wav_lens):
+        self.embedded += len(wavs)
+        if self.fails_at is not None and self.embedded > self.fails_at:
+            raise KeyboardInterrupt
+        samples = (wav_lens * wavs.shape[1]).round().long()
+        return torch.stack(
+            [moments(wav[:n]) for wav, n in zip(wavs, samples, strict=True)]
+        ).unsqueeze(1)
+
+
+def moments(wav):
+    return torch.stack([wav.mean(), wav.std(), wav[0], wav[-1]])
+
+
+def extract(utterances, tmp_path, network=None, fingerprint="1", **settings):
+    """The embeddings and how many utterances were embedded for them."""
+    network = network or Network()
+    embeddings = extract_embeddings(
+        network,
+        utterances,
+        tmp_path / "cache",
+        fingerprint,
+        **{"utterances_per_part": 3, **settings},
+    )
+    return embeddings, network.embedded
+
+
+def parts(tmp_path):
+    return sorted((tmp_path / "cache").glob("*/part-*.npz"))
+
+
+def test_embeddings_are_those_of_the_files_in_their_order(utterances, tmp_path):
+    embeddings, embedded = extract(utterances, tmp_path)
+    assert embedded == FILES
+    assert embeddings.names == list(utterances)
+    assert embeddings.vectors.dtype == embeddings.seconds.dtype == torch.float32
+    for row, path in enumerate(utterances.values()):
+        wav = load_waveform(path)
+        torch.testing.assert_close(embeddings.vectors[row], moments(wav))
+        assert embeddings.seconds[row] == pytest.approx(len(wav) / RATE)
+    # Parts of three, and nothing else.
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert sorted(files) == parts(tmp_path)
+    assert len(files) == 4
+
+
+def test_a_complete_cache_needs_no_network(utterances, tmp_path):
+    first, _ = extract(utterances, tmp_path)
+    again, embedded = extract(utterances, tmp_path, Network(fails_at=0))
+    assert embedded == 0
+    assert torch.equal(again.vectors, first.vectors)
+    assert torch.equal(again.seconds, first.seconds)
+    # The same utterances in another order are the same list.
+    backwards = dict(reversed(utterances.items()))
+    again, embedded = extract(backwards, tmp_path)
+    assert embedded == 0
+    assert again.names == list(backwards)
+    assert torch.equal(again.vectors, first.vectors.flip(0))
+
+
+def test_an_interrupted_extraction_goes_on(utterances, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        # Batches are of one file, so it ends within the third part.
+        extract(
+            utterances, tmp_path, Network(fails_at=7), seconds_per_batch=0.1
+        )
+    assert len(parts(tmp_path)) == 2
+    embeddings, embedded = extract(utterances, tmp_path)
+    assert embedded == FILES - 6
+    whole, _ = extract(utterances, tmp_path / "elsewhere")
+    assert torch.equal(embeddings.vectors, whole.vectors)
+
+
+def cut_short(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[content.find(b"vectors.npy") + 150] ^= 1
+    path.write_bytes(content)
+
+
+def of_others(path):
+    (other,) = path.parent.glob("part-*3.npz")
+    path.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize("damage", [cut_short, emptied, flipped, of_others])
+def test_a_damaged_part_is_made_again(damage, utterances, tmp_path):
+    first, _ = extract(utterances, tmp_path)
+    damage(parts(tmp_path)[0])
+    again, embedded = extract(utterances, tmp_path)
+    assert embedded == 3
+    assert torch.equal(again.vectors, first.vectors)
+    assert extract(utterances, tmp_path)[1] == 0
+
+
+def changed_file(utterances):
+    path = utterances["speaker/3"]
+    audio, rate = soundfile.read(path)
+    status = os.stat(path)
+    soundfile.write(path, audio * 0.5, rate)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+def longer_file(utterances):
+    path = utterances["speaker/3"]
+    status = os.stat(path)
+    soundfile.write(path, np.linspace(-0.5, 0.5, 9999), RATE)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def fewer_files(utterances):
+    del utterances["speaker/3"]
+
+
+def another_name(utterances):
+    utterances["speaker/x"] = utterances.pop("speaker/3")
+
+
+@pytest.mark.parametrize(
+    "change", [changed_file, longer_file, fewer_files, another_name]
+)
+def test_a_changed_list_never_meets_old_embeddings(
+    change, utterances, tmp_path
+):
+    extract(utterances, tmp_path)
+    change(utterances)
+    embeddings, embedded = extract(utterances, tmp_path)
+    assert embedded == len(utterances)
+    for row, path in enumerate(utterances.values()):
+        torch.testing.assert_close(
+            embeddings.vectors[row], moments(load_waveform(path))
+        )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"fingerprint": "2"},
+        {"maximum_seconds": 0.2},
+        {"maximum_seconds": 0.1, "crops": 2},
+        {"maximum_seconds": 0.1, "crops": 3},
+    ],
+)
+def test_changed_settings_never_meet_old_embeddings(
+    changed, utterances, tmp_path
+):
+    settings = {"maximum_seconds": 0.1}
+    extract(utterances, tmp_path, **settings)
+    _, embedded = extract(utterances, tmp_path, **{**settings, **changed})
+    assert embedded >= FILES
+    assert extract(utterances, tmp_path, **settings)[1] == 0
+    # How work is put together makes no other embeddings.
+    assert (
+        extract(utterances, tmp_path, seconds_per_batch=1, **settings)[1] == 0
+    )
+
+
+def test_the_start_of_each_utterance(utterances, tmp_path):
+    embeddings, _ = extract(utterances, tmp_path, maximum_seconds=0.15)
+    for row, path in enumerate(utterances.values()):
+        wav = load_waveform(path)[:2400]
+        torch.testing.assert_close(embeddings.vectors[row], moments(wav))
+        assert embeddings.seconds[row] == pytest.approx(len(wav) / RATE)
+
+
+def test_averaged_crops(utterances, tmp_path):
+    embeddings, _ = extract(utterances, tmp_path, maximum_seconds=0.1, crops=3)
+    for row, path in enumerate(utterances.values()):
+        wav = load_waveform(path)
+        surplus = len(wav) - 1600
+        starts = [0, surplus // 2, surplus] if surplus else [0]
+        crops = torch.stack([moments(wav[s : s + 1600]) for s in starts])
+        units = crops / crops.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(embeddings.vectors[row], units.mean(0))
+        # 0.4 s are not covered by three crops of 0.1 s.
+        seconds = min(len(wav) / RATE, 0.3)
+        assert embeddings.seconds[row] == pytest.approx(seconds)
+
+
+def test_crops_of_a_padded_batch_see_no_padding():
+    wavs = torch.rand(2, 3200) + 0.1
+    wavs[1, 2400:] = torch.nan
+    seen = []
+
+    def encode_batch(crops, lengths):
+        assert lengths.tolist() == [1] * len(crops)
+        seen.append(crops)
+        return crops[:, None, :5]
+
+    averaged = AveragedCrops(encode_batch, 0.1, 2)
+    embeddings = averaged(wavs, torch.tensor([1.0, 0.75]))
+    assert embeddings.shape == (2, 1, 5)
+    assert embeddings.isfinite().all()
+    assert torch.equal(
+        seen[1], torch.stack([wavs[1, :1600], wavs[1, 800:2400]])
+    )
+
+
+def test_utterances_in_shards(utterances, tmp_path):
+    paths = list(utterances.values())[:2]
+    audio = [Path(path).read_bytes() for path in paths]
+    shard = tmp_path / "shard.tar"
+    shard.write_bytes(b"head" + audio[0] + audio[1])
+    places = (4, len(audio[0])), (4 + len(audio[0]), len(audio[1]))
+    sources = {
+        f"{index}": f"{shard}:{start}:{size}"
+        for index, (start, size) in enumerate(places)
+    }
+    embeddings, _ = extract(sources, tmp_path)
+    for row, path in enumerate(paths):
+        torch.testing.assert_close(
+            embeddings.vectors[row], moments(load_waveform(path))
+        )
+    # Another place in the same shard is another utterance.
+    swapped = {"0": sources["1"], "1": sources["0"]}
+    again, embedded = extract(swapped, tmp_path)
+    assert embedded == 2
+    assert torch.equal(again.vectors, embeddings.vectors.flip(0))
+    shard.write_bytes(b"head" + bytes(len(audio[0])) + audio[1])
+    with pytest.raises(AudioError, match=f"{shard}:4:.* unreadable"):
+        extract(sources, tmp_path)
+
+
+def test_one_file_under_two_names(utterances, tmp_path):
+    name, path = next(iter(utterances.items()))
+    embeddings, embedded = extract({name: path, "twin": path}, tmp_path)
+    assert embedded == 1
+    assert torch.equal(embeddings.vectors[0], embeddings.vectors[1])
+
+
+def test_rows_by_name(utterances, tmp_path):
+    embeddings, _ = extract(utterances, tmp_path)
+    names = [embeddings.names[5], embeddings.names[0], embeddings.names[5]]
+    assert embeddings.rows(names).tolist() == [5, 0, 5]
+    assert embeddings.rows([]).dtype == torch.int64
+    with pytest.raises(ValueError, match="^nobody: not among the 10") as caught:
+        embeddings.rows(["speaker/1", "nobody"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crops": 2}, "maximum_seconds: missing"),
+        ({"crops": 0, "maximum_seconds": 1}, "crops: 0 is less than 1"),
+        ({"crops": 2, "maximum_seconds": -1}, "seconds: must be above 0"),
+        ({"maximum_seconds": 0}, "maximum_seconds: must be above 0"),
+        ({"utterances_per_part": 0}, "utterances_per_part: 0 is less"),
+    ],
+)
+def test_wrong_settings(settings, message, utterances, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        extract(utterances, tmp_path, **settings)
+
+
+def test_no_utterances_and_missing_ones(utterances, tmp_path):
+    with pytest.raises(ValueError, match="utterances: there are none"):
+        extract({}, tmp_path)
+    utterances["lost"] = str(tmp_path / "lost.wav")
+    with pytest.raises(AudioError, match=r"lost\.wav: missing; check"):
+        extract(utterances, tmp_path)
+
+
+def test_a_full_disk_is_named_and_keeps_what_is_complete(
+    utterances, tmp_path, monkeypatch
+):
+    save = np.savez
+    writes = []
+
+    def full_disk(file, **arrays):
+        writes.append(file)
+        if len(writes) == 3:
+            file.write(b"half a part")
+            raise OSError(28, "No space left on device")
+        save(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(OSError, match="No space left.*same command again"):
+        extract(utterances, tmp_path)
+    assert len(list((tmp_path / "cache").glob("*/*"))) == 2
+    assert extract(utterances, tmp_path)[1] == FILES - 6
+
+
+def network(**front_end):
+    torch.manual_seed(0)
+    stage = {"blocks": 1, "expansion": 1, "reduction": 8}
+    return ReDimNet2(
+        LogMel(**front_end),
+        4,
+        [{"frequency_stride": 2, "time_stride": 2, **stage}],
+    )
+
+
+def test_a_fingerprint_changes_with_every_tensor():
+    small = network()
+    seen = {network_fingerprint(small)}
+    assert seen == {network_fingerprint(network())}
+    state = small.state_dict()
+    for tensor in state.values():
+        flat = tensor.view(-1)
+        flat[-1] += 1
+        seen.add(network_fingerprint(small))
+    assert len(seen) == 1 + len(state)
+
+
+def test_a_fingerprint_changes_with_the_architecture():
+    small = network()
+    first = network_fingerprint(torch.nn.ModuleDict({"network": small}))
+    small._arguments = {**small._arguments, "out_channels": 999}
+    second = network_fingerprint(torch.nn.ModuleDict({"network": small}))
+    assert first != second
+    relu, tanh = (
+        torch.nn.Sequential(activation)
+        for activation in (torch.nn.ReLU(), torch.nn.Tanh())
+    )
+    assert network_fingerprint(relu) != network_fingerprint(tanh)
+    half = torch.nn.Linear(2, 2).half()
+    assert network_fingerprint(half) != network_fingerprint(half.bfloat16())

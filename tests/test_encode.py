@@ -1,0 +1,190 @@
+"""Embeddings of many utterances: batching, memory, order and errors."""
+
+import random
+
+import pytest
+import torch
+from speechbrain.dataio import audio_io
+from speechbrain.inference.classifiers import EncoderClassifier
+
+from redimnet2_lobes.data.audio import AudioError, load_waveform
+from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.redimnet2 import PassThrough, ReDimNet2
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two dozen files of 0.2 to 2 s, some of the same length."""
+    folder = tmp_path_factory.mktemp("utterances")
+    generator = torch.Generator().manual_seed(0)
+    paths = []
+    for index in range(24):
+        path = folder / f"{index:02}.wav"
+        samples = 3200 * (1 + index * 7 % 10)
+        wav = torch.rand(1, samples, generator=generator) - 0.5
+        audio_io.save(path, wav, RATE)
+        paths.append(str(path))
+    return paths
+
+
+class Recorder:
+    """In place of a network: moments over the valid samples, and a diary."""
+
+    def __init__(self, load=load_waveform):
+        self.load_file = load
+        self.batches = []
+        self.loaded = []
+        self.waiting = self.most_waiting = 0
+
+    def load(self, path):
+        waveform = self.load_file(path)
+        self.loaded.append(path)
+        self.waiting += len(waveform)
+        self.most_waiting = max(self.most_waiting, self.waiting)
+        return waveform
+
+    def __call__(self, wavs, wav_lens):
+        assert not torch.is_grad_enabled()
+        assert wav_lens.max() == 1
+        samples = (wav_lens * wavs.shape[1]).round().long()
+        self.batches.append((wavs.shape[1], samples.tolist()))
+        self.waiting -= int(samples.sum())
+        return torch.stack(
+            [
+                torch.stack([wav[:n].mean(), wav[:n].std(), wav[n - 1]])
+                for wav, n in zip(wavs, samples, strict=True)
+            ]
+        ).unsqueeze(1)
+
+
+def test_each_utterance_is_read_once_and_gets_its_own_embedding(files):
+    network = Recorder()
+    embeddings = encode_utterances(network, files + files[::2], 5, network.load)
+    assert sorted(network.loaded) == files
+    assert set(embeddings) == set(files)
+    for path, embedding in embeddings.items():
+        wav = load_waveform(path)
+        expected = torch.stack([wav.mean(), wav.std(), wav[-1]])
+        torch.testing.assert_close(embedding, expected)
+        assert embedding.dtype == torch.float32
+        assert embedding.untyped_storage().nbytes() == 12  # not the batch
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.5, 5, 1000])
+def test_batches_keep_to_the_budget_and_hold_little_padding(files, seconds):
+    network = Recorder()
+    encode_utterances(network, files, seconds, network.load)
+    for longest, samples in network.batches:
+        assert longest == max(samples)
+        assert longest * len(samples) <= seconds * RATE or len(samples) == 1
+    audio = sum(sum(samples) for _, samples in network.batches)
+    padded = sum(longest * len(samples) for longest, samples in network.batches)
+    if seconds <= 5:
+        assert padded < 1.25 * audio
+    # A batch (2 s is the longest file) and one waveform are held, no more.
+    assert network.most_waiting <= (max(seconds, 2) + 2) * RATE
+
+
+def test_the_order_of_the_utterances_does_not_matter(files):
+    first, second = Recorder(), Recorder()
+    shuffled = random.Random(0).sample(files, len(files))
+    embeddings = encode_utterances(first, files, 5)
+    again = encode_utterances(second, shuffled, 5)
+    assert first.batches == second.batches
+    for path in files:
+        assert torch.equal(embeddings[path], again[path])
+
+
+def test_the_budget_holds_even_if_headers_lie(files):
+    # Headers say 0.2 to 2 s; what is read has 0.5 s, or 3 s for every fifth.
+    def load(path):
+        return torch.rand(48000 if path in files[::5] else 8000) - 0.5
+
+    network = Recorder(load)
+    encode_utterances(network, files, 4, network.load)
+    assert len(network.batches) > 1
+    for longest, samples in network.batches:
+        assert longest * len(samples) <= 4 * RATE
+
+
+def test_maximum_seconds_keeps_the_start_of_each_utterance(files):
+    network = Recorder()
+    embeddings = encode_utterances(
+        network, files, 5, network.load, maximum_seconds=0.5
+    )
+    assert max(longest for longest, _ in network.batches) == 8000
+    for path, embedding in embeddings.items():
+        wav = load_waveform(path)[:8000]
+        expected = torch.stack([wav.mean(), wav.std(), wav[-1]])
+        torch.testing.assert_close(embedding, expected)
+
+
+def test_paths_come_back_as_they_were_given(files, tmp_path):
+    stereo = tmp_path / "stereo.wav"
+    audio_io.save(stereo, torch.rand(2, 4000) - 0.5, 8000)
+    network = Recorder()
+    embeddings = encode_utterances(network, [stereo])
+    assert list(embeddings) == [stereo]
+    assert network.batches == [(8000, [8000])]
+    assert encode_utterances(network, []) == {}
+
+
+def test_batched_embeddings_of_the_network_equal_single_ones(files):
+    torch.manual_seed(0)
+    stage = {"blocks": 1, "expansion": 1, "reduction": 8}
+    network = ReDimNet2(
+        LogMel(), 4, [{"frequency_stride": 2, "time_stride": 2, **stage}]
+    )
+    encoder = EncoderClassifier(
+        modules={
+            "compute_features": PassThrough(),
+            "mean_var_norm": PassThrough(),
+            "embedding_model": network,
+        },
+        hparams={},
+        run_opts={"device": "cpu"},
+    )
+    embeddings = encode_utterances(encoder.encode_batch, files[:8], 20)
+    for path in files[:8]:
+        single = encoder.encode_batch(load_waveform(path)).flatten()
+        error = (embeddings[path] - single).abs().max()
+        assert error <= 1e-5 * single.abs().max()
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged", "empty"])
+def test_unreadable_files_are_named_before_anything_is_encoded(
+    files, tmp_path, fault
+):
+    path = tmp_path / "bad.wav"
+    if fault == "damaged":
+        path.write_bytes(b"RIFF of something else")
+    elif fault == "empty":
+        path.touch()
+    network = Recorder()
+    with pytest.raises(AudioError, match=r"bad\.wav") as caught:
+        encode_utterances(network, [*files, path])
+    assert "\n" not in str(caught.value)
+    assert network.batches == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_embedding_that_is_not_finite_names_its_file(files, value):
+    def encode_batch(wavs, wav_lens):
+        embeddings = torch.ones(len(wavs), 1, 4)
+        embeddings[wav_lens.argmin(), 0, 2] = value
+        return embeddings
+
+    shortest = min(files[:4], key=lambda path: len(load_waveform(path)))
+    with pytest.raises(ValueError, match="not finite") as caught:
+        encode_utterances(encode_batch, files[:4])
+    assert str(caught.value).startswith(shortest)
+
+
+@pytest.mark.parametrize("name", ["seconds_per_batch", "maximum_seconds"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan")])
+def test_seconds_must_be_above_zero(files, name, value):
+    with pytest.raises(ValueError, match=name):
+        encode_utterances(Recorder(), files, **{name: value})

@@ -1,0 +1,68 @@
+"""The rooms of the package: what imports what, and what its root offers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+import redimnet2_lobes
+from redimnet2_lobes import HOMES
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_imports_go_downwards(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    status = lint_imports(cache_dir=None)
+    assert status == EXIT_STATUS_SUCCESS
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_the_root_offers(name):
+    assert name in dir(redimnet2_lobes)
+    found = getattr(redimnet2_lobes, name)
+    if callable(found):
+        assert found.__name__ == name
+        assert found.__module__ == f"redimnet2_lobes.{HOMES[name]}"
+
+
+def test_what_the_root_does_not_offer():
+    with pytest.raises(AttributeError, match="no attribute 'ReDimNet3'"):
+        redimnet2_lobes.ReDimNet3  # noqa: B018
+
+
+def test_the_root_imports_nothing():
+    program = (
+        "import sys, redimnet2_lobes; "
+        "assert redimnet2_lobes.__version__; "
+        "print(*[name for name in ('torch', 'numpy', 'speechbrain') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def nodes(node):
+    """A YAML document's nodes."""
+    yield node
+    for child in node.value if isinstance(node.value, list) else []:
+        for each in child if isinstance(child, tuple) else (child,):
+            yield from nodes(each)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "hparams").glob("*.yaml")),
+    ids=lambda path: path.stem,
+)
+def test_yaml_names_classes_by_the_root(path):
+    """So that modules may move without breaking what is written down."""
+    tags = {node.tag for node in nodes(yaml.compose(path.read_text()))}
+    ours = {tag for tag in tags if "redimnet2_lobes" in tag}
+    assert ours <= {f"!new:redimnet2_lobes.{name}" for name in HOMES}
