@@ -1,8 +1,9 @@
-"""The command ``redimnet2``: verify, embed and identify.
+"""The command ``redimnet2``.
 
 ``redimnet2 verify a.wav b.wav`` says whether two recordings are of one speaker,
 ``redimnet2 embed FILES`` writes embeddings, and ``redimnet2 identify --enrol
-FOLDER FILES`` says who speaks. ``--help`` explains each.
+FOLDER FILES`` says who speaks. ``convert``, ``push`` and ``export`` take models
+from one form to another. ``--help`` explains each.
 
 Results go to stdout, everything else to stderr. The exit code is 0 if there is
 a result, whatever it is; 1 with one line on stderr if something is wrong with
@@ -24,8 +25,8 @@ Authors
 """
 
 # torch and SpeechBrain take seconds to import: not before they are needed.
-import argparse
 import contextlib
+import functools
 import io
 import json
 import math
@@ -33,6 +34,9 @@ import os
 import sys
 from pathlib import Path
 
+import click
+
+from redimnet2_lobes import __version__
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line, one_line_errors
 from redimnet2_lobes.scoring.results import RESULTS_FILE
@@ -60,39 +64,158 @@ def main(arguments=None):
     Traceback (most recent call last):
     SystemExit: error: no.wav: missing; check the path
     """
-    options = _parser().parse_args(arguments)
-    with one_line_errors():
-        _print(options.command(options))
+    try:
+        redimnet2(arguments, prog_name="redimnet2", standalone_mode=False)
+    except click.UsageError as error:
+        message = error.format_message().rstrip(".")
+        if isinstance(error, click.MissingParameter) and error.param:
+            message = f"missing {error.param.opts[-1]}"
+        program = error.ctx.command_path if error.ctx else "redimnet2"
+        print(f"error: {message}; see {program} --help", file=sys.stderr)
+        sys.exit(2)
 
 
-def verify(options):
-    """Compares two recordings.
+@click.group(
+    no_args_is_help=False,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [OPTIONS] ...",
+)
+@click.version_option(__version__)
+@click.pass_context
+def redimnet2(context):
+    """Compares voices, and takes models from one form to another.
 
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The command line.
-
-    Returns
-    -------
-    str
-        What to print.
+    Audio may have any format that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF
+    and more), any sampling rate and any length.
     """
-    paths = [options.enrolment, options.test]
+    if context.invoked_subcommand is None:
+        raise click.UsageError("missing COMMAND", context)
+
+
+def command(example):
+    """Adds a command, which prints what its function returns."""
+
+    def add(function):
+        @functools.wraps(function)
+        def run(**options):
+            with one_line_errors():
+                text = function(**options)
+                if text is not None:
+                    _print(text)
+
+        return redimnet2.command(
+            epilog=f"Example: redimnet2 {function.__name__} {example}"
+        )(run)
+
+    return add
+
+
+def _number(convert, fits, expected):
+    """A callback that checks a number."""
+
+    def check(context, parameter, text):
+        if text is None:
+            return None
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value):
+            raise click.BadParameter(
+                f"{text!r} is not {expected}", context, parameter
+            )
+        return value
+
+    return check
+
+
+def _output(context, parameter, text):
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix not in OUTPUT_FORMATS:
+        raise click.BadParameter(
+            f"{text!r} ends neither in .npz nor in .json", context, parameter
+        )
+    return path
+
+
+def embedding_options(function):
+    """The options of whatever computes embeddings."""
+    for option in (
+        click.option(
+            "--seconds_per_piece",
+            default="60",
+            metavar="SECONDS",
+            callback=_number(
+                float, lambda value: 1 <= value < math.inf, "a number from 1 on"
+            ),
+            help="A longer file is embedded in pieces of at most so many "
+            "seconds, and their embeddings are averaged; the default is 60. "
+            "A lower number needs less memory.",
+        ),
+        click.option(
+            "--device",
+            help="Where PyTorch computes, such as cuda:0; the default is cpu. "
+            "A .onnx file runs on the CPU.",
+        ),
+        click.option(
+            "--model",
+            help="A model folder, the output folder of a training, the name "
+            "USER/NAME of a model on the Hugging Face hub, or a .onnx file. "
+            f"By default it is taken from the variable {MODEL_VARIABLE}. The "
+            "hyperparams.yaml of a model can run any code, so use only models "
+            "that you trust.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+files_argument = click.argument("files", nargs=-1, required=True)
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON instead, with floats in full precision.",
+)
+threshold_option = click.option(
+    "--threshold",
+    metavar="SCORE",
+    callback=_number(
+        float, lambda value: -1 <= value <= 1, "a number from -1 to 1"
+    ),
+    help="The score, from -1 to 1, above which two voices are one. By default "
+    f"it is that of the EER in the {RESULTS_FILE} of the model, where the "
+    "verification script has kept one.",
+)
+
+
+@command("a.wav b.mp3 --model=redimnet2_b3")
+@click.argument("enrolment")
+@click.argument("test")
+@embedding_options
+@threshold_option
+@json_option
+def verify(
+    enrolment, test, model, device, seconds_per_piece, threshold, as_json
+):
+    """Says whether two recordings are of the same speaker."""
+    paths = [enrolment, test]
     for path in paths:
         _check_file(path)
-    model, encoder = _load_encoder(options)
-    threshold = _threshold(options, model, encoder)
-    embeddings = _embed(encoder, paths, options)
-    enrolment, test = _directions([embeddings[path] for path in paths])
-    score = float(enrolment @ test)
+    model, encoder = _load_encoder(model, device)
+    threshold = _threshold(threshold, model, encoder)
+    embeddings = _embed(encoder, paths, seconds_per_piece)
+    enrolled, tested = _directions([embeddings[path] for path in paths])
+    score = float(enrolled @ tested)
     decision = None
     if threshold.value is not None:
         decision = score > threshold.value
-    if options.json:
+    if as_json:
         return _json(
-            enrolment=options.enrolment,
-            test=options.test,
+            enrolment=enrolment,
+            test=test,
             score=score,
             threshold=threshold.value,
             threshold_origin=threshold.origin,
@@ -112,24 +235,33 @@ def verify(options):
     )
 
 
-def embed(options):
-    """Writes or prints the embeddings of files.
+@command("recordings/ --output=embeddings.npz --model=redimnet2_b3")
+@files_argument
+@embedding_options
+@click.option(
+    "--output",
+    metavar="PATH",
+    callback=_output,
+    help="A new file to write: .npz with the arrays names and embeddings, or "
+    ".json. By default a line is printed for each recording, with its name, a "
+    "tab, and the numbers.",
+)
+@json_option
+def embed(files, model, device, seconds_per_piece, output, as_json):
+    """Computes the embeddings of recordings.
 
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The command line.
-
-    Returns
-    -------
-    str
-        What to print.
+    A folder stands for all recordings below it.
     """
-    paths = _find_files(options.files)
-    output = options.output
+    if output is not None and as_json:
+        raise click.UsageError(
+            "--json is not allowed with --output", click.get_current_context()
+        )
+    paths = _find_files(files)
     if output is None:
-        embeddings = _embed(_load_encoder(options)[1], paths, options)
-        if options.json:
+        embeddings = _embed(
+            _load_encoder(model, device)[1], paths, seconds_per_piece
+        )
+        if as_json:
             return _rows_as_json(embeddings)
         return "\n".join(
             f"{path}\t{' '.join(f'{value:.9g}' for value in values.tolist())}"
@@ -143,7 +275,9 @@ def embed(options):
     with complete_or_absent(output) as partial:
         # What cannot be written should not be computed first.
         _write(output, partial, b"")
-        embeddings = _embed(_load_encoder(options)[1], paths, options)
+        embeddings = _embed(
+            _load_encoder(model, device)[1], paths, seconds_per_piece
+        )
         if output.suffix == ".json":
             content = f"{_rows_as_json(embeddings)}\n".encode()
         else:
@@ -152,27 +286,40 @@ def embed(options):
     return f"written  {len(paths)} embeddings: {output}"
 
 
-def identify(options):
-    """Finds the enrolled speaker of each recording.
+@command("--enrol=speakers calls/*.wav --model=redimnet2_b3")
+@files_argument
+@embedding_options
+@click.option(
+    "--enrol",
+    required=True,
+    metavar="FOLDER",
+    help="The speakers: for each a folder with recordings, or one recording, "
+    "that has the speaker's name.",
+)
+@threshold_option
+@click.option(
+    "--top",
+    default="3",
+    metavar="N",
+    callback=_number(int, lambda value: value >= 1, "a whole number from 1 on"),
+    help="How many of the closest speakers to show; the default is 3.",
+)
+@json_option
+def identify(
+    files, model, device, seconds_per_piece, enrol, threshold, top, as_json
+):
+    """Says which of the enrolled speakers each recording is of.
 
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The command line.
-
-    Returns
-    -------
-    str
-        What to print.
+    A folder stands for all recordings below it.
     """
-    speakers = _enrolled_speakers(options.enrol)
-    tests = _find_files(options.files)
-    model, encoder = _load_encoder(options)
-    threshold = _threshold(options, model, encoder)
+    speakers = _enrolled_speakers(enrol)
+    tests = _find_files(files)
+    model, encoder = _load_encoder(model, device)
+    threshold = _threshold(threshold, model, encoder)
     enrolled = [path for paths in speakers.values() for path in paths]
-    embeddings = _embed(encoder, [*enrolled, *tests], options)
+    embeddings = _embed(encoder, [*enrolled, *tests], seconds_per_piece)
     scores = _scores(speakers, tests, embeddings)
-    files = []
+    found = []
     for path, row in zip(tests, scores.tolist(), strict=True):
         candidates = sorted(
             zip(speakers, row, strict=True), key=lambda pair: -pair[1]
@@ -180,8 +327,8 @@ def identify(options):
         best, score = candidates[0]
         if threshold.value is not None and not score > threshold.value:
             best = None
-        files.append((path, best, candidates[: options.top]))
-    if options.json:
+        found.append((path, best, candidates[:top]))
+    if as_json:
         return _json(
             threshold=threshold.value,
             threshold_origin=threshold.origin,
@@ -194,11 +341,11 @@ def identify(options):
                         for speaker, score in candidates
                     ],
                 }
-                for path, best, candidates in files
+                for path, best, candidates in found
             ],
         )
     lines = [str(threshold)]
-    for path, best, candidates in files:
+    for path, best, candidates in found:
         closest = ", ".join(
             f"{speaker} {score:.4f}" for speaker, score in candidates
         )
@@ -206,155 +353,141 @@ def identify(options):
     return "\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line."""
+@command("b3-vox2-lm --output=redimnet2_b3")
+@click.argument("source", required=False)
+@click.option("--output", metavar="PATH", help="The folder or file to write.")
+@click.option(
+    "--to",
+    "form",
+    type=click.Choice(["folder", "published"]),
+    default="folder",
+    help="What to make: a model folder (the default), or a file in the "
+    "published layout.",
+)
+@click.option(
+    "--list", "list_all", is_flag=True, help="Show the published checkpoints."
+)
+def convert(source, output, form, list_all):
+    """Converts a published checkpoint to a model folder, or back.
 
-    def error(self, message):
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
-
-
-def _parser():
-    parser = _Parser(
-        prog="redimnet2",
-        description="Compares voices. Audio may have any format that "
-        "libsndfile reads (WAV, FLAC, OGG, MP3, AIFF and more), any sampling "
-        "rate and any length.",
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(function, description, example):
-        command = commands.add_parser(
-            function.__name__,
-            help=description,
-            description=f"{description} Results go to stdout; the exit code "
-            "is 0 whatever they are, and 1 after an error.",
-            epilog=f"Example: redimnet2 {function.__name__} {example}",
-            allow_abbrev=False,
+    SOURCE is the name of a published checkpoint, which is downloaded once, its
+    file, or a model folder.
+    """
+    if not list_all and (source is None or output is None):
+        raise click.UsageError(
+            "SOURCE and --output are needed, or --list",
+            click.get_current_context(),
         )
-        command.set_defaults(command=function)
-        command.add_argument(
-            "--model",
-            help="A model folder, the output folder of a training, the name "
-            "USER/NAME of a model on the Hugging Face hub, or a .onnx file. "
-            f"By default it is taken from the variable {MODEL_VARIABLE}. The "
-            "hyperparams.yaml of a model can run any code, so use only models "
-            "that you trust.",
-        )
-        command.add_argument(
-            "--device",
-            help="Where PyTorch computes, such as cuda:0; the default is cpu. "
-            "A .onnx file runs on the CPU.",
-        )
-        command.add_argument(
-            "--seconds_per_piece",
-            type=_seconds,
-            default=60.0,
-            metavar="SECONDS",
-            help="A longer file is embedded in pieces of at most so many "
-            "seconds, and their embeddings are averaged; the default is 60. "
-            "A lower number needs less memory.",
-        )
-        return command
+    from redimnet2_lobes.pretrained.convert import convert, convert_back
+    from redimnet2_lobes.pretrained.releases import list_released
 
-    def add_threshold(command):
-        command.add_argument(
-            "--threshold",
-            type=_cosine,
-            help="The score, from -1 to 1, above which two voices are one. By "
-            f"default it is that of the EER in the {RESULTS_FILE} of the "
-            "model, where the verification script has kept one.",
-        )
-
-    json_help = "Print JSON instead, with floats in full precision."
-    command = add(
-        verify,
-        "Says whether two recordings are of the same speaker.",
-        "a.wav b.mp3 --model=redimnet2_b3",
-    )
-    command.add_argument("enrolment", help="The first recording.")
-    command.add_argument("test", help="The second recording.")
-    add_threshold(command)
-    command.add_argument("--json", action="store_true", help=json_help)
-
-    command = add(
-        embed,
-        "Computes the embeddings of recordings.",
-        "recordings/ --output=embeddings.npz --model=redimnet2_b3",
-    )
-    files_help = "Recordings; a folder stands for all those below it."
-    command.add_argument("files", nargs="+", metavar="FILE", help=files_help)
-    where = command.add_mutually_exclusive_group()
-    where.add_argument(
-        "--output",
-        type=_output,
-        metavar="PATH",
-        help="A new file to write: .npz with the arrays names and embeddings, "
-        "or .json. By default a line is printed for each recording, with its "
-        "name, a tab, and the numbers.",
-    )
-    where.add_argument("--json", action="store_true", help=json_help)
-
-    command = add(
-        identify,
-        "Says which of the enrolled speakers each recording is of.",
-        "--enrol=speakers calls/*.wav --model=redimnet2_b3",
-    )
-    command.add_argument(
-        "--enrol",
-        required=True,
-        metavar="FOLDER",
-        help="The speakers: for each a folder with recordings, or one "
-        "recording, that has the speaker's name.",
-    )
-    command.add_argument("files", nargs="+", metavar="FILE", help=files_help)
-    add_threshold(command)
-    command.add_argument(
-        "--top",
-        type=_count,
-        default=3,
-        metavar="N",
-        help="How many of the closest speakers to show; the default is 3.",
-    )
-    command.add_argument("--json", action="store_true", help=json_help)
-    return parser
+    if list_all:
+        return list_released()
+    if form == "published":
+        convert_back(source, output)
+        return f"Published checkpoint: {output}"
+    convert(source, output)
+    return f"Model folder: {output}"
 
 
-def _number(text, convert, fits, expected):
-    try:
-        value = convert(text)
-    except ValueError:
-        value = None
-    if value is None or not fits(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
-    return value
+@command("results/redimnet2_b3/42 USER/NAME --dry_run")
+@click.argument("folder")
+@click.argument("repository", metavar="USER/NAME")
+@click.option(
+    "--results",
+    metavar="FILE",
+    help="results.json of a verification; by default the folder's own.",
+)
+@click.option("--training_data", metavar="TEXT", help="For the card, in words.")
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    metavar="NAME",
+    help="For the card, the name of a dataset on the hub; may be repeated.",
+)
+@click.option(
+    "--license",
+    default="apache-2.0",
+    metavar="NAME",
+    help="For the card, as the hub calls it; the published weights have mit. "
+    "The default is apache-2.0.",
+)
+@click.option(
+    "--revision", metavar="BRANCH", help="A branch, made if there is none."
+)
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option(
+    "--dry_run",
+    is_flag=True,
+    help="List the files and print the card, and upload nothing.",
+)
+def push(
+    folder,
+    repository,
+    results,
+    training_data,
+    datasets,
+    license,
+    revision,
+    private,
+    dry_run,
+):
+    """Pushes a model folder to the Hugging Face hub, in one commit.
 
-
-def _cosine(text):
-    return _number(
-        text, float, lambda value: -1 <= value <= 1, "a number from -1 to 1"
+    FOLDER is a model folder, or the output folder of a training. The token is
+    that of `hf auth login` or of the variable HF_TOKEN.
+    """
+    from redimnet2_lobes.pretrained.push import (
+        CARD_FILE,
+        collect,
+        list_files,
+        push,
     )
 
-
-def _seconds(text):
-    return _number(
-        text, float, lambda value: 1 <= value < math.inf, "a number from 1 on"
+    files, left_out = collect(
+        folder, repository, results, license, training_data, list(datasets)
     )
+    if dry_run:
+        card = files[CARD_FILE].decode()
+        return f"{list_files(files, left_out)}\n{CARD_FILE}:\n\n{card}"
+    for name in left_out:
+        print(f"left out: {name}", file=sys.stderr)
+    return push(files, repository, private, revision)
 
 
-def _count(text):
-    return _number(
-        text, int, lambda value: value >= 1, "a whole number from 1 on"
+@command("redimnet2_b3 --output=b3.onnx")
+@click.argument("model")
+@click.option("--output", required=True, metavar="FILE.onnx")
+@click.option(
+    "--features",
+    is_flag=True,
+    help="Take log-mel features in place of waveforms.",
+)
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="Store the weights in eight bits: a third of the size.",
+)
+def export(model, output, features, int8):
+    """Exports a model to ONNX, and verifies the file.
+
+    MODEL is a model folder, the output folder of a training, or a name on the
+    hub.
+    """
+    from redimnet2_lobes.onnx.export import (
+        check_packages,
+        check_target,
+        export_onnx,
     )
+    from redimnet2_lobes.pretrained.loading import find_model, load_model
 
-
-def _output(text):
-    path = Path(text)
-    if path.suffix not in OUTPUT_FORMATS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} ends neither in .npz nor in .json"
-        )
-    return path
+    check_target(output)
+    check_packages()
+    network = load_model(model).mods.embedding_model
+    threshold = kept_threshold(find_model(model))
+    difference = export_onnx(network, output, features, int8, threshold)
+    return f"{output}: within {difference:.1e} of torch's embeddings"
 
 
 def _find_files(arguments):
@@ -440,18 +573,18 @@ def _is_onnx(model):
     return model.lower().endswith(".onnx")
 
 
-def _load_encoder(options):
+def _load_encoder(model, device):
     """The model as SpeechBrain names it, and what embeds."""
-    model = options.model or os.environ.get(MODEL_VARIABLE)
+    model = model or os.environ.get(MODEL_VARIABLE)
     if not model:
         raise ValueError(
             "--model: missing; give a model folder, a hub name or a .onnx "
             f"file, or set {MODEL_VARIABLE}"
         )
     if _is_onnx(model):
-        if options.device not in (None, "cpu"):
+        if device not in (None, "cpu"):
             raise ValueError(
-                f"--device: {options.device} is for PyTorch; leave it out, "
+                f"--device: {device} is for PyTorch; leave it out, "
                 "since a .onnx file runs on the CPU"
             )
         from redimnet2_lobes.onnx.encoder import OnnxEncoder
@@ -472,7 +605,7 @@ def _load_encoder(options):
 
     if "SB_LOG_LEVEL" not in os.environ:
         logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    device = options.device or "cpu"
+    device = device or "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -488,9 +621,9 @@ def _load_encoder(options):
     return find_model(model), encoder
 
 
-def _threshold(options, model, encoder):
-    if options.threshold is not None:
-        return Threshold(options.threshold, "given by --threshold")
+def _threshold(given, model, encoder):
+    if given is not None:
+        return Threshold(given, "given by --threshold")
     if _is_onnx(model):
         threshold, holder = encoder.threshold, os.path.basename(model)
     else:
@@ -509,16 +642,16 @@ def _threshold_line(threshold):
     return f"threshold  {threshold.value:.4f} ({threshold.origin})"
 
 
-def _embed(encoder, paths, options):
+def _embed(encoder, paths, seconds_per_piece):
     """Each path to its embedding, in the order of the paths."""
     from redimnet2_lobes.inference.long_files import encode_files
 
     embeddings, pieces = encode_files(
-        encoder.encode_batch, paths, options.seconds_per_piece
+        encoder.encode_batch, paths, seconds_per_piece
     )
     for path, count in pieces.items():
         _note(
-            f"{path} is longer than {options.seconds_per_piece:g} s: the "
+            f"{path} is longer than {seconds_per_piece:g} s: the "
             f"embeddings of {count} pieces were averaged"
         )
     return {path: embeddings[path] for path in paths}

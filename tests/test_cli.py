@@ -23,7 +23,6 @@ from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.inference.long_files import encode_files, read_pieces
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
-from redimnet2_lobes.onnx import export
 from redimnet2_lobes.onnx.export import export_onnx
 from redimnet2_lobes.pretrained import loading
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
@@ -284,7 +283,7 @@ def test_a_file_of_onnx_holds_the_threshold_of_the_evaluation(
     shutil.copytree(model, trained / "model")
     keep_results(trained / "model", 0.1 + 0.2, 0.5)
     path = tmp_path / "small.onnx"
-    export.main([str(trained), f"--output={path}", *options])
+    main(["export", str(trained), f"--output={path}", *options])
     shutil.rmtree(trained)
     found = json.loads(run("verify", *pair, f"--model={path}", "--json"))
     assert found["threshold"] == 0.1 + 0.2
@@ -733,7 +732,8 @@ def test_help_does_not_load_torch():
 
 def test_the_command_in_a_process_of_its_own(model_folder, pair):
     done = python(
-        *("-m", "redimnet2_lobes", "verify", *pair, "--json"),
+        *("-c", "from redimnet2_lobes.cli import main; main()"),
+        *("verify", *pair, "--json"),
         REDIMNET2_MODEL=str(model_folder),
     )
     assert done.returncode == 0, done.stderr

@@ -13,13 +13,14 @@ from full_disk import full_disk
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
 
+from redimnet2_lobes import cli
 from redimnet2_lobes.models.front_end import (
     LogMel,
     TorchaudioLogMel,
     mel_triangles,
 )
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
-from redimnet2_lobes.pretrained.convert import convert, convert_back, main
+from redimnet2_lobes.pretrained.convert import convert, convert_back
 from redimnet2_lobes.pretrained.loading import read_tensors
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.pretrained.published_layout import (
@@ -51,6 +52,11 @@ def published(b0_case):
     return checkpoint
 
 
+def main(arguments):
+    """``redimnet2 convert``."""
+    cli.main(["convert", *arguments])
+
+
 def refuse(checkpoint, tmp_path, match):
     torch.save(checkpoint, tmp_path / "published.pt")
     with pytest.raises(ValueError, match=match) as error:
@@ -60,14 +66,14 @@ def refuse(checkpoint, tmp_path, match):
     assert [path.name for path in tmp_path.iterdir()] == ["published.pt"]
 
 
-def test_cli(published, b0_case, tmp_path):
+def test_command_line(published, b0_case, tmp_path):
     torch.save(published, tmp_path / "published.pt")
     model = tmp_path / "model"
     subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "redimnet2_lobes.pretrained.convert",
+            *(sys.executable, "-c"),
+            "from redimnet2_lobes.cli import main; main()",
+            "convert",
             tmp_path / "published.pt",
             "--output",
             model,

@@ -17,11 +17,11 @@ from test_parity import load_encoder
 from test_redimnet2 import OPTIONS, PADDINGS, STAGES, pad, speech
 from test_redimnet2 import build as build_small
 
+from redimnet2_lobes import cli
 from redimnet2_lobes.inference.encode import encode_utterances
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import VARIANTS
-from redimnet2_lobes.onnx import export
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.onnx.export import export_onnx, write_model
 from redimnet2_lobes.onnx.graph import OPSET, over_batch, write_graph
@@ -190,7 +190,7 @@ def test_damaged_and_foreign_files(small, tmp_path):
     opset = [onnx.helper.make_opsetid("", 20)]
     foreign = onnx.helper.make_model(graph, opset_imports=opset, ir_version=9)
     onnx.save(foreign, path)
-    with pytest.raises(ValueError, match="not a file of python -m"):
+    with pytest.raises(ValueError, match="not a file of redimnet2 export"):
         OnnxEncoder(path)
 
 
@@ -226,14 +226,14 @@ def test_cli(b0_case, tmp_path, capsys):
     load_encoder(b0_case, tmp_path)  # which writes a model folder
     (folder,) = {path.parent for path in tmp_path.rglob("hyperparams.yaml")}
     output = tmp_path / "b0.onnx"
-    export.main([str(folder), "--output", str(output), "--int8"])
+    cli.main(["export", str(folder), "--output", str(output), "--int8"])
     assert "of torch's embeddings" in capsys.readouterr().out
     before = output.read_bytes()
     with pytest.raises(SystemExit, match="error: .* exists already"):
-        export.main([str(folder), "--output", str(output)])
+        cli.main(["export", str(folder), "--output", str(output)])
     assert output.read_bytes() == before
     with pytest.raises(SystemExit, match="error: .* is no folder"):
-        export.main([str(folder), "--output", str(tmp_path / "b" / "c.onnx")])
+        cli.main(["export", str(folder), f"--output={tmp_path}/b/c.onnx"])
 
 
 def test_silence_gives_what_torch_gives(small):

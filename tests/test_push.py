@@ -12,11 +12,11 @@ from conftest import relative_difference
 from hub_server import TOKEN, serve_hub
 from huggingface_hub import ModelCard, constants
 
+from redimnet2_lobes import cli
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.loading import load_model
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
-from redimnet2_lobes.pretrained.push import main
 
 NAME = "user/redimnet2-test"
 STAGE = {"frequency_stride": 2, "time_stride": 2, "reduction": 8}
@@ -46,6 +46,11 @@ UPLOADED = {
     "label_encoder.ckpt",
     "redimnet2_lobes.py",
 }
+
+
+def main(arguments):
+    """``redimnet2 push``."""
+    cli.main(["push", *arguments])
 
 
 @pytest.fixture
@@ -214,7 +219,7 @@ def test_the_card(folder, tmp_path, capsys):
         [
             *(str(folder), NAME, f"--results={results}", "--dry_run"),
             *("--license=mit", "--training_data=VoxCeleb2, dev"),
-            *("--datasets", "ProgramComputer/voxceleb"),
+            *("--dataset", "ProgramComputer/voxceleb"),
         ]
     )
     out = capsys.readouterr().out

@@ -12,8 +12,8 @@ from conftest import ParityCase
 from file_server import serve_files
 from full_disk import full_disk
 
+from redimnet2_lobes import cli
 from redimnet2_lobes.pretrained import releases
-from redimnet2_lobes.pretrained.convert import main
 from redimnet2_lobes.pretrained.loading import load_model, read_tensors
 from redimnet2_lobes.pretrained.published_layout import (
     build_network,
@@ -22,6 +22,11 @@ from redimnet2_lobes.pretrained.published_layout import (
 
 NAME = "b0-vox2-lm"
 FILE = f"{NAME}.pt"
+
+
+def main(arguments):
+    """``redimnet2 convert``."""
+    cli.main(["convert", *arguments])
 
 
 @functools.cache
@@ -219,8 +224,8 @@ def test_a_cache_that_cannot_be_made(server, tmp_path):
         ("b3-vox2-ml", "did you mean b3-vox2-lm?"),
         ("B6-vox2_lm.pt", "did you mean b6-vox2-lm?"),
         ("../b0-vox2-lm", "did you mean b0-vox2-lm?"),
-        ("../../secret", "See python"),
-        ("b7", "See python"),
+        ("../../secret", "See redimnet2"),
+        ("b7", "See redimnet2"),
     ],
 )
 def test_wrong_names(server, cache, tmp_path, name, hint):

@@ -816,7 +816,7 @@ def test_other_files_than_weights_are_named(verify, weights_file, tmp_path):
             )
         return str(caught.value)
 
-    assert "redimnet2_lobes.pretrained.convert" in message(
+    assert "redimnet2 convert" in message(
         {"model_config": {}, "state_dict": {}}
     )
     assert "something else" in message([1, 2])

@@ -3,7 +3,7 @@
 > redimnet2 export redimnet2_b3 --output redimnet2_b3.onnx
 
 The file holds the whole of it, front-end included: padded waveforms and their
-lengths in, embeddings out, for any batch and any length (see ``onnx_graph``).
+lengths in, embeddings out, for any batch and any length (see ``graph``).
 It is run beside the network before it gets its name. ``OnnxEncoder`` runs it
 from Python.
 
@@ -11,7 +11,6 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import argparse
 import importlib.util
 from pathlib import Path
 
@@ -19,11 +18,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from redimnet2_lobes.files.atomic import complete_or_absent
-from redimnet2_lobes.files.error_lines import one_line_errors
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.variants import variant_of
-from redimnet2_lobes.pretrained.loading import find_model, load_model
-from redimnet2_lobes.scoring.threshold import Threshold, kept_threshold
+from redimnet2_lobes.scoring.threshold import Threshold
 
 # Largest difference of embeddings, relative to the largest value.
 TOLERANCE = 1e-4
@@ -230,48 +227,3 @@ def largest_difference(network, path, features=False):
         if not difference <= worst:  # or NaN
             worst = difference
     return worst
-
-
-def main(arguments=None):
-    """Command line: exports, or prints one line that says why not.
-
-    Arguments
-    ---------
-    arguments : list of str or None
-        Command line; None for the program's own.
-    """
-    parser = argparse.ArgumentParser(
-        prog="redimnet2 export",
-        description="Exports a ReDimNet2 model to ONNX and verifies it.",
-    )
-    parser.add_argument(
-        "model", metavar="MODEL", help="model folder, or name on the hub"
-    )
-    parser.add_argument("--output", metavar="FILE.onnx", required=True)
-    parser.add_argument(
-        "--features",
-        action="store_true",
-        help="take log-mel features in place of waveforms",
-    )
-    parser.add_argument(
-        "--int8",
-        action="store_true",
-        help="store the weights in eight bits: a third of the size",
-    )
-    options = parser.parse_args(arguments)
-    with one_line_errors():
-        check_target(options.output)
-        check_packages()
-        network = load_model(options.model).mods.embedding_model
-        difference = export_onnx(
-            network,
-            options.output,
-            options.features,
-            options.int8,
-            kept_threshold(find_model(options.model)),
-        )
-    print(f"{options.output}: within {difference:.1e} of torch's embeddings")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,6 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import argparse
 import io
 import os
 from pathlib import Path
@@ -20,7 +19,6 @@ from pathlib import Path
 import torch
 
 from redimnet2_lobes.files.atomic import complete_or_absent
-from redimnet2_lobes.files.error_lines import one_line_errors
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.pretrained.loading import load_model
@@ -31,7 +29,6 @@ from redimnet2_lobes.pretrained.published_layout import (
 )
 from redimnet2_lobes.pretrained.releases import (
     RELEASED,
-    list_released,
     load_released,
 )
 
@@ -125,49 +122,3 @@ def convert_back(source, output):
     output.parent.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(output) as partial:
         partial.write_bytes(content.getbuffer())
-
-
-def main(arguments=None):
-    """Command line: converts, or prints one line that says why not.
-
-    Arguments
-    ---------
-    arguments : list of str or None
-        Command line; None for the program's own.
-    """
-    parser = argparse.ArgumentParser(
-        prog="redimnet2 convert",
-        description="Converts a published ReDimNet2 checkpoint to a folder "
-        "that EncoderClassifier.from_hparams loads, or such a folder to a "
-        "published checkpoint.",
-    )
-    parser.add_argument(
-        "source",
-        nargs="?",
-        metavar="SOURCE",
-        help="the name of a published checkpoint, its file, or a model folder",
-    )
-    parser.add_argument("--output", help="what to write, a folder or file")
-    parser.add_argument(
-        "--to", choices=("folder", "published"), default="folder"
-    )
-    parser.add_argument(
-        "--list", action="store_true", help="show the published checkpoints"
-    )
-    options = parser.parse_args(arguments)
-    if options.list:
-        print(list_released())
-        return
-    if options.source is None or options.output is None:
-        parser.error("SOURCE and --output are needed, or --list")
-    with one_line_errors():
-        if options.to == "published":
-            convert_back(options.source, options.output)
-            print(f"Published checkpoint: {options.output}")
-        else:
-            convert(options.source, options.output)
-            print(f"Model folder: {options.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,10 +11,8 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -22,7 +20,6 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from redimnet2_lobes.files.error_lines import one_line_errors
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.pretrained.loading import find_model, load_model
@@ -244,74 +241,25 @@ def _explain(error, repository, token):
     return f"{repository}: {problem}".replace(token, "<token>")
 
 
-def main(arguments=None):
-    """Command line: pushes, or prints one line that says why not.
+def list_files(files, left_out):
+    """What a push would upload, with sizes.
 
     Arguments
     ---------
-    arguments : list of str or None
-        Command line; None for the program's own.
+    files, left_out
+        From ``collect``.
+
+    Returns
+    -------
+    str
+        A line for each file.
+
+    Example
+    -------
+    >>> print(list_files({"a.ckpt": bytes(1234)}, ["b"]), end="")
+           1,234 bytes  a.ckpt
+              left out  b
     """
-    parser = argparse.ArgumentParser(
-        prog="redimnet2 push",
-        description="Pushes a model folder to the Hugging Face hub, in one "
-        "commit. The token is that of `hf auth login` or of HF_TOKEN.",
-    )
-    parser.add_argument(
-        "folder", help="a model folder, or the output folder of a training"
-    )
-    parser.add_argument("repository", metavar="USER/NAME")
-    parser.add_argument(
-        "--results",
-        metavar="FILE",
-        help="results.json of a verification; by default the folder's own",
-    )
-    parser.add_argument(
-        "--training_data", metavar="TEXT", help="for the card, in words"
-    )
-    parser.add_argument(
-        "--datasets",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="for the card, names of datasets on the hub",
-    )
-    parser.add_argument(
-        "--license",
-        default="apache-2.0",
-        metavar="NAME",
-        help="for the card, as the hub calls it; the published weights have "
-        "mit (default: apache-2.0)",
-    )
-    parser.add_argument("--revision", metavar="BRANCH")
-    parser.add_argument("--private", action="store_true")
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="list the files and print the card, and upload nothing",
-    )
-    options = parser.parse_args(arguments)
-    with one_line_errors():
-        files, left_out = collect(
-            options.folder,
-            options.repository,
-            options.results,
-            options.license,
-            options.training_data,
-            options.datasets,
-        )
-        if options.dry_run:
-            print(_listing(files, left_out))
-            print(f"{CARD_FILE}:\n\n{files[CARD_FILE].decode()}")
-            return
-        for name in left_out:
-            print(f"left out: {name}", file=sys.stderr)
-        print(
-            push(files, options.repository, options.private, options.revision)
-        )
-
-
-def _listing(files, left_out):
     lines = []
     for name, content in sorted(files.items()):
         if isinstance(content, Path):
@@ -321,7 +269,3 @@ def _listing(files, left_out):
         lines.append(f"{size:>12,} bytes  {name}")
     lines += [f"{'left out':>18}  {name}" for name in left_out]
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    main()
