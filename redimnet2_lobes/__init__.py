@@ -3,6 +3,7 @@
 The rooms, each of which imports from those below it only:
 
  * cli: the command ``redimnet2``
+ * door: loads a model, whatever it is kept as
  * onnx: export to ONNX, and running it
  * training: losses, schedules, batches, checkpoints, fine-tuning
  * pretrained: model folders, published checkpoints, the hub
@@ -57,7 +58,7 @@ HOMES = {
     "WarmupPlateauSchedule": "training.schedules",
     "encode_utterances": "inference.encode",
     "ModelPretrainer": "pretrained.loading",
-    "load_model": "pretrained.loading",
+    "load": "door",
     "NoSpeakerClasses": "pretrained.model_folder",
 }
 __all__ = [*HOMES]  # noqa: PLE0604

@@ -162,8 +162,9 @@ def embedding_options(function):
         click.option(
             "--model",
             help="A model folder, the output folder of a training, the name "
-            "USER/NAME of a model on the Hugging Face hub, or a .onnx file. "
-            f"By default it is taken from the variable {MODEL_VARIABLE}. The "
+            "USER/NAME of a model on the Hugging Face hub, the name of a "
+            "published checkpoint (see redimnet2 convert --list), or a .onnx "
+            f"file. By default that of the variable {MODEL_VARIABLE}. The "
             "hyperparams.yaml of a model can run any code, so use only models "
             "that you trust.",
         ),
@@ -472,20 +473,22 @@ def push(
 def export(model, output, features, int8):
     """Exports a model to ONNX, and verifies the file.
 
-    MODEL is a model folder, the output folder of a training, or a name on the
-    hub.
+    MODEL is a model folder, the output folder of a training, the name of a
+    published checkpoint, or a name on the hub.
     """
+    from redimnet2_lobes import door
     from redimnet2_lobes.onnx.export import (
         check_packages,
         check_target,
         export_onnx,
     )
-    from redimnet2_lobes.pretrained.loading import find_model, load_model
+    from redimnet2_lobes.pretrained.loading import load_model
 
     check_target(output)
     check_packages()
+    model = door.find(model)
     network = load_model(model).mods.embedding_model
-    threshold = kept_threshold(find_model(model))
+    threshold = kept_threshold(model)
     difference = export_onnx(network, output, features, int8, threshold)
     return f"{output}: within {difference:.1e} of torch's embeddings"
 
@@ -569,10 +572,6 @@ def _enrolled_speakers(folder):
     return speakers
 
 
-def _is_onnx(model):
-    return model.lower().endswith(".onnx")
-
-
 def _load_encoder(model, device):
     """The model as SpeechBrain names it, and what embeds."""
     model = model or os.environ.get(MODEL_VARIABLE)
@@ -581,15 +580,15 @@ def _load_encoder(model, device):
             "--model: missing; give a model folder, a hub name or a .onnx "
             f"file, or set {MODEL_VARIABLE}"
         )
-    if _is_onnx(model):
+    from redimnet2_lobes import door
+
+    if door.is_onnx(model):
         if device not in (None, "cpu"):
             raise ValueError(
                 f"--device: {device} is for PyTorch; leave it out, "
                 "since a .onnx file runs on the CPU"
             )
-        from redimnet2_lobes.onnx.encoder import OnnxEncoder
-
-        return model, OnnxEncoder(model)
+        return model, door.load(model)
     if os.path.isfile(model):
         raise ValueError(
             f"--model: {model} is a file; give the model folder. Of a "
@@ -601,7 +600,6 @@ def _load_encoder(model, device):
 
     from redimnet2_lobes.models.folding import fold
     from redimnet2_lobes.models.redimnet2 import ReDimNet2
-    from redimnet2_lobes.pretrained.loading import find_model, load_model
 
     if "SB_LOG_LEVEL" not in os.environ:
         logging.getLogger("speechbrain").setLevel(logging.WARNING)
@@ -614,17 +612,18 @@ def _load_encoder(model, device):
         ) from error
     # Whatever loading prints, stdout is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        encoder = load_model(model, {"device": device})
+        model = door.find(model)
+        encoder = door.load(model, {"device": device})
     network = encoder.mods.embedding_model
     if isinstance(network, ReDimNet2):  # others may be used as well
         encoder.mods.embedding_model = fold(network)
-    return find_model(model), encoder
+    return model, encoder
 
 
 def _threshold(given, model, encoder):
     if given is not None:
         return Threshold(given, "given by --threshold")
-    if _is_onnx(model):
+    if model.lower().endswith(".onnx"):
         threshold, holder = encoder.threshold, os.path.basename(model)
     else:
         threshold = kept_threshold(model)

@@ -6,13 +6,15 @@ import os
 import re
 import signal
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import ParityCase
 from file_server import serve_files
 from full_disk import full_disk
 
-from redimnet2_lobes import cli
+from redimnet2_lobes import cli, load
 from redimnet2_lobes.pretrained import releases
 from redimnet2_lobes.pretrained.loading import load_model, read_tensors
 from redimnet2_lobes.pretrained.published_layout import (
@@ -79,6 +81,29 @@ def test_a_name_is_downloaded_once(server, cache, tmp_path, capsys):
     ):
         assert torch.equal(weights[name], tensor)
     assert FILE in (tmp_path / "first" / "README.md").read_text()
+
+
+def test_load_takes_a_name(server, cache, monkeypatch):
+    for _ in range(2):
+        network = load(NAME, {"device": "cpu"}).mods.embedding_model
+    assert server.ranges == [None]
+    expected = build_network(ParityCase("b0-vox2").checkpoint()["model_config"])
+    assert network.arguments() == expected.arguments()
+    # Converted once: the download is not needed any more.
+    (cache / FILE).unlink()
+    server.server_close()
+    load(NAME)
+    # One that was interrupted is made anew.
+    (cache.parent / "redimnet2" / NAME / "hyperparams.yaml").unlink()
+    with pytest.raises(OSError, match="cannot be fetched"):
+        load(NAME)
+
+
+def test_the_command_takes_a_name(server, tmp_path, capsys):
+    path = tmp_path / "noise.wav"
+    soundfile.write(path, np.random.default_rng(1).normal(0, 0.1, 16000), 16000)
+    cli.main(["verify", str(path), str(path), f"--model={NAME}"])
+    assert "score      1.0000" in capsys.readouterr().out
 
 
 def test_a_name_with_plus_signs(server, tmp_path):

@@ -23,7 +23,7 @@ import math
 import torch
 from torch import nn
 
-from redimnet2_lobes.models.front_end import HOP, SAMPLE_RATE, WINDOW
+from redimnet2_lobes.models.front_end import HOP, SAMPLE_RATE, WINDOW, LogMel
 from redimnet2_lobes.models.lengths import (
     repeat_short,
     valid_mask,
@@ -168,6 +168,44 @@ class ReDimNet2(nn.Module):
         self.norm = nn.BatchNorm1d(2 * pooled)
         self.projection = nn.Linear(2 * pooled, embedding_size)
         self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_variant(cls, variant, front_end=None, **arguments):
+        """An untrained network of a variant.
+
+        Arguments
+        ---------
+        variant : str
+            b0 to b6.
+        front_end : torch.nn.Module or None
+            As for the constructor; None for ``LogMel()``.
+        **arguments
+            In place of those of the variant, such as ``embedding_size``.
+
+        Returns
+        -------
+        ReDimNet2
+
+        Raises
+        ------
+        ValueError
+            If there is no such variant.
+
+        Example
+        -------
+        >>> network = ReDimNet2.from_variant("b0")
+        >>> f"{sum(weight.numel() for weight in network.parameters()):,}"
+        '1,115,220'
+        """
+        # It imports this module.
+        from redimnet2_lobes.models.variants import VARIANTS
+
+        if variant not in VARIANTS:
+            raise ValueError(
+                f"variant: no {variant!r}; expected one of "
+                f"{', '.join(VARIANTS)}"
+            )
+        return cls(front_end or LogMel(), **{**VARIANTS[variant], **arguments})
 
     def forward(self, wavs, wav_lens=None):
         """Computes embeddings.

@@ -70,8 +70,36 @@ def convert(checkpoint, output):
             network = load_published(checkpoint)
         except ValueError as error:
             raise ValueError(f"{checkpoint}: {error}") from error
+    _write(network, name, output)
+
+
+def released_folder(name):
+    """The model folder of a published checkpoint, made once and kept.
+
+    Arguments
+    ---------
+    name : str
+        A key of ``RELEASED``.
+
+    Returns
+    -------
+    str
+        The folder, beside torch's own downloads.
+
+    Raises
+    ------
+    ValueError, OSError
+        As for ``convert``.
+    """
+    folder = Path(torch.hub.get_dir(), "redimnet2", name)
+    if not (folder / "hyperparams.yaml").is_file():  # which is written last
+        _write(load_released(name), RELEASED[name].file_name, folder)
+    return str(folder)
+
+
+def _write(network, name, folder):
     write_model_folder(
-        output,
+        folder,
         network,
         title=f"ReDimNet2 converted from {name}",
         variant=variant_of(network),

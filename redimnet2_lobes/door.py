@@ -1,0 +1,100 @@
+"""One door: loads a model, whatever it is kept as.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import os
+
+from redimnet2_lobes.onnx.encoder import OnnxEncoder
+from redimnet2_lobes.pretrained.convert import released_folder
+from redimnet2_lobes.pretrained.loading import find_model, load_model
+from redimnet2_lobes.pretrained.releases import RELEASED
+
+ONNX_EXTENSION = ".onnx"
+
+
+def load(source, run_opts=None):
+    """Loads a model in any of its forms.
+
+    Arguments
+    ---------
+    source : str or os.PathLike
+        A model folder, the output folder of a training, the name of a published
+        checkpoint such as ``b3-vox2-lm`` (downloaded once), the name
+        ``user/name`` of a model on the Hugging Face hub, or a .onnx file.
+    run_opts : RunOptions or dict or None
+        SpeechBrain's run options, such as ``device``; a .onnx file runs on the
+        CPU.
+
+    Returns
+    -------
+    EncoderClassifier or OnnxEncoder
+        Its ``encode_batch(wavs, wav_lens)`` gives embeddings
+        [batch, 1, embedding].
+
+    Raises
+    ------
+    ValueError
+        If there is none, it is damaged, or it cannot be fetched. One line.
+    OSError
+        If a published checkpoint cannot be downloaded.
+
+    Example
+    -------
+    >>> load("no/such/folder")
+    Traceback (most recent call last):
+    ValueError: no file or folder no/such/folder
+    """
+    if is_onnx(source):
+        return OnnxEncoder(os.fspath(source))
+    return load_model(find(source), run_opts)
+
+
+def is_onnx(source):
+    """Whether a model is a .onnx file, by its name.
+
+    Arguments
+    ---------
+    source : str or os.PathLike
+        As for ``load``.
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> is_onnx("b3.onnx")
+    True
+    """
+    return os.fspath(source).lower().endswith(ONNX_EXTENSION)
+
+
+def find(source):
+    """The model folder, or the hub name, of a model that is no .onnx file.
+
+    Arguments
+    ---------
+    source : str or os.PathLike
+        As for ``load``. A published checkpoint is downloaded and converted if
+        it has not been yet.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError, OSError
+        As for ``load``.
+
+    Example
+    -------
+    >>> find("speechbrain/spkrec-ecapa-voxceleb")
+    'speechbrain/spkrec-ecapa-voxceleb'
+    """
+    source = os.fspath(source)
+    if source in RELEASED and not os.path.exists(source):
+        return released_folder(source)
+    return find_model(source)
