@@ -6,12 +6,12 @@ import pytest
 import soundfile
 import torch
 from train_speaker_embeddings import load_utterances, load_validation
-from trial_files import find_files
-from utterance_lists import read_utterances
 from voxceleb_prepare import prepare_voxceleb
 
 from redimnet2_lobes.data.audio import AUDIO_EXTENSIONS, match_utterances
 from redimnet2_lobes.data.training_set import UtteranceList
+from redimnet2_lobes.data.trial_files import find_files
+from redimnet2_lobes.data.utterances import read_utterances
 
 
 def touch(folder, *files):

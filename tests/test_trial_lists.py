@@ -4,7 +4,8 @@ import hashlib
 
 import pytest
 import trial_lists
-import trials
+
+from redimnet2_lobes.data import trials
 
 TRIALS = (
     "1 id10270/x/1.wav id10270/y/1.wav\n0 id10270/x/1.wav id10271/x/1.wav\n"

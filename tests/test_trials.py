@@ -3,7 +3,8 @@
 import logging
 
 import pytest
-from trials import read_enrolments, read_trials
+
+from redimnet2_lobes.data.trials import read_enrolments, read_trials
 
 TRIALS = [(1, "a/1.wav", "a/2.wav"), (0, "a/1.wav", "b/1.wav")]
 FORMS = {

@@ -15,7 +15,6 @@ import soundfile
 import speaker_verification_cosine as verification
 import speaker_verification_plda as plda
 import torch
-import verification_report
 from matplotlib.image import imread
 from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
@@ -26,6 +25,7 @@ from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.scoring import report
 from redimnet2_lobes.scoring.backends import CosineBackend
 from redimnet2_lobes.scoring.metrics import Cllr, actDCF, minCllr
 
@@ -129,9 +129,7 @@ def plots():
 def no_plots(request, monkeypatch):
     if "plots" not in request.fixturenames:
         for name in ("plot_det", "plot_score_histogram"):
-            monkeypatch.setattr(
-                verification_report, name, lambda *args, **kwargs: None
-            )
+            monkeypatch.setattr(report, name, lambda *args, **kwargs: None)
 
 
 @pytest.fixture(scope="module")

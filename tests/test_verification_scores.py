@@ -14,7 +14,6 @@ import soundfile
 import speaker_verification_cosine
 import speaker_verification_plda
 import torch
-import verification_report
 from scipy.stats import multivariate_normal
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.processing.PLDA_LDA import LDA, PLDA, StatObject_SB
@@ -23,6 +22,7 @@ from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.scoring import report
 
 HPARAMS = Path(__file__).resolve().parent.parent / "hparams"
 SIZE = 6  # of embeddings
@@ -143,12 +143,12 @@ def curves(monkeypatch):
     """Plots nothing; the names of the curves of each plot instead."""
     curves = []
     monkeypatch.setattr(
-        verification_report,
+        report,
         "plot_det",
         lambda of_backends, path: curves.append(list(of_backends)),
     )
     monkeypatch.setattr(
-        verification_report,
+        report,
         "plot_score_histogram",
         lambda *arguments, **options: None,
     )

@@ -679,6 +679,6 @@ def test_workers_that_inherit_nothing(corpus, save):
     assert len(trained(save)) == 17
 
 
-def test_the_scripts_folder_has_links():
-    for name in ("voxceleb_prepare.py", "trials.py"):
-        assert os.readlink(RECIPE / "SpeakerRec" / name) == f"../{name}"
+def test_the_scripts_folder_has_a_link():
+    name = "voxceleb_prepare.py"
+    assert os.readlink(RECIPE / "SpeakerRec" / name) == f"../{name}"

@@ -20,8 +20,7 @@ import argparse
 import os
 import sys
 
-from trials import MD5_SUMS, has_published_sum, read_trials
-
+from redimnet2_lobes.data.trials import MD5_SUMS, has_published_sum, read_trials
 from redimnet2_lobes.files.download import download
 
 META = "https://mm.kaist.ac.kr/datasets/voxceleb/meta"

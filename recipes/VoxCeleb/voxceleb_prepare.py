@@ -32,7 +32,6 @@ from speechbrain.dataio import audio_io
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parallel import get_available_cpu_count, parallel_map
 from tqdm import tqdm
-from trials import has_published_sum, read_trials
 
 from redimnet2_lobes.data.audio import (
     AudioError,
@@ -40,6 +39,7 @@ from redimnet2_lobes.data.audio import (
     load_waveform,
     utterance_name,
 )
+from redimnet2_lobes.data.trials import has_published_sum, read_trials
 
 logger = get_logger(__name__)
 

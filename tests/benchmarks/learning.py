@@ -39,8 +39,8 @@ sys.path[:0] = [str(RECIPE), str(Path(__file__).parent)]
 
 import train_speaker_embeddings as recipe  # noqa: E402
 from command_line import load_hparams, parse_command_line  # noqa: E402
-from trials import read_trials  # noqa: E402
 
+from redimnet2_lobes.data.trials import read_trials  # noqa: E402
 from redimnet2_lobes.files.atomic import complete_or_absent  # noqa: E402
 
 # Shorter than the demo's.

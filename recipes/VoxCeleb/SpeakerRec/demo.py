@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from command_line import build_hparam, main_with_one_line_errors
 from speechbrain.inference.speaker import SpeakerRecognition
-from trials import read_trials
 
+from redimnet2_lobes.data.trials import read_trials
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 
 # Relative, so that the commands can be read, and copied.

@@ -35,8 +35,8 @@ from encoder_loading import (
 )
 from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from tqdm import tqdm
-from utterance_lists import read_utterances
 
+from redimnet2_lobes.data.utterances import read_utterances
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 

@@ -47,12 +47,12 @@ from speechbrain.utils.train_logger import TensorboardLogger, WandBLogger
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from trial_files import check_labels, find_files
-from trials import read_trials
 from voxceleb_prepare import prepare_voxceleb
 
 from redimnet2_lobes.data.audio import utterance_name
 from redimnet2_lobes.data.training_set import TrainingCrops, UtteranceList
+from redimnet2_lobes.data.trial_files import check_labels, find_files
+from redimnet2_lobes.data.trials import read_trials
 from redimnet2_lobes.files.folder_lock import only_writer
 from redimnet2_lobes.inference.encode import encode_utterances
 from redimnet2_lobes.models.precision import at_least_float32

@@ -1,7 +1,7 @@
 """Speaker verification: what the scripts of all back-ends have in common.
 
 Lists, embeddings, score normalization and calibration; a script brings its
-back-ends, and ``verification_report`` shows what comes out.
+back-ends, and ``scoring.report`` shows what comes out.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -24,12 +24,11 @@ from encoder_loading import (
     check_embedding_options,
     load_folded_encoder,
 )
-from trial_files import check_labels, find_files
-from trials import read_enrolments, read_trials
-from utterance_lists import limit_per_speaker, read_utterances
-from verification_report import Result, report
 
 from redimnet2_lobes.data.audio import match_utterances
+from redimnet2_lobes.data.trial_files import check_labels, find_files
+from redimnet2_lobes.data.trials import read_enrolments, read_trials
+from redimnet2_lobes.data.utterances import limit_per_speaker, read_utterances
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.pretrained.loading import find_model
@@ -45,6 +44,7 @@ from redimnet2_lobes.scoring.calibration import (
     save_calibrations,
     train_calibration,
 )
+from redimnet2_lobes.scoring.report import Result, report
 from redimnet2_lobes.scoring.results import (
     PLAIN_COSINE,
     RESULTS_FILE,

@@ -1,7 +1,12 @@
 """Lists of utterances: folders, CSV files and wav.scp."""
 
 import pytest
-from utterance_lists import Utterance, limit_per_speaker, read_utterances
+
+from redimnet2_lobes.data.utterances import (
+    Utterance,
+    limit_per_speaker,
+    read_utterances,
+)
 
 
 @pytest.fixture
