@@ -3,6 +3,7 @@
 # make test-all  the slow ones as well, as .ci/run does
 # make bench  measures speed and memory (tests/benchmarks/README.md)
 # make lint   ruff alone
+# make docs   the documentation, as a site in build/docs
 # make mutants [MODULES=...]   breaks the code on purpose (tests/README.md)
 #
 # Each builds the environment in .venv first, if it is not there.
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test test-all bench lint mutants
+.PHONY: demo test test-all bench lint docs mutants
 demo: .venv/complete
 	$(BIN)/python recipes/VoxCeleb/SpeakerRec/demo.py demo
 
@@ -21,6 +22,9 @@ test test-all: lint
 
 bench: .venv/complete
 	$(BIN)/python tests/benchmarks/benchmark.py
+
+docs: .venv/complete
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir build/docs
 
 mutants: .venv/complete
 	$(BIN)/python tests/mutants.py $(MODULES)

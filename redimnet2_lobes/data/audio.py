@@ -160,12 +160,8 @@ class CheckedAudioNormalizer(AudioNormalizer):
     gives the same waveform for less work and shows silence that resampling
     would hide behind ripples.
 
-    Arguments
-    ---------
-    sample_rate : int
-        The sampling rate of the output in Hz.
-    mix : {"avg-to-mono", "keep"}
-        Whether the channels are averaged or kept.
+    Takes what `AudioNormalizer` takes: the ``sample_rate`` of the output in Hz,
+    and ``mix``, "avg-to-mono" or "keep".
 
     Example
     -------

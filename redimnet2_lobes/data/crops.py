@@ -106,7 +106,7 @@ class RandomCrop:
         ---------
         source : str
             An utterance, 16 kHz mono: an audio file or its place in a shard
-            (see :func:`redimnet2_lobes.data.shards.open_audio`).
+            (see ``open_audio``).
         random : numpy.random.Generator
             Draws the speed and the place.
 

@@ -196,7 +196,7 @@ def normalize_scores(scores, enrolment_statistics=None, test_statistics=None):
         Scores [trials].
     enrolment_statistics : tuple of torch.Tensor or None
         Mean and deviation of each trial's enrolment, [trials] each, see
-        :func:`cohort_statistics`.
+        ``cohort_statistics``.
     test_statistics : tuple of torch.Tensor or None
         The same of each trial's test utterance.
 

@@ -129,9 +129,9 @@ def equal_error_index(false_acceptance_rates, false_rejection_rates):
     Arguments
     ---------
     false_acceptance_rates : torch.Tensor
-        First result of :func:`det_curve` [thresholds].
+        First result of ``det_curve`` [thresholds].
     false_rejection_rates : torch.Tensor
-        Second result of :func:`det_curve` [thresholds].
+        Second result of ``det_curve`` [thresholds].
 
     Returns
     -------
@@ -207,7 +207,7 @@ def actDCF(
 ):
     """Computes the detection cost function at the threshold of Bayes decisions.
 
-    The cost is that of :func:`minDCF`, not divided by the cost of a system that
+    The cost is that of ``minDCF``, not divided by the cost of a system that
     ignores the speech. The threshold is the one that is best for log-likelihood
     ratios, ``log(c_fa * (1 - p_target) / (c_miss * p_target))``.
 
@@ -294,7 +294,7 @@ def Cllr(positive_scores, negative_scores):
 
 
 def minCllr(positive_scores, negative_scores):
-    """Computes :func:`Cllr` after the best rising calibration of the scores.
+    """Computes ``Cllr`` after the best rising calibration of the scores.
 
     The calibration, by isotonic regression (pool adjacent violators), is found
     on these same trials, so only the order of the scores counts.

@@ -44,7 +44,7 @@ def plot_det(curves, path):
     curves : dict
         Name of each curve, as it shall stand in the legend, to its pair
         (false acceptance rates, false rejection rates), the first two results
-        of :func:`redimnet2_lobes.scoring.metrics.det_curve`.
+        of ``det_curve``.
     path : str or Path
         The PNG file to write.
 

@@ -34,9 +34,7 @@ class CompleteCheckpointer(Checkpointer):
     With it goes ``checks.json``: checksums of its files, and the settings that
     must be the same in a run that goes on from it.
 
-    Arguments
-    ---------
-    See ``speechbrain.utils.checkpoints.Checkpointer``.
+    Takes what ``speechbrain.utils.checkpoints.Checkpointer`` takes.
 
     Example
     -------
