@@ -493,6 +493,35 @@ def export(model, output, features, int8):
     return f"{output}: within {difference:.1e} of torch's embeddings"
 
 
+@command("redimnet2_b3 --output=my_b3.yaml")
+@click.argument("name", required=False)
+@click.option("--output", metavar="FILE.yaml", help="Copy it to a new file.")
+def hparams(name, output):
+    """Shows where the hyperparameters of a configuration are.
+
+    NAME is that of a file of hparams/, such as redimnet2_b3; without it all are
+    listed.
+    """
+    folder = Path(__file__).parent / "hparams"
+    if not folder.is_dir():  # in a checkout it stands beside the package
+        folder = Path(__file__).parent.parent / "hparams"
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name is None:
+        return "\n".join(names)
+    if name not in names:
+        raise ValueError(
+            f"{name}: no such configuration; there are {', '.join(names)}"
+        )
+    path = folder / f"{name}.yaml"
+    if output is None:
+        return str(path)
+    if os.path.exists(output):
+        raise ValueError(f"--output {output}: exists already; choose another")
+    with complete_or_absent(Path(output)) as partial:
+        partial.write_bytes(path.read_bytes())
+    return f"Hyperparameters: {output}"
+
+
 def _find_files(arguments):
     """Files, and those below folders, each once."""
     files = {}

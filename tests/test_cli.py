@@ -740,3 +740,15 @@ def test_the_command_in_a_process_of_its_own(model_folder, pair):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert -1 <= json.loads(done.stdout)["score"] <= 1
+
+
+def test_hyperparameters(run, error_of, tmp_path, monkeypatch):
+    names = run("hparams").split()
+    assert {"redimnet2_b3", "verification_redimnet2"} <= set(names)
+    path = Path(run("hparams", "redimnet2_b3").strip())
+    copy = tmp_path / "own.yaml"
+    assert str(copy) in run("hparams", "redimnet2_b3", f"--output={copy}")
+    assert copy.read_text() == path.read_text()
+    line = error_of("hparams", "redimnet2_b3", f"--output={copy}")
+    assert "exists already" in line
+    assert "b3: no such configuration; there are" in error_of("hparams", "b3")
