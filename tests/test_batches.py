@@ -102,8 +102,8 @@ def test_impossible_sizes_name_the_key(global_batch_size, processes, message):
 def test_progress_of_a_whole_epoch_is_not_kept(tmp_path):
     progress = EpochProgress()
     assert set(vars(progress).values()) == {0}
-    progress.steps = 5
+    progress.utterances = 5
     progress.save(tmp_path / "progress")
     resumed = EpochProgress()
     resumed.load(tmp_path / "progress", end_of_epoch=True)
-    assert resumed.steps == 0
+    assert resumed.utterances == 0

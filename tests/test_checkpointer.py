@@ -77,16 +77,16 @@ def test_where_a_checkpoint_was_written(tmp_path):
     recoverables = {"progress": progress, "layer": layer}
     checkpointer = CompleteCheckpointer(tmp_path, recoverables)
     for kept, options in ((0, {}), (7, {"end_of_epoch": False})):
-        progress.steps = 7
+        progress.utterances = 7
         saved = checkpointer.save_checkpoint({"epoch": 3}, **options)
         assert saved.meta["epoch"] == 3
         assert saved.meta["end-of-epoch"] == (kept == 0)
         assert set(saved.paramfiles) == {"progress", "layer"}
         for path in saved.paramfiles.values():
             assert path.parent == saved.path and path.exists()
-        progress.steps = 1
+        progress.utterances = 1
         checkpointer.recover_if_possible()
-        assert progress.steps == kept
+        assert progress.utterances == kept
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         checkpoint.path.name for checkpoint in checkpointer.list_checkpoints()

@@ -510,7 +510,7 @@ def test_no_code_is_loaded(name, save, trained, corpus, tmp_path):
 
 def test_progress_of_another_checkpoint_is_forgotten(tmp_path):
     progress = EpochProgress()
-    progress.steps = 3
+    progress.utterances = 3
     progress.save(tmp_path / "progress.ckpt")
     progress.load(tmp_path / "progress.ckpt", end_of_epoch=True)
     assert vars(progress) == vars(EpochProgress())

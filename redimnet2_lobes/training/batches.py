@@ -128,12 +128,12 @@ class EpochProgress:
     Example
     -------
     >>> progress = EpochProgress()
-    >>> progress.steps += 1
+    >>> progress.utterances += 64
     >>> progress.save(getfixture("tmp_path") / "progress.ckpt")
     >>> resumed = EpochProgress()
     >>> resumed.load(getfixture("tmp_path") / "progress.ckpt", False)
-    >>> resumed.steps
-    1
+    >>> resumed.utterances
+    64
     """
 
     def __init__(self):
@@ -141,7 +141,6 @@ class EpochProgress:
 
     def reset(self):
         """Starts an epoch."""
-        self.steps = 0  # of the optimizer
         self.utterances = 0
         self.correct = 0
         self.replaced = 0

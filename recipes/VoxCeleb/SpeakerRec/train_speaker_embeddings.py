@@ -134,10 +134,6 @@ class SpeakerBrain(sb.core.Brain):
     def on_fit_start(self):
         """Validates the untrained network: a bad file shows before training."""
         super().on_fit_start()
-        # Steps of this global batch size; before, it may have been another.
-        self.progress.steps = (
-            self.progress.utterances // self.train_sampler.global_batch_size
-        )
         counter = self.hparams.epoch_counter
         if counter.current >= counter.limit:
             logger.info(
@@ -172,10 +168,11 @@ class SpeakerBrain(sb.core.Brain):
     def on_stage_start(self, stage, epoch=None):
         """Other crops and noises in every epoch, from where it was left."""
         self.hparams.epoch_random.epoch = epoch
-        self.train_sampler.first_step = self.progress.steps
-        # In batches of this number of processes; before, it may have been
-        # another.
-        self.step = self.progress.steps * self.grad_accumulation_factor
+        # In steps and batches of today: global batch size and number of
+        # processes may have been others before.
+        steps = self.progress.utterances // self.train_sampler.global_batch_size
+        self.train_sampler.first_step = steps
+        self.step = steps * self.grad_accumulation_factor
         self.batch_ended = time.perf_counter()
 
     def on_fit_batch_start(self, batch, should_step):
@@ -225,7 +222,6 @@ class SpeakerBrain(sb.core.Brain):
         self.progress.correct += round(correct)
         self.progress.utterances += round(utterances)
         self.progress.replaced += round(replaced)
-        self.progress.steps = self.step // self.grad_accumulation_factor
         now = time.perf_counter()
         self.progress.seconds_waiting += self.batch_started - self.batch_ended
         self.progress.seconds += now - self.batch_ended
