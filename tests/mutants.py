@@ -93,6 +93,8 @@ def lay_out(group):
         for copy in (folder / name, folder / "mutants" / name):
             shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(REPOSITORY / name, folder / name)
+    # Python forgets a folder of PYTHONPATH that is not there when it starts.
+    (folder / "mutants").mkdir(exist_ok=True)
     modules, _ = GROUPS[group]
     settings = {
         "source_paths": sorted({place.split("/")[0] for place in places}),
