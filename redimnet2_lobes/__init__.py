@@ -61,7 +61,7 @@ HOMES = {
     "load": "door",
     "NoSpeakerClasses": "pretrained.model_folder",
 }
-__all__ = [*HOMES]  # noqa: PLE0604
+__all__ = list(HOMES)
 
 
 def __getattr__(name):

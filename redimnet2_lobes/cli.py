@@ -629,6 +629,7 @@ def _load_encoder(model, device):
 
     from redimnet2_lobes.models.folding import fold
     from redimnet2_lobes.models.redimnet2 import ReDimNet2
+    from redimnet2_lobes.pretrained.loading import load_model
 
     if "SB_LOG_LEVEL" not in os.environ:
         logging.getLogger("speechbrain").setLevel(logging.WARNING)
@@ -642,7 +643,7 @@ def _load_encoder(model, device):
     # Whatever loading prints, stdout is for results.
     with contextlib.redirect_stdout(sys.stderr):
         model = door.find(model)
-        encoder = door.load(model, {"device": device})
+        encoder = load_model(model, {"device": device})
     network = encoder.mods.embedding_model
     if isinstance(network, ReDimNet2):  # others may be used as well
         encoder.mods.embedding_model = fold(network)
@@ -652,7 +653,9 @@ def _load_encoder(model, device):
 def _threshold(given, model, encoder):
     if given is not None:
         return Threshold(given, "given by --threshold")
-    if model.lower().endswith(".onnx"):
+    from redimnet2_lobes import door
+
+    if door.is_onnx(model):
         threshold, holder = encoder.threshold, os.path.basename(model)
     else:
         threshold = kept_threshold(model)

@@ -11,8 +11,6 @@ from redimnet2_lobes.pretrained.convert import released_folder
 from redimnet2_lobes.pretrained.loading import find_model, load_model
 from redimnet2_lobes.pretrained.releases import RELEASED
 
-ONNX_EXTENSION = ".onnx"
-
 
 def load(source, run_opts=None):
     """Loads a model in any of its forms.
@@ -68,7 +66,7 @@ def is_onnx(source):
     >>> is_onnx("b3.onnx")
     True
     """
-    return os.fspath(source).lower().endswith(ONNX_EXTENSION)
+    return os.fspath(source).lower().endswith(".onnx")
 
 
 def find(source):

@@ -10,11 +10,11 @@ import pytest
 import soundfile
 import torch
 
+from redimnet2_lobes.models import redimnet2, tiles
+
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS / "parity"))
 import fill  # noqa: E402
-
-from redimnet2_lobes.models import redimnet2, tiles  # noqa: E402
 
 # With pytest-xdist each process has a core of its own.
 if "OMP_NUM_THREADS" not in os.environ:

@@ -18,7 +18,6 @@ from full_disk import full_disk
 from huggingface_hub import errors
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from redimnet2_lobes import door
 from redimnet2_lobes.cli import main
 from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.inference.long_files import encode_files, read_pieces
@@ -232,7 +231,7 @@ def test_the_threshold_of_a_model_on_the_hub(
 ):
     load = loading.load_model
     monkeypatch.setattr(
-        door, "load_model", lambda name, opts: load(model, opts)
+        loading, "load_model", lambda name, opts: load(model, opts)
     )
     path = keep_results(tmp_path, 0.25)
 

@@ -19,8 +19,6 @@ from redimnet2_lobes import cli
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "VoxCeleb"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# SpeechBrain reads these from the run options, not from the YAML.
-OPTIONS = {*RUN_OPTIONS, "noprogressbar"}
 
 
 def python_blocks(page):
@@ -77,7 +75,7 @@ def test_commands_of_the_recipe(words):
     script, hparams, *rest = words[at - 1 :]
     assert (RECIPE / "SpeakerRec" / script).is_file()
     keys = yaml.compose((ROOT / hparams).read_text()).value
-    known = {key.value for key, _ in keys} | OPTIONS
+    known = {key.value for key, _ in keys} | {*RUN_OPTIONS}
     for word in rest:
         if word != "...":
             assert re.fullmatch(r"--\w+=.+", word)

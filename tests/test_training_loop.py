@@ -52,6 +52,14 @@ from redimnet2_lobes.scoring.metrics import EER
 
 # Four speakers with four utterances each, and four crops a step.
 STEPS = 4
+# What is compared with ``trained`` must be trained in the same way.
+THREE_EPOCHS = {
+    "number_of_epochs": 3,
+    "warmup_epochs": 1,
+    "margin_increase_epoch": 2,
+    "margin_final_epoch": 3,
+    "loss_weight_decay": 0.01,
+}
 TICK = 1 / 32  # seconds from one look at the clock to the next
 
 
@@ -114,11 +122,7 @@ def trained(corpus, tmp_path_factory):
                 corpus,
                 folder / "output",
                 without_gain(folder),
-                number_of_epochs=3,
-                warmup_epochs=1,
-                margin_increase_epoch=2,
-                margin_final_epoch=3,
-                loss_weight_decay=0.01,
+                **THREE_EPOCHS,
                 tensorboard=True,
             ),
         )
@@ -419,11 +423,7 @@ def test_a_distributed_training_of_one_process(
         corpus,
         tmp_path / "output",
         without_gain(tmp_path),
-        number_of_epochs=3,
-        warmup_epochs=1,
-        margin_increase_epoch=2,
-        margin_final_epoch=3,
-        loss_weight_decay=0.01,
+        **THREE_EPOCHS,
         distributed_backend="gloo",
     )
     watch = run(monkeypatch, arguments)
@@ -1104,6 +1104,21 @@ class Stop(Exception):
     pass
 
 
+def stop_after(step):
+    """Raises Stop in the step after, once the checkpoint is written."""
+
+    def before(watch):
+        steps = itertools.count(1)
+
+        def after_step(*_):
+            if next(steps) > step:
+                raise Stop
+
+        watch.brain.optimizer.register_step_pre_hook(after_step)
+
+    return before
+
+
 @pytest.mark.parametrize("step", [2, 6, 8, 11])
 def test_a_resumed_training_goes_on_as_if_never_stopped(
     step, trained, corpus, monkeypatch, tmp_path
@@ -1113,27 +1128,11 @@ def test_a_resumed_training_goes_on_as_if_never_stopped(
         corpus,
         tmp_path / "output",
         without_gain(tmp_path),
-        number_of_epochs=3,
-        warmup_epochs=1,
-        margin_increase_epoch=2,
-        margin_final_epoch=3,
-        loss_weight_decay=0.01,
+        **THREE_EPOCHS,
         ckpt_interval_steps=2,
     )
-    count = 0
-
-    def stop_there(watch):
-        def after_step(*_):
-            nonlocal count
-            count += 1
-            # In the step after, once the checkpoint is written.
-            if count > step:
-                raise Stop
-
-        watch.brain.optimizer.register_step_pre_hook(after_step)
-
     with pytest.raises(Stop):
-        run(monkeypatch, arguments, stop_there)
+        run(monkeypatch, arguments, stop_after(step))
     watch = run(monkeypatch, arguments)
     done = step // 2 * 2
     # The untrained network alone is validated before.
@@ -1158,25 +1157,12 @@ def test_a_training_in_parts_is_resumed_within_an_epoch(
         tmp_path / "output",
         without_gain(tmp_path),
         batch_size=2,
-        number_of_epochs=3,
-        warmup_epochs=1,
-        margin_increase_epoch=2,
-        margin_final_epoch=3,
-        loss_weight_decay=0.01,
+        **THREE_EPOCHS,
         ckpt_interval_steps=2,
     )
 
-    def stop_in_the_fourth_step(watch):
-        steps = itertools.count(1)
-
-        def after_step(*_):
-            if next(steps) == 4:
-                raise Stop
-
-        watch.brain.optimizer.register_step_pre_hook(after_step)
-
     with pytest.raises(Stop):
-        run(monkeypatch, arguments, stop_in_the_fourth_step)
+        run(monkeypatch, arguments, stop_after(3))
     watch = run(monkeypatch, arguments)
     done = 3 * STEPS - len(watch.steps)
     assert 0 < done < 4

@@ -32,6 +32,9 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 
+from redimnet2_lobes.data.trials import read_trials
+from redimnet2_lobes.files.atomic import complete_or_absent
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = REPOSITORY / "recipes" / "VoxCeleb" / "SpeakerRec"
 HPARAMS = REPOSITORY / "hparams"
@@ -39,9 +42,6 @@ sys.path[:0] = [str(RECIPE), str(Path(__file__).parent)]
 
 import train_speaker_embeddings as recipe  # noqa: E402
 from command_line import load_hparams, parse_command_line  # noqa: E402
-
-from redimnet2_lobes.data.trials import read_trials  # noqa: E402
-from redimnet2_lobes.files.atomic import complete_or_absent  # noqa: E402
 
 # Shorter than the demo's.
 SCHEDULE = {
