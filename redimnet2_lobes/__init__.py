@@ -5,6 +5,7 @@ The rooms, each of which imports from those below it only:
  * cli: the command ``redimnet2``
  * door: loads a model, whatever it is kept as
  * onnx: export to ONNX, and running it
+ * recipe: what the scripts of a recipe share: command line, YAML, checks
  * training: losses, schedules, batches, checkpoints, fine-tuning
  * pretrained: model folders, published checkpoints, the hub
  * scoring: from embeddings to scores, error rates, thresholds and plots

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from command_line import build_hparam
 
 from redimnet2_lobes.data import augment
 from redimnet2_lobes.data.augment import (
@@ -25,6 +24,7 @@ from redimnet2_lobes.data.augment import (
     low_pass,
     reverberate,
 )
+from redimnet2_lobes.recipe.hparams import build_hparam
 
 HPARAMS = Path(__file__).parent.parent / "hparams"
 

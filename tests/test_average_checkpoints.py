@@ -7,7 +7,6 @@ from pathlib import Path
 import average_checkpoints
 import pytest
 import torch
-from command_line import one_line
 from hyperpyyaml import resolve_references
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.encoder import CategoricalEncoder
@@ -15,6 +14,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper
 
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.loading import load_model, read_tensors

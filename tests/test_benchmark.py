@@ -7,7 +7,8 @@ import benchmark
 import learning
 import pytest
 import torch
-from command_line import build_hparam
+
+from redimnet2_lobes.recipe.hparams import build_hparam
 
 
 @pytest.mark.slow

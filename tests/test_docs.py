@@ -12,9 +12,9 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from command_line import RUN_OPTIONS
 
 from redimnet2_lobes import cli
+from redimnet2_lobes.recipe.command_line import RUN_OPTIONS
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "VoxCeleb"

@@ -7,21 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import encoder_loading
 import extract_speaker_embeddings as extraction
 import kaldiio
 import numpy as np
 import pytest
 import soundfile
 import torch
-from command_line import one_line
 from pyarrow import parquet
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.recipe import encoder as encoder_loading
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = Path(extraction.__file__)

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import build_hparam, load_hparams
 from conftest import ParityCase
 
 from redimnet2_lobes.pretrained.published_layout import build_network
+from redimnet2_lobes.recipe.hparams import build_hparam, load_hparams
 
 HPARAMS = Path(__file__).parent.parent / "hparams"
 VARIANTS = ["b0", "b1", "b2", "b3", "b4", "b5", "b6"]

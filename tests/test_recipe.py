@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import main_with_one_line_errors
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
 from training_runs import TEST, TRAINING, command_line, run, write_corpus
 
 from redimnet2_lobes.files.folder_lock import only_writer
+from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 
 TESTS = Path(__file__).parent
 RECIPE = TESTS.parent / "recipes" / "VoxCeleb" / "SpeakerRec"

@@ -19,11 +19,11 @@ import pytest
 import soundfile
 import torch
 import train_speaker_embeddings as recipe
-from command_line import one_line
 from synthetic_voices import synthetic_utterance
 
 from redimnet2_lobes.files import folder_lock
 from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.folder_lock import only_writer
 from redimnet2_lobes.training.batches import EpochProgress
 from redimnet2_lobes.training.checkpointer import CompleteCheckpointer

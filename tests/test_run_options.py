@@ -9,8 +9,6 @@ import speaker_verification_cosine as cosine
 import speaker_verification_plda as plda
 import torch
 import train_speaker_embeddings as training
-from command_line import RUN_OPTIONS, parse_command_line
-from encoder_loading import check_embedding_options
 from extract_speaker_embeddings import main as extract
 from speechbrain.utils.run_opts import RunOptions
 from test_verification import HPARAMS, scores_of, small_network
@@ -18,6 +16,8 @@ from test_verification import HPARAMS, scores_of, small_network
 from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.recipe.command_line import RUN_OPTIONS, parse_command_line
+from redimnet2_lobes.recipe.encoder import check_embedding_options
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 USED_TO_EMBED = ("device", "eval_precision")

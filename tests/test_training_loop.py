@@ -26,7 +26,6 @@ import soundfile
 import torch
 import torchaudio
 import train_speaker_embeddings as recipe
-from command_line import load_hparams, parse_command_line
 from conftest import relative_difference
 from make_shards import make_shards
 from speechbrain.dataio.encoder import CategoricalEncoder
@@ -48,6 +47,8 @@ from training_runs import (
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import VARIANTS
+from redimnet2_lobes.recipe.command_line import parse_command_line
+from redimnet2_lobes.recipe.hparams import load_hparams
 from redimnet2_lobes.scoring.metrics import EER
 
 # Four speakers with four utterances each, and four crops a step.

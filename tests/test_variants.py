@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import build_hparam
 from conftest import ParityCase
 from train_speaker_embeddings import check_variant
 
@@ -14,6 +13,7 @@ from redimnet2_lobes.models.variants import VARIANTS, variant_of
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.pretrained.published_layout import build_network
 from redimnet2_lobes.pretrained.push import collect
+from redimnet2_lobes.recipe.hparams import build_hparam
 
 HPARAMS = Path(__file__).parents[1] / "hparams"
 FILES = sorted(

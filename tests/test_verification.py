@@ -9,7 +9,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import command_line
 import pytest
 import soundfile
 import speaker_verification_cosine as verification
@@ -22,9 +21,12 @@ from speechbrain.utils import metric_stats
 from verification import Verification
 
 from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
+from redimnet2_lobes.recipe.hparams import build_hparam, load_hparams
 from redimnet2_lobes.scoring import report
 from redimnet2_lobes.scoring.backends import CosineBackend
 from redimnet2_lobes.scoring.metrics import Cllr, actDCF, minCllr
@@ -663,7 +665,7 @@ def test_faults_of_plda_are_named(
     keys = {key: paths.get(value, value) for key, value in keys.items()}
     with pytest.raises((ValueError, OSError), match=message) as caught:
         run_plda(corpus, model, tmp_path / "results", **keys)
-    assert "\n" not in command_line.one_line(caught.value)
+    assert "\n" not in one_line(caught.value)
 
 
 def test_another_model_never_meets_the_files_of_the_last_one(
@@ -685,9 +687,7 @@ def test_a_model_folder_of_another_architecture(verify, tmp_path):
     folder = tmp_path / "ecapa"
     folder.mkdir()
     (folder / "hyperparams.yaml").write_text(ECAPA)
-    network = command_line.build_hparam(
-        folder / "hyperparams.yaml", "embedding_model"
-    )
+    network = build_hparam(folder / "hyperparams.yaml", "embedding_model")
     torch.save(network.state_dict(), folder / "embedding_model.ckpt")
     results = verify(checkpoint=folder, variant="b2")
     assert len(scores_of(results)) == 66
@@ -720,7 +720,7 @@ def test_bare_weights_score_as_the_model_folder(
 
 
 def test_bare_weights_of_b0(verify, corpus, tmp_path):
-    network = command_line.build_hparam(
+    network = build_hparam(
         HPARAMS.parent / "redimnet2_b0.yaml", "embedding_model"
     )
     torch.save(network.state_dict(), tmp_path / "embedding_model.ckpt")
@@ -880,7 +880,7 @@ def test_other_files_than_weights_are_named(verify, weights_file, tmp_path):
 def test_wrong_values_are_named_by_key(keys, message, verify, model, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         verify(**{"checkpoint": model, **keys})
-    assert "\n" not in command_line.one_line(caught.value)
+    assert "\n" not in one_line(caught.value)
     assert not (tmp_path / "results" / "results.json").exists()
 
 
@@ -958,14 +958,14 @@ def test_faults_of_a_yaml_are_named_by_key(edit, overrides, message, tmp_path):
     path = tmp_path / "hparams.yaml"
     path.write_text(YAML.replace(*edit) if edit else YAML)
     with pytest.raises(ValueError, match=message) as caught:
-        command_line.load_hparams(path, overrides)
-    assert "\n" not in command_line.one_line(caught.value)
+        load_hparams(path, overrides)
+    assert "\n" not in one_line(caught.value)
 
 
 def test_a_right_yaml_is_loaded_as_by_hyperpyyaml(tmp_path):
     path = tmp_path / "hparams.yaml"
     path.write_text(YAML)
-    hparams = command_line.load_hparams(path, "width: 5")
+    hparams = load_hparams(path, "width: 5")
     assert hparams["model"].weight.shape == (5, 3)
     assert hparams["double"] == 10
 
@@ -1061,7 +1061,7 @@ def test_errors_of_users_are_printed_in_one_line(
 ):
     monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        command_line.main_with_one_line_errors(verification.main)
+        main_with_one_line_errors(verification.main)
     assert caught.value.code == 1
     (printed,) = capsys.readouterr().err.splitlines()
     assert re.match(line, printed)
@@ -1072,4 +1072,4 @@ def test_a_bug_keeps_its_traceback():
         raise AttributeError("a bug")
 
     with pytest.raises(AttributeError, match="a bug"):
-        command_line.main_with_one_line_errors(main)
+        main_with_one_line_errors(main)

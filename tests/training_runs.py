@@ -15,8 +15,9 @@ from pathlib import Path
 import soundfile
 import torch
 import train_speaker_embeddings as recipe
-from command_line import build_hparam
 from synthetic_voices import synthetic_utterance
+
+from redimnet2_lobes.recipe.hparams import build_hparam
 
 HPARAMS = Path(__file__).parent.parent / "hparams"
 TRAINING = ("anna", "bert", "carl", "dora")

@@ -6,6 +6,7 @@ Authors
 
 import contextlib
 import sys
+import textwrap
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def one_line(error):
     Returns
     -------
     str
-        The line.
+        One line of up to 400 characters.
 
     Example
     -------
@@ -52,4 +53,12 @@ def one_line(error):
     """
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if text.startswith("Caught "):  # in a worker of a DataLoader
+        text = text.splitlines()[-1].split(": ", maxsplit=1)[-1]
+    if isinstance(error, TypeError):  # hyperpyyaml adds the class in front
+        text = ": ".join(str(argument) for argument in error.args)
+    elif isinstance(error, KeyError):
+        text = f"{error} is missing"
+    text = textwrap.shorten(text, width=400, placeholder=" [...]")
+    return text or type(error).__name__

@@ -34,6 +34,8 @@ import torch
 
 from redimnet2_lobes.data.trials import read_trials
 from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.recipe.command_line import parse_command_line
+from redimnet2_lobes.recipe.hparams import load_hparams
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = REPOSITORY / "recipes" / "VoxCeleb" / "SpeakerRec"
@@ -41,7 +43,6 @@ HPARAMS = REPOSITORY / "hparams"
 sys.path[:0] = [str(RECIPE), str(Path(__file__).parent)]
 
 import train_speaker_embeddings as recipe  # noqa: E402
-from command_line import load_hparams, parse_command_line  # noqa: E402
 
 # Shorter than the demo's.
 SCHEDULE = {

@@ -17,12 +17,6 @@ Authors
 import argparse
 from pathlib import Path
 
-from command_line import (
-    build_hparam,
-    check_at_least,
-    main_with_one_line_errors,
-    one_line,
-)
 from speechbrain.utils.checkpoints import (
     PARAMFILE_EXT,
     Checkpointer,
@@ -30,8 +24,12 @@ from speechbrain.utils.checkpoints import (
 )
 from tqdm import tqdm
 
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.pretrained.loading import check_tensors, read_tensors
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
+from redimnet2_lobes.recipe.hparams import build_hparam
+from redimnet2_lobes.recipe.settings import check_at_least
 from redimnet2_lobes.training.fine_tuning import read_speakers
 
 

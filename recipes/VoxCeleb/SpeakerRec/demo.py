@@ -21,11 +21,12 @@ import sys
 from pathlib import Path
 
 import torch
-from command_line import build_hparam, main_with_one_line_errors
 from speechbrain.inference.speaker import SpeakerRecognition
 
 from redimnet2_lobes.data.trials import read_trials
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
+from redimnet2_lobes.recipe.hparams import build_hparam
 
 # Relative, so that the commands can be read, and copied.
 HERE = Path(os.path.relpath(Path(__file__).parent))

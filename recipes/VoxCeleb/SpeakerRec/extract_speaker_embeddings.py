@@ -21,24 +21,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from command_line import (
-    check_at_least,
-    check_types,
-    load_hparams,
-    main_with_one_line_errors,
-    parse_command_line,
-)
-from encoder_loading import (
-    check_embedding_hparams,
-    check_embedding_options,
-    load_folded_encoder,
-)
 from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from tqdm import tqdm
 
 from redimnet2_lobes.data.utterances import read_utterances
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
+from redimnet2_lobes.recipe.command_line import (
+    main_with_one_line_errors,
+    parse_command_line,
+)
+from redimnet2_lobes.recipe.encoder import (
+    check_embedding_hparams,
+    check_embedding_options,
+    load_folded_encoder,
+)
+from redimnet2_lobes.recipe.hparams import load_hparams
+from redimnet2_lobes.recipe.settings import check_at_least, check_types
 
 ROWS_PER_GROUP = 65536  # of Parquet, 50 MB for embeddings of 192 values
 

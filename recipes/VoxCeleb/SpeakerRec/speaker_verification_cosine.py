@@ -15,9 +15,9 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-from command_line import main_with_one_line_errors
 from verification import Verification
 
+from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.scoring.backends import CosineBackend
 
 

@@ -15,13 +15,10 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-from command_line import (
-    check_at_least,
-    check_types,
-    main_with_one_line_errors,
-)
 from verification import Verification
 
+from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
+from redimnet2_lobes.recipe.settings import check_at_least, check_types
 from redimnet2_lobes.scoring.backends import CosineBackend
 from redimnet2_lobes.scoring.plda import PldaBackend, train_plda
 

@@ -30,14 +30,6 @@ from pathlib import Path
 import numpy as np
 import speechbrain as sb
 import torch
-from command_line import (
-    check_at_least,
-    check_types,
-    load_hparams,
-    main_with_one_line_errors,
-    parse_command_line,
-    refuse_run_options,
-)
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.encoder import CategoricalEncoder
@@ -58,6 +50,13 @@ from redimnet2_lobes.inference.encode import encode_utterances
 from redimnet2_lobes.models.precision import at_least_float32
 from redimnet2_lobes.models.variants import VARIANTS, difference
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.recipe.command_line import (
+    main_with_one_line_errors,
+    parse_command_line,
+    refuse_run_options,
+)
+from redimnet2_lobes.recipe.hparams import load_hparams
+from redimnet2_lobes.recipe.settings import check_at_least, check_types
 from redimnet2_lobes.scoring.backends import CosineBackend, trial_scores
 from redimnet2_lobes.scoring.metrics import EER
 from redimnet2_lobes.scoring.plots import plot_training_curves

@@ -13,17 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from command_line import (
-    check_at_least,
-    check_types,
-    load_hparams,
-    parse_command_line,
-)
-from encoder_loading import (
-    check_embedding_hparams,
-    check_embedding_options,
-    load_folded_encoder,
-)
 
 from redimnet2_lobes.data.audio import match_utterances
 from redimnet2_lobes.data.trial_files import check_labels, find_files
@@ -32,6 +21,14 @@ from redimnet2_lobes.data.utterances import limit_per_speaker, read_utterances
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.pretrained.loading import find_model
+from redimnet2_lobes.recipe.command_line import parse_command_line
+from redimnet2_lobes.recipe.encoder import (
+    check_embedding_hparams,
+    check_embedding_options,
+    load_folded_encoder,
+)
+from redimnet2_lobes.recipe.hparams import load_hparams
+from redimnet2_lobes.recipe.settings import check_at_least, check_types
 from redimnet2_lobes.scoring.backends import (
     average,
     cohort_statistics,

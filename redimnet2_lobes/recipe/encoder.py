@@ -7,13 +7,6 @@ Authors
 import os
 from pathlib import Path
 
-from command_line import (
-    RUN_OPTIONS,
-    build_hparam,
-    check_at_least,
-    check_types,
-    refuse_run_options,
-)
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.distributed import infer_device
@@ -28,6 +21,9 @@ from redimnet2_lobes.pretrained.loading import (
     load_model,
     read_tensors,
 )
+from redimnet2_lobes.recipe.command_line import RUN_OPTIONS, refuse_run_options
+from redimnet2_lobes.recipe.hparams import build_hparam
+from redimnet2_lobes.recipe.settings import check_at_least, check_types
 
 WEIGHTS_FILE = "embedding_model.ckpt"  # of a training checkpoint
 

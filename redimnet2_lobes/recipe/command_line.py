@@ -1,0 +1,177 @@
+"""The command line of the recipe's scripts.
+
+``python SCRIPT HPARAMS.yaml --key=value`` as in SpeechBrain, but whatever a
+user can get wrong ends in one line that names the key or file, and what to do.
+``SB_LOG_LEVEL=DEBUG`` shows where in the code such an error arose.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import contextlib
+import gc
+import io
+import logging
+import os
+import re
+import sys
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+from speechbrain.utils.run_opts import HELP_TEXTS
+
+from redimnet2_lobes.files.error_lines import one_line
+
+logger = get_logger(__name__)
+# It warns of figures that no script here saves with torchvision.
+logging.getLogger("speechbrain.utils.train_logger").setLevel(logging.ERROR)
+
+# All run options of SpeechBrain that a command line can have.
+RUN_OPTIONS = (*HELP_TEXTS, "jit_module_keys", "compile_module_keys")
+
+# What torch.distributed says where another process is gone.
+LOST_CONNECTION = re.compile("(closed|reset) by peer|Broken pipe")
+
+
+def main_with_one_line_errors(function):
+    """Runs a script, and ends it with one line on stderr where a user erred.
+
+    Arguments
+    ---------
+    function : callable
+        The script's main function, called with the command line's arguments
+        (a list of str). Of what it raises, ValueError and OSError are printed
+        as ``error: ...``, and the exit code is 1; anything else is a bug and
+        keeps its traceback. Where other processes wait for one that ends so,
+        they end with one line as well.
+
+    Example
+    -------
+    >>> def main(arguments):
+    ...     raise ValueError("variant: unknown")
+    >>> with contextlib.redirect_stderr(sys.stdout):
+    ...     main_with_one_line_errors(main)
+    Traceback (most recent call last):
+    SystemExit: 1
+    """
+    try:
+        function(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        logger.debug("Where the error arose:", exc_info=True)
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except RuntimeError as error:
+        lost = LOST_CONNECTION.search(str(error))
+        if not (lost and torch.distributed.is_initialized()):
+            raise
+        logger.debug("Where the error arose:", exc_info=True)
+        print(
+            "error: another process of this run has ended; its own message "
+            "says why",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    if torch.distributed.is_initialized():
+        # Its threads abort a process that ends while they wait for Python.
+        gc.collect()  # what is wrapped holds the group too
+        torch.distributed.destroy_process_group()
+        if not if_main_process():  # which alone has files to finish
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+
+def parse_command_line(arguments):
+    """``speechbrain.parse_arguments``, but errors are exceptions.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line without the script's name.
+
+    Returns
+    -------
+    param_file : str
+        The YAML file.
+    run_opts : RunOptions
+        SpeechBrain's run options, such as ``device``.
+    overrides : str
+        What is left, ``--key=value``, as YAML.
+
+    Raises
+    ------
+    ValueError
+        If the YAML file is not given, or a run option has a wrong value or is
+        not written out.
+
+    Example
+    -------
+    >>> param_file, run_opts, overrides = parse_command_line(
+    ...     ["b0.yaml", "--device=cpu", "--seed=3"]
+    ... )
+    >>> param_file, run_opts.device, overrides
+    ('b0.yaml', 'cpu', 'seed: 3')
+    """
+    for argument in arguments:
+        # SpeechBrain reads the value of an abbreviation, and does not use it.
+        name = argument.removeprefix("--").split("=", maxsplit=1)[0]
+        if argument.startswith("--") and name and name not in RUN_OPTIONS:
+            for option in RUN_OPTIONS:
+                if option.startswith(name):
+                    raise ValueError(
+                        f"{name}: no option; write out --{option} if it is that"
+                    )
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            parsed = sb.parse_arguments(arguments)
+    except SystemExit as end:
+        if end.code == 0:  # --help
+            raise
+        message = messages.getvalue().strip().splitlines()[-1]
+        message = message.rsplit("error: ", maxsplit=1)[-1]
+        raise ValueError(
+            message.replace("param_file", "a YAML file of hyperparameters")
+        ) from None
+    device = parsed[1].device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device: {device!r} cannot be used here ({one_line(error)})"
+        ) from error
+    return parsed
+
+
+def refuse_run_options(given, remedies):
+    """Refuses run options that a script has no use for.
+
+    Arguments
+    ---------
+    given : container of str
+        Names that the user set: ``overridden_args`` of the run options, or
+        the keys of a YAML.
+    remedies : dict
+        For each such option what to do instead.
+
+    Raises
+    ------
+    ValueError
+        If one is given.
+
+    Example
+    -------
+    >>> _, run_opts, _ = parse_command_line(["b0.yaml", "--test_only"])
+    >>> given = run_opts.overridden_args
+    >>> refuse_run_options(given, {"test_only": "use verification"})
+    Traceback (most recent call last):
+    ValueError: test_only: it does nothing here; use verification
+    """
+    for name, remedy in remedies.items():
+        if name in given:
+            raise ValueError(f"{name}: it does nothing here; {remedy}")
