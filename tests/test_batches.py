@@ -12,9 +12,7 @@ def global_batches(shards, processes, batch_size, epoch=1, first_step=0):
     """The set of utterances of each step, over all processes."""
     parts = []
     for process in range(processes):
-        batches = GlobalBatches(
-            shards, 12, batch_size, 7, process, processes, shards_at_once=2
-        )
+        batches = GlobalBatches(shards, 12, batch_size, 7, process, processes)
         batches.set_epoch(epoch)
         batches.first_step = first_step
         mine = list(batches)
@@ -53,7 +51,8 @@ def test_goes_on_from_a_step():
     assert global_batches(ONE_SHARD, 2, 3, first_step=2) == whole[2:]
 
 
-def test_few_shards_at_a_time():
+def test_few_shards_at_a_time(monkeypatch):
+    monkeypatch.setattr("redimnet2_lobes.training.batches.SHARDS_AT_ONCE", 2)
     shards = np.repeat(np.arange(6), 8)
     order = sum(global_batches(shards, 1, 12), [])
     for start in range(0, 48, 16):

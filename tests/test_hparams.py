@@ -121,7 +121,6 @@ def test_recipe_is_the_published_one(stage, variant, tmp_path):
     assert hparams["validation_seconds"] == 8
     loss = hparams["compute_cost"]
     assert (loss.scale, loss.positive_weight, loss.exponent) == (32, 0.7, 3)
-    assert loss.margin_type == "C"
     optimizer = hparams["opt_class"].keywords
     assert optimizer == {
         "lr": hparams["initial_lr"],

@@ -15,7 +15,6 @@ from speechbrain.utils.checkpoints import Checkpointer
 from redimnet2_lobes.training.losses import (
     AdditiveAngularMarginLoss,
     SphereFace2,
-    SubCenterInterTopKLoss,
 )
 from redimnet2_lobes.training.schedules import (
     MarginSchedule,
@@ -255,7 +254,6 @@ def test_fixed_margin_and_margin_in_one_step():
     [
         lambda: SphereFace2(margin=0.0),
         lambda: AdditiveAngularMarginLoss(margin=0.0),
-        lambda: SubCenterInterTopKLoss(margin=0.0, sub_centers=1),
         lambda: LogSoftmaxWrapper(AngularMargin(margin=0.0, scale=32.0)),
         # DistributedDataParallel holds the loss in the same attribute.
         lambda: torch.nn.DataParallel(SphereFace2(margin=0.0)),

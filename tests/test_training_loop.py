@@ -50,6 +50,7 @@ from redimnet2_lobes.models.variants import VARIANTS
 from redimnet2_lobes.recipe.command_line import parse_command_line
 from redimnet2_lobes.recipe.hparams import load_hparams
 from redimnet2_lobes.scoring.metrics import EER
+from redimnet2_lobes.training.batches import check_batch_norm
 
 # Four speakers with four utterances each, and four crops a step.
 STEPS = 4
@@ -589,16 +590,12 @@ def test_parts_of_one_utterance(
     batches = SimpleNamespace(
         batch_size=batch_size, processes=processes, global_batch_size=4
     )
-    hparams = {
-        "embedding_model": torch.nn.Sequential(*layers).eval(),
-        "synchronize_batchnorm": synchronized,
-        "batch_size": batch_size,
-    }
+    network = torch.nn.Sequential(*layers).eval()
     if refused:
         with pytest.raises(ValueError, match="^global_batch_size: 4 for "):
-            recipe.check_parts(batches, hparams)
+            check_batch_norm(batches, network, synchronized)
     else:
-        recipe.check_parts(batches, hparams)
+        check_batch_norm(batches, network, synchronized)
 
 
 # --- Training and evaluation mode ---

@@ -7,7 +7,7 @@ import pytest
 from conftest import ParityCase
 from train_speaker_embeddings import check_variant
 
-from redimnet2_lobes.models.front_end import LogMel, TorchaudioLogMel
+from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import VARIANTS, variant_of
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
@@ -51,9 +51,7 @@ def test_there_are_hparams_of_each():
 @pytest.mark.parametrize("name", ParityCase.names)
 def test_published(name):
     network = build_network(ParityCase(name).manifest["model_config"])
-    # No checkpoint was released with features of torchaudio.
-    expected = None if "torchaudio" in name else name[:2]
-    assert variant_of(network) == expected
+    assert variant_of(network) == name[:2]
 
 
 OTHERS = {
@@ -67,7 +65,6 @@ OTHERS = {
     "dual aggregation": {"dual_aggregation": True},
     "embedding": {"embedding_size": 256},
     "mel bins": {"front_end": LogMel(144)},
-    "features": {"front_end": TorchaudioLogMel(72)},
     "channels": {"base_channels": 48},
 }
 

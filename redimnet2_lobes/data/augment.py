@@ -1,8 +1,9 @@
-"""Augmentation of training crops: noise, reverberation, band limits, codecs.
+"""Augmentation of training crops: noise, reverberation, band limits, gain.
 
 The functions below do the work, each `Step` draws what they need, and `OneOf`
 and `Chain` make the published recipes out of steps (hparams/ has them). MUSAN
 and RIRS_NOISES are read from their folders, of a noise only the part needed.
+Waveforms are [samples], float32, 16 kHz, full scale at 1.
 
 What the paper leaves open follows its published training application: the
 kinds of noise have equal chances, levels are those of the whole crop, and the
@@ -12,8 +13,8 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import io
 import os
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import scipy.fft
@@ -32,20 +33,13 @@ MUSAN_FOLDERS = {
 }
 LEAST_VOICES, MOST_VOICES = 3, 6  # of babble
 
-# Format and subtype in libsndfile, which also undoes the delay of each.
-CODECS = {
-    "opus": ("OGG", "OPUS"),  # 30 kbit/s
-    "vorbis": ("OGG", "VORBIS"),  # 50 kbit/s
-    "mp3": ("MP3", "MPEG_LAYER_III"),  # 35 kbit/s
-    "gsm": ("WAV", "GSM610"),  # 26 kbit/s
-    "mu-law": ("WAV", "ULAW"),  # 128 kbit/s
-}
-
 
 class Step:
     """Changes one waveform at random; the base of all steps."""
 
-    def check(self):
+    parts: Collection = ()  # steps or recordings that it is made of
+
+    def check(self) -> None:
         """Checks and lists the folders that are read, if any.
 
         Call it once before loader workers start: they inherit the lists.
@@ -55,46 +49,18 @@ class Step:
         ValueError
             If a folder is not what it should be. The message is one line.
         """
+        for part in self.parts:
+            part.check()
 
-    def __call__(self, waveform, random):
-        """Augments one utterance.
-
-        Arguments
-        ---------
-        waveform : torch.Tensor
-            Waveform [samples], float32, 16 kHz, full scale at 1.
-        random : numpy.random.Generator
-            Makes all choices.
-
-        Returns
-        -------
-        torch.Tensor
-            Waveform [samples].
-        """
+    def __call__(
+        self, waveform: torch.Tensor, random: np.random.Generator
+    ) -> torch.Tensor:
+        """Augments one utterance; ``random`` makes all choices."""
         raise NotImplementedError
 
 
-class _Steps(Step):
-    """Holds other steps."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def check(self):
-        """Checks all steps."""
-        for step in self.steps:
-            step.check()
-
-
-class Chain(_Steps):
+class Chain(Step):
     """Applies steps in their order, each with its own probability.
-
-    Arguments
-    ---------
-    steps : list of Step
-        Steps or chains of them.
-    probabilities : list of float
-        One for each step.
 
     Example
     -------
@@ -104,7 +70,7 @@ class Chain(_Steps):
     torch.Size([32000])
     """
 
-    def __init__(self, steps, probabilities):
+    def __init__(self, steps: Sequence[Step], probabilities: Sequence[float]):
         if len(steps) != len(probabilities) or not all(
             0 <= probability <= 1 for probability in probabilities
         ):
@@ -112,28 +78,21 @@ class Chain(_Steps):
                 f"probabilities: {probabilities!r} must be {len(steps)} "
                 "numbers from 0 to 1, one for each step"
             )
-        super().__init__(steps)
+        self.parts = steps
         self.probabilities = probabilities
 
     def __call__(self, waveform, random):
         """Applies the steps, see `Step`."""
         for step, probability in zip(
-            self.steps, self.probabilities, strict=True
+            self.parts, self.probabilities, strict=True
         ):
             if random.random() < probability:
                 waveform = step(waveform, random)
         return waveform
 
 
-class OneOf(_Steps):
-    """Applies one of several steps.
-
-    Arguments
-    ---------
-    steps : list of Step
-        Steps or chains of them.
-    shares : list of float
-        How often each is chosen; they sum to 1.
+class OneOf(Step):
+    """Applies one of several steps, chosen by shares that sum to 1.
 
     Example
     -------
@@ -142,7 +101,7 @@ class OneOf(_Steps):
     torch.Size([32000])
     """
 
-    def __init__(self, steps, shares):
+    def __init__(self, steps: Sequence[Step], shares: Sequence[float]):
         if (
             len(steps) != len(shares)
             or min(shares) < 0
@@ -152,12 +111,12 @@ class OneOf(_Steps):
                 f"shares: {shares!r} must be {len(steps)} numbers from 0 on "
                 "that sum to 1, one for each step"
             )
-        super().__init__(steps)
+        self.parts = steps
         self.shares = shares
 
     def __call__(self, waveform, random):
         """Applies one step, see `Step`."""
-        step = self.steps[random.choice(len(self.steps), p=self.shares)]
+        step = self.parts[random.choice(len(self.parts), p=self.shares)]
         return step(waveform, random)
 
 
@@ -166,9 +125,9 @@ class Noise(Step):
 
     Arguments
     ---------
-    musan_folder : str
+    musan_folder
         The folder that holds ``music/``, ``noise/`` and ``speech/``.
-    snr : dict
+    snr
         The kinds, ``noise``, ``music``, ``speech`` (one other voice) or
         ``babble`` (3 to 6 voices), and for each the lowest and the highest
         signal-to-noise ratio, dB.
@@ -185,7 +144,9 @@ class Noise(Step):
     torch.Size([32000])
     """
 
-    def __init__(self, musan_folder, snr):
+    def __init__(
+        self, musan_folder: str | os.PathLike, snr: dict[str, Sequence[float]]
+    ):
         unknown = sorted(set(snr) - set(MUSAN_FOLDERS))
         if unknown or not snr:
             raise ValueError(
@@ -199,11 +160,7 @@ class Noise(Step):
             kind: Recordings("musan_folder", musan_folder, MUSAN_FOLDERS[kind])
             for kind in snr
         }
-
-    def check(self):
-        """Lists the files, see `Step`."""
-        for recordings in self._recordings.values():
-            recordings.check()
+        self.parts = self._recordings.values()
 
     def __call__(self, waveform, random):
         """Adds noise, see `Step`."""
@@ -224,7 +181,7 @@ class Reverberation(Step):
 
     Arguments
     ---------
-    rirs_folder : str
+    rirs_folder
         The folder that holds ``simulated_rirs/``.
 
     Example
@@ -239,29 +196,16 @@ class Reverberation(Step):
     torch.Size([32000])
     """
 
-    def __init__(self, rirs_folder):
-        self._recordings = Recordings(
-            "rirs_folder", rirs_folder, "simulated_rirs"
-        )
-
-    def check(self):
-        """Lists the files, see `Step`."""
-        self._recordings.check()
+    def __init__(self, rirs_folder: str | os.PathLike):
+        self.parts = [Recordings("rirs_folder", rirs_folder, "simulated_rirs")]
 
     def __call__(self, waveform, random):
         """Reverberates, see `Step`."""
-        return reverberate(waveform, self._recordings.whole(random))
+        return reverberate(waveform, self.parts[0].whole(random))
 
 
 class LowPass(Step):
     """Removes the upper part of the band, see `low_pass`.
-
-    Arguments
-    ---------
-    cutoff : float
-        Middle of the transition, relative to the band.
-    transition : float
-        Its width, relative to the band.
 
     Example
     -------
@@ -269,7 +213,7 @@ class LowPass(Step):
     torch.Size([32000])
     """
 
-    def __init__(self, cutoff=0.6, transition=0.08):
+    def __init__(self, cutoff: float = 0.6, transition: float = 0.08):
         if not 0 < transition / 2 <= cutoff <= 1 - transition / 2:
             raise ValueError(
                 f"cutoff: {cutoff!r} with a transition of {transition!r} does "
@@ -283,30 +227,12 @@ class LowPass(Step):
         return low_pass(waveform, self.cutoff, self.transition)
 
 
-class Codec(Step):
-    """Encodes and decodes by a random codec of `CODECS`.
-
-    The published recipes do without.
-
-    Example
-    -------
-    >>> codec = Codec()
-    >>> codec(torch.rand(32000), np.random.default_rng(1)).shape
-    torch.Size([32000])
-    """
-
-    def __call__(self, waveform, random):
-        """Encodes and decodes, see `Step`."""
-        names = list(CODECS)
-        return encode_and_decode(waveform, names[random.integers(len(names))])
-
-
 class Gain(Step):
     """Changes the level; what would exceed full scale is scaled down to it.
 
     Arguments
     ---------
-    gain : list of float
+    gain
         Lowest and highest gain, dB.
 
     Example
@@ -316,7 +242,7 @@ class Gain(Step):
     tensor([0.2334, 0.2334, 0.2334, 0.2334])
     """
 
-    def __init__(self, gain=(-18.0, 6.0)):
+    def __init__(self, gain: Sequence[float] = (-18.0, 6.0)):
         _check_limits("gain", gain)
         self.gain = gain
 
@@ -329,13 +255,16 @@ class Gain(Step):
 class Recordings:
     """The .wav files below a folder, 16 kHz mono, to draw from.
 
+    What it reads is a waveform [samples]; a file that cannot be read or is not
+    16 kHz mono is a ValueError that names it.
+
     Arguments
     ---------
-    key : str
+    key
         What the user calls ``folder``, for the messages.
-    folder : str
+    folder
         A corpus.
-    part : str
+    part
         The folder in it that holds the files, at any depth.
 
     Example
@@ -347,58 +276,32 @@ class Recordings:
 VoxCeleb/noises_prepare.py makes one
     """
 
-    def __init__(self, key, folder, part):
+    def __init__(self, key: str, folder: str | os.PathLike, part: str):
         self.key = key
         self.folder = folder
         self.part = part
-        self._files = None
+        self._files: list[str] = []
 
-    def check(self):
-        """Lists the files, unless that is done.
-
-        Raises
-        ------
-        ValueError
-            If the folder or files in it are missing.
-        """
-        if self._files is not None:
+    def check(self) -> None:
+        """Lists the files, unless that is done; ValueError if none is there."""
+        if self._files:
             return
         top = os.path.join(self.folder, self.part)
-        problem = "has no folder"
-        files = []
-        if os.path.isdir(top):
-            problem = "has no .wav file in"
-            files = [
-                os.path.join(folder, name)
-                for folder, _, names in os.walk(top)
-                for name in names
-                if name.endswith(".wav")
-            ]
-        if not files:
+        self._files = sorted(  # the same choices on every machine
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(top)
+            for name in names
+            if name.endswith(".wav")
+        )
+        if not self._files:
+            problem = "no .wav file in" if os.path.isdir(top) else "no folder"
             raise ValueError(
-                f"{self.key}: {self.folder} {problem} {self.part}/; "
+                f"{self.key}: {self.folder} has {problem} {self.part}/; "
                 "recipes/VoxCeleb/noises_prepare.py makes one"
             )
-        self._files = sorted(files)  # the same choices on every machine
 
-    def whole(self, random):
-        """Reads a random file.
-
-        Arguments
-        ---------
-        random : numpy.random.Generator
-            Draws the file.
-
-        Returns
-        -------
-        torch.Tensor
-            Waveform [samples].
-
-        Raises
-        ------
-        ValueError
-            If it is unreadable, empty or silent, or not 16 kHz mono.
-        """
+    def whole(self, random: np.random.Generator) -> torch.Tensor:
+        """Reads a random file, which must not be silent."""
         path, waveform = self._read(random, None)
         if not waveform.any():
             raise ValueError(
@@ -407,33 +310,19 @@ VoxCeleb/noises_prepare.py makes one
             )
         return waveform
 
-    def excerpt(self, samples, random):
-        """Reads a random part of a random file; short ones are repeated.
-
-        Arguments
-        ---------
-        samples : int
-            Length of the part.
-        random : numpy.random.Generator
-            Draws the file and the place.
-
-        Returns
-        -------
-        torch.Tensor
-            Waveform [samples].
-
-        Raises
-        ------
-        ValueError
-            If it is unreadable or not 16 kHz mono.
-        """
+    def excerpt(
+        self, samples: int, random: np.random.Generator
+    ) -> torch.Tensor:
+        """Reads a random part of a random file; short ones are repeated."""
         _, waveform = self._read(random, samples)
         if len(waveform) == samples:
             return waveform
         return torch.from_numpy(np.resize(waveform.numpy(), samples))
 
-    def _read(self, random, samples):
-        """Read a file, or a part of at most ``samples`` samples of it."""
+    def _read(
+        self, random: np.random.Generator, samples: int | None
+    ) -> tuple[str, torch.Tensor]:
+        """Reads a file, or a part of at most ``samples`` samples of it."""
         self.check()
         path = self._files[random.integers(len(self._files))]
         try:
@@ -458,22 +347,12 @@ VoxCeleb/noises_prepare.py makes one
         return path, torch.from_numpy(waveform)
 
 
-def add_noise(speech, noise, snr):
-    """Adds noise at a signal-to-noise ratio.
+def add_noise(
+    speech: torch.Tensor, noise: torch.Tensor, snr: float
+) -> torch.Tensor:
+    """Adds as many samples of noise at a signal-to-noise ratio, dB.
 
-    Arguments
-    ---------
-    speech : torch.Tensor
-        Waveform [samples].
-    noise : torch.Tensor
-        Waveform [samples]. Silence adds nothing.
-    snr : float
-        The ratio of their powers, dB.
-
-    Returns
-    -------
-    torch.Tensor
-        Waveform [samples].
+    Silence adds nothing.
 
     Example
     -------
@@ -489,20 +368,13 @@ def add_noise(speech, noise, snr):
     return speech.add(noise, alpha=ratio * 10 ** (-snr / 20))
 
 
-def reverberate(speech, impulse_response):
+def reverberate(
+    speech: torch.Tensor, impulse_response: torch.Tensor
+) -> torch.Tensor:
     """Filters by an impulse response, scaled to unit energy.
 
-    Arguments
-    ---------
-    speech : torch.Tensor
-        Waveform [samples].
-    impulse_response : torch.Tensor
-        Impulse response of a room, of any length; not silent.
-
-    Returns
-    -------
-    torch.Tensor
-        Waveform [samples], without what resounds after its end.
+    The response may have any length, but must not be silent. What resounds
+    after the end of the speech is cut off.
 
     Example
     -------
@@ -519,7 +391,9 @@ def reverberate(speech, impulse_response):
     return torch.from_numpy(wet[:samples])
 
 
-def low_pass(waveform, cutoff, transition):
+def low_pass(
+    waveform: torch.Tensor, cutoff: float, transition: float
+) -> torch.Tensor:
     """Removes high frequencies.
 
     The gain falls as half a period of a cosine. The published application
@@ -527,17 +401,12 @@ def low_pass(waveform, cutoff, transition):
 
     Arguments
     ---------
-    waveform : torch.Tensor
+    waveform
         Waveform [samples].
-    cutoff : float
+    cutoff
         Where the gain is a half; the band is from 0 to 1.
-    transition : float
+    transition
         How far the fall from 1 to 0 spreads around it.
-
-    Returns
-    -------
-    torch.Tensor
-        Waveform [samples].
 
     Example
     -------
@@ -552,37 +421,6 @@ def low_pass(waveform, cutoff, transition):
     return torch.from_numpy(scipy.fft.irfft(spectrum, len(waveform)))
 
 
-def encode_and_decode(waveform, codec):
-    """Sends a waveform through a codec, in memory.
-
-    Arguments
-    ---------
-    waveform : torch.Tensor
-        Waveform [samples] at 16 kHz.
-    codec : str
-        A key of `CODECS`.
-
-    Returns
-    -------
-    torch.Tensor
-        Waveform [samples], in time with the original.
-
-    Example
-    -------
-    >>> encode_and_decode(torch.tensor([0.1, 0.2]), "mu-law")
-    tensor([0.0995, 0.2030])
-    """
-    file_format, subtype = CODECS[codec]
-    encoded = io.BytesIO()
-    soundfile.write(
-        encoded, waveform.numpy(), SAMPLE_RATE, subtype, format=file_format
-    )
-    encoded.seek(0)
-    # GSM makes the last block full.
-    decoded, _ = soundfile.read(encoded, len(waveform), dtype="float32")
-    return torch.from_numpy(decoded)
-
-
-def _check_limits(key, limits):
+def _check_limits(key: str, limits: Sequence[float]) -> None:
     if len(limits) != 2 or limits[0] > limits[1]:
         raise ValueError(f"{key}: {limits!r} is not [lowest, highest] in dB")

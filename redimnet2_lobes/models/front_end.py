@@ -1,6 +1,6 @@
-"""Log-mel front-ends of ReDimNet2.
+"""The log-mel front-end of ReDimNet2.
 
-A front-end turns waveforms [batch, time] at 16 kHz into log-mel features
+It turns waveforms [batch, time] at 16 kHz into log-mel features
 [batch, frames, mel bins], in the waveforms' precision but at least in float32,
 autocast or not. A gradient reaches waveforms that ask for one. It is part of
 the embedding model, since it needs the exact lengths in samples, and
@@ -11,7 +11,6 @@ Authors
 """
 
 import torch
-import torchaudio
 from torch import nn
 
 from redimnet2_lobes.models.lengths import valid_mask
@@ -24,38 +23,10 @@ FFT_LENGTH = 512
 LOWEST_FREQUENCY = 20.0  # Hz
 HIGHEST_FREQUENCY = 7600.0  # Hz
 PRE_EMPHASIS = 0.97
+EPSILON = 1e-8  # added to the standard deviation of an utterance
 
 
-class _FrontEnd(nn.Module):
-    """Window and mel filters, which keep their precision.
-
-    Arguments
-    ---------
-    window : torch.Tensor
-        Window [samples].
-    mel_filters : torch.Tensor
-        Weights [spectrum bins, mel bins].
-    """
-
-    def __init__(self, window, mel_filters):
-        super().__init__()
-        self.mel_bins = mel_filters.shape[1]
-        self.register_buffer("window", window, persistent=False)
-        self.register_buffer("mel_filters", mel_filters, persistent=False)
-
-    def _apply(self, fn, recurse=True):
-        # torch's one way to all moves and casts. Of network.half() the
-        # constants take no part: they would be rounded to three digits.
-        constants = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, constant in constants.items():
-            moved = getattr(self, name)
-            if moved.dtype != constant.dtype:
-                setattr(self, name, constant.to(moved.device))
-        return self
-
-
-class LogMel(_FrontEnd):
+class LogMel(nn.Module):
     """Log-mel features of every released ReDimNet2 checkpoint ("tf").
 
     Each utterance is normalized to zero mean and unit variance and
@@ -77,10 +48,26 @@ class LogMel(_FrontEnd):
     """
 
     def __init__(self, mel_bins=72):
+        super().__init__()
+        self.mel_bins = mel_bins
         window = torch.hamming_window(
             WINDOW, periodic=False, dtype=torch.float64
         )
-        super().__init__(window.float(), mel_triangles(mel_bins))
+        self.register_buffer("window", window.float(), persistent=False)
+        self.register_buffer(
+            "mel_filters", mel_triangles(mel_bins), persistent=False
+        )
+
+    def _apply(self, fn, recurse=True):
+        # torch's one way to all moves and casts. Of network.half() the
+        # constants take no part: they would be rounded to three digits.
+        constants = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, constant in constants.items():
+            moved = getattr(self, name)
+            if moved.dtype != constant.dtype:
+                setattr(self, name, constant.to(moved.device))
+        return self
 
     def arguments(self):
         """Arguments that build a front-end like this one.
@@ -110,7 +97,7 @@ class LogMel(_FrontEnd):
         """
         with torch.autocast(wavs.device.type, enabled=False):
             wavs = at_least_float32(wavs)
-            wavs = normalize_waveform(wavs, samples, epsilon=1e-8)
+            wavs = normalize_waveform(wavs, samples)
             wavs = pre_emphasize(wavs, samples)
             wavs = nn.functional.pad(wavs, (HOP // 2, HOP // 2))
             power = power_spectrum(wavs, self.window)[..., :-1]
@@ -120,64 +107,6 @@ class LogMel(_FrontEnd):
             if samples is not None:
                 frames = (samples + HOP - WINDOW) // HOP + 1
             return subtract_mean(features, frames), frames
-
-
-class TorchaudioLogMel(_FrontEnd):
-    """Log-mel features as torchaudio's MelSpectrogram gives them ("pt").
-
-    Frames are centred and the signal is reflected at both ends of each
-    utterance, which in a padded batch are not the ends of the tensor.
-
-    Arguments
-    ---------
-    mel_bins : int
-        Mel bins.
-    normalize : bool
-        Whether each utterance is first normalized to zero mean and unit
-        variance.
-
-    Example
-    -------
-    >>> front_end = TorchaudioLogMel()
-    >>> features, frames = front_end(torch.randn(2, 32000))
-    >>> features.shape, frames
-    (torch.Size([2, 201, 72]), None)
-    """
-
-    def __init__(self, mel_bins=72, normalize=False):
-        mel_filters = torchaudio.functional.melscale_fbanks(
-            n_freqs=FFT_LENGTH // 2 + 1,
-            f_min=LOWEST_FREQUENCY,
-            f_max=HIGHEST_FREQUENCY,
-            n_mels=mel_bins,
-            sample_rate=SAMPLE_RATE,
-        )
-        super().__init__(torch.hamming_window(WINDOW), mel_filters)
-        self.normalize = normalize
-
-    def arguments(self):
-        """Arguments that build a front-end like this one.
-
-        Returns
-        -------
-        dict
-        """
-        return {"mel_bins": self.mel_bins, "normalize": self.normalize}
-
-    def forward(self, wavs, samples=None):
-        """Computes the features; see ``LogMel.forward``."""
-        with torch.autocast(wavs.device.type, enabled=False):
-            wavs = at_least_float32(wavs)
-            if self.normalize:
-                wavs = normalize_waveform(wavs, samples, epsilon=1e-6)
-            wavs = pre_emphasize(wavs, samples)
-            # Frames of FFT_LENGTH are centred on multiples of HOP; the window
-            # stands in the middle of each frame.
-            wavs = reflect_ends(wavs, samples, WINDOW // 2)
-            power = power_spectrum(wavs, self.window)
-            mel = power @ self.mel_filters.to(power.dtype)
-            frames = None if samples is None else samples // HOP + 1
-            return subtract_mean((mel + 1e-6).log(), frames), frames
 
 
 def mel_triangles(mel_bins):
@@ -243,7 +172,7 @@ def power_spectrum(wavs, window):
     return spectrum.real.square() + spectrum.imag.square()
 
 
-def normalize_waveform(wavs, samples, epsilon):
+def normalize_waveform(wavs, samples):
     """Gives each utterance zero mean and unit (biased) variance.
 
     Arguments
@@ -252,8 +181,6 @@ def normalize_waveform(wavs, samples, epsilon):
         Waveforms [batch, time].
     samples : torch.Tensor or None
         Valid samples [batch].
-    epsilon : float
-        Added to the standard deviation.
 
     Returns
     -------
@@ -263,21 +190,21 @@ def normalize_waveform(wavs, samples, epsilon):
     Example
     -------
     >>> wavs = torch.tensor([[1.0, 3.0, 5.0, 7.0], [1.0, 3.0, 9.0, 9.0]])
-    >>> normalize_waveform(wavs, torch.tensor([4, 2]), 1e-8)[1]
+    >>> normalize_waveform(wavs, torch.tensor([4, 2]))[1]
     tensor([-1.,  1.,  0.,  0.])
     """
     # The slope of a root of 0, of a silent utterance, is infinite.
     least = torch.finfo(wavs.dtype).tiny
     if samples is None:
         variance, mean = torch.var_mean(wavs, 1, correction=0, keepdim=True)
-        return (wavs - mean) / (variance.clamp(min=least).sqrt() + epsilon)
+        return (wavs - mean) / (variance.clamp(min=least).sqrt() + EPSILON)
     valid = valid_mask(samples, wavs.shape[1])
     count = samples.unsqueeze(1)
     # masked_fill, not a product: the padding may hold NaN.
     mean = wavs.masked_fill(~valid, 0).sum(1, keepdim=True) / count
     wavs = (wavs - mean).masked_fill(~valid, 0)
     variance = wavs.square().sum(1, keepdim=True) / count
-    return wavs / (variance.clamp(min=least).sqrt() + epsilon)
+    return wavs / (variance.clamp(min=least).sqrt() + EPSILON)
 
 
 def pre_emphasize(wavs, samples):
@@ -305,39 +232,6 @@ def pre_emphasize(wavs, samples):
     if samples is not None:
         wavs = wavs.masked_fill(~valid_mask(samples, wavs.shape[1]), 0)
     return wavs
-
-
-def reflect_ends(wavs, samples, size):
-    """Extends each utterance by its own reflection on both sides.
-
-    Arguments
-    ---------
-    wavs : torch.Tensor
-        Waveforms [batch, time].
-    samples : torch.Tensor or None
-        Valid samples [batch], each more than ``size``.
-    size : int
-        Samples added on each side.
-
-    Returns
-    -------
-    torch.Tensor
-        Waveforms [batch, time + 2 * size].
-
-    Example
-    -------
-    >>> reflect_ends(torch.arange(4.0).unsqueeze(0), torch.tensor([3]), 1)
-    tensor([[1., 0., 1., 2., 1., 0.]])
-    """
-    if samples is None:
-        return nn.functional.pad(
-            wavs[:, None], (size, size), mode="reflect"
-        ).squeeze(1)
-    last = samples.unsqueeze(1) - 1
-    position = torch.arange(-size, wavs.shape[1] + size, device=wavs.device)
-    reflected = last - (last - position.abs()).abs()
-    # Past the reflection stand frames that nothing reads.
-    return wavs.gather(1, reflected.clamp(min=0))
 
 
 def subtract_mean(features, frames):

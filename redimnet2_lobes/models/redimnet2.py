@@ -57,7 +57,7 @@ class ReDimNet2(nn.Module):
     Arguments
     ---------
     front_end : torch.nn.Module
-        ``LogMel`` or ``TorchaudioLogMel``.
+        ``LogMel``.
     base_channels : int
         Channels C of the stem's map.
     stages : list of dict

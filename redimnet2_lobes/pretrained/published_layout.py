@@ -21,7 +21,6 @@ from redimnet2_lobes.models.front_end import (
     PRE_EMPHASIS,
     WINDOW,
     LogMel,
-    TorchaudioLogMel,
 )
 from redimnet2_lobes.models.redimnet2 import TIME_KERNELS, ReDimNet2
 
@@ -211,7 +210,6 @@ def published_config(network):
     """
     arguments = network.arguments()
     front_end = network.front_end
-    is_torchaudio = isinstance(front_end, TorchaudioLogMel)
     config = {
         "F": front_end.mel_bins,
         "C": arguments["base_channels"],
@@ -226,11 +224,11 @@ def published_config(network):
             )
             for stage in arguments["stages"]
         ],
-        "feat_type": "pt" if is_torchaudio else "tf",
+        "feat_type": "tf",
         "spec_params": {
             "do_preemph": True,
             "do_spec_aug": False,
-            "norm_signal": not is_torchaudio or front_end.normalize,
+            "norm_signal": True,
         },
     }
     # What the first version of the published code does not know is left out
@@ -318,9 +316,12 @@ def build_network(model_config):
 
 def _front_end(model_config):
     settings = dict(model_config.get("spec_params", {}))
-    normalize = settings.pop("norm_signal", False)
-    for key, value in (("do_preemph", True), ("do_spec_aug", False)):
-        found = settings.pop(key, value)
+    for key, value, default in (
+        ("norm_signal", True, False),
+        ("do_preemph", True, True),
+        ("do_spec_aug", False, False),
+    ):
+        found = settings.pop(key, default)
         if found is not value:
             raise ValueError(
                 f"model_config.spec_params.{key}: {found!r} is not supported, "
@@ -332,18 +333,12 @@ def _front_end(model_config):
             f"model_config.spec_params.{unknown[0]}: unknown option"
         )
     kind = model_config["feat_type"]
-    if kind in ("tf", "tf_mel"):
-        if not normalize:
-            raise ValueError(
-                "model_config.spec_params.norm_signal: only True is supported "
-                "with feat_type 'tf'"
-            )
-        return LogMel(model_config["F"])
-    if kind in ("pt", "pt_mel"):
-        return TorchaudioLogMel(model_config["F"], normalize=normalize)
-    raise ValueError(
-        f"model_config.feat_type: {kind!r} is not supported, only 'tf' and 'pt'"
-    )
+    if kind not in ("tf", "tf_mel"):
+        raise ValueError(
+            f"model_config.feat_type: {kind!r} is not supported, only 'tf', "
+            "which all released checkpoints have"
+        )
+    return LogMel(model_config["F"])
 
 
 def _stage(index, entry):
@@ -368,7 +363,7 @@ def check_front_end(front_end, constants):
 
     Arguments
     ---------
-    front_end : LogMel or TorchaudioLogMel
+    front_end : LogMel
         Our front-end.
     constants : dict of str to torch.Tensor
         The tensors of the file whose names begin with ``spec.``; none at all
@@ -399,20 +394,17 @@ def check_front_end(front_end, constants):
 
 def _front_end_constants(front_end):
     """Bit for bit what the published code builds, by their names there."""
-    constants = {"1.flipped_filter": torch.tensor([[[-PRE_EMPHASIS, 1.0]]])}
-    if isinstance(front_end, TorchaudioLogMel):
-        constants["2.spectrogram.window"] = front_end.window.clone()
-        constants["2.mel_scale.fb"] = front_end.mel_filters.clone()
-    else:
-        # The published code computes its DFT by products with windowed
-        # kernels. The order of operations decides the last bit.
-        bins = torch.arange(FFT_LENGTH // 2, dtype=torch.float64)
-        samples = torch.arange(WINDOW, dtype=torch.float64)
-        angle = 2 * torch.pi * samples * bins[:, None, None] / FFT_LENGTH
-        constants["2.real_kernel_pt"] = angle.cos().float() * front_end.window
-        constants["2.image_kernel_pt"] = angle.sin().float() * front_end.window
-        mel_filters = front_end.mel_filters.T.unsqueeze(2)
-        constants["2.melbanks_pt"] = mel_filters.contiguous()
+    # It computes its DFT by products with windowed kernels. The order of
+    # operations decides the last bit.
+    bins = torch.arange(FFT_LENGTH // 2, dtype=torch.float64)
+    samples = torch.arange(WINDOW, dtype=torch.float64)
+    angle = 2 * torch.pi * samples * bins[:, None, None] / FFT_LENGTH
+    constants = {
+        "1.flipped_filter": torch.tensor([[[-PRE_EMPHASIS, 1.0]]]),
+        "2.real_kernel_pt": angle.cos().float() * front_end.window,
+        "2.image_kernel_pt": angle.sin().float() * front_end.window,
+        "2.melbanks_pt": front_end.mel_filters.T.unsqueeze(2).contiguous(),
+    }
     return {
         f"spec.torchfbank.{name}": value for name, value in constants.items()
     }

@@ -9,6 +9,8 @@ Authors
 """
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from speechbrain.utils.checkpoints import (
@@ -16,7 +18,13 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Sampler
+
+# Of a corpus in shards so many are mixed at a time, and read one after the
+# other.
+SHARDS_AT_ONCE = 32
 
 
 class GlobalBatches(Sampler):
@@ -29,21 +37,23 @@ class GlobalBatches(Sampler):
 
     Arguments
     ---------
-    shards : numpy.ndarray
-        The shard of each utterance [utterances]. So that shards are read one
-        after the other, only so many are mixed at a time.
-    global_batch_size : int
+    shards
+        The shard of each utterance [utterances], from 0.
+    global_batch_size
         Utterances of an optimizer step.
-    batch_size : int
+    batch_size
         The most utterances of a batch.
-    seed : int
+    seed
         Seed of the order.
-    process : int
+    process
         Number of this process, from 0.
-    processes : int
+    processes
         Number of processes.
-    shards_at_once : int
-        Shards to mix.
+
+    Raises
+    ------
+    ValueError
+        If a global batch cannot be divided, or there are too few utterances.
 
     Example
     -------
@@ -57,13 +67,12 @@ class GlobalBatches(Sampler):
 
     def __init__(
         self,
-        shards,
-        global_batch_size,
-        batch_size,
-        seed,
-        process=0,
-        processes=1,
-        shards_at_once=32,
+        shards: np.ndarray,
+        global_batch_size: int,
+        batch_size: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
     ):
         if global_batch_size % processes:
             raise ValueError(
@@ -88,20 +97,19 @@ class GlobalBatches(Sampler):
         self.seed = seed
         self.process = process
         self.processes = processes
-        self.shards_at_once = shards_at_once
         self.steps = len(shards) // global_batch_size
         self.epoch = 1
         self.first_step = 0
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Another order, from its beginning; called by SpeechBrain's Brain."""
         self.epoch = epoch
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches of a whole epoch."""
         return self.steps * self.accumulation
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         """Yields lists of positions, from step ``first_step`` on."""
         order = self._order()
         for step in range(self.first_step, self.steps):
@@ -112,13 +120,56 @@ class GlobalBatches(Sampler):
             )
             yield from parts[:, self.process].tolist()
 
-    def _order(self):
+    def _order(self) -> np.ndarray:
         random = np.random.default_rng([self.seed, self.epoch])
         shards = random.permutation(self.shards.max() + 1)
         window = np.empty_like(shards)
-        window[shards] = np.arange(len(shards)) // self.shards_at_once
+        window[shards] = np.arange(len(shards)) // SHARDS_AT_ONCE
         order = random.permutation(len(self.shards))
         return order[np.argsort(window[self.shards[order]], kind="stable")]
+
+
+def check_batch_norm(
+    batches: GlobalBatches, network: nn.Module, synchronized: bool
+) -> None:
+    """Refuses batches of one utterance for a network that cannot train on them.
+
+    Arguments
+    ---------
+    batches
+        The batches.
+    network
+        The network, which is put into training mode.
+    synchronized
+        Whether its statistics are those of all processes.
+
+    Raises
+    ------
+    ValueError
+        If BatchNorm would see one utterance.
+
+    Example
+    -------
+    >>> batches = GlobalBatches(np.zeros(9, dtype=int), 3, 2, seed=1)
+    >>> check_batch_norm(batches, nn.Linear(2, 2), synchronized=False)
+    >>> check_batch_norm(batches, nn.BatchNorm1d(2), synchronized=False)
+    Traceback (most recent call last):
+    ValueError: global_batch_size: 3 for 1 process(es) can be divided into \
+parts of one utterance only, and BatchNorm needs two; pass another \
+global_batch_size or a larger batch_size
+    """
+    together = synchronized and batches.processes > 1
+    normalizes = any(
+        isinstance(module, _BatchNorm) and module.training
+        for module in network.train().modules()
+    )
+    if batches.batch_size == 1 and normalizes and not together:
+        raise ValueError(
+            f"global_batch_size: {batches.global_batch_size} for "
+            f"{batches.processes} process(es) can be divided into parts of "
+            "one utterance only, and BatchNorm needs two; pass another "
+            "global_batch_size or a larger batch_size"
+        )
 
 
 @register_checkpoint_hooks
@@ -139,7 +190,7 @@ class EpochProgress:
     def __init__(self):
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Starts an epoch."""
         self.utterances = 0
         self.correct = 0
@@ -148,16 +199,13 @@ class EpochProgress:
         self.seconds_waiting = 0.0  # for data
 
     @mark_as_saver
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Saves it as JSON, for SpeechBrain's Checkpointer."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(vars(self), file)
+        path.write_text(json.dumps(vars(self)), encoding="utf-8")
 
     @mark_as_loader
-    def load(self, path, end_of_epoch):
+    def load(self, path: Path, end_of_epoch: bool) -> None:
         """Goes on from where it was, or starts the next epoch."""
         self.reset()
-        if end_of_epoch:
-            return
-        with open(path, encoding="utf-8") as file:
-            vars(self).update(json.load(file))
+        if not end_of_epoch:
+            vars(self).update(json.loads(path.read_text(encoding="utf-8")))

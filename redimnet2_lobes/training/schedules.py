@@ -3,7 +3,8 @@
 A schedule counts its calls: call it once before every optimizer step (in
 ``Brain.on_fit_batch_start``), since the first call sets the value of step 0.
 Put it among the recoverables of the checkpointer, and a resumed run continues
-the curve.
+the curve. Epochs may be fractions; an argument out of its range is a
+ValueError.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -11,30 +12,27 @@ Authors
 
 import json
 import math
-from numbers import Real
+from pathlib import Path
 
+import torch
 from speechbrain.nnet.losses import AdditiveAngularMargin
 from speechbrain.utils import checkpoints
+
+from redimnet2_lobes.training.settings import require_number, require_positive
 
 
 @checkpoints.register_checkpoint_hooks
 class _StepSchedule:
-    """Counts steps and translates them to epochs.
+    """Counts steps and translates them to epochs."""
 
-    Arguments
-    ---------
-    steps_per_epoch : int
-        Calls per epoch, or None if it is known later.
-    """
-
-    def __init__(self, steps_per_epoch):
+    def __init__(self, steps_per_epoch: int | None):
         self.step = 0
         self._steps_per_epoch = None
         if steps_per_epoch is not None:
             self.steps_per_epoch = steps_per_epoch
 
     @property
-    def steps_per_epoch(self):
+    def steps_per_epoch(self) -> int | None:
         """Calls per epoch: optimizer steps, not utterances.
 
         Set it once the data is read, before the first call. Setting another
@@ -44,7 +42,7 @@ class _StepSchedule:
         return self._steps_per_epoch
 
     @steps_per_epoch.setter
-    def steps_per_epoch(self, steps_per_epoch):
+    def steps_per_epoch(self, steps_per_epoch: int) -> None:
         if not isinstance(steps_per_epoch, int) or steps_per_epoch < 1:
             raise ValueError(
                 "steps_per_epoch must be a positive integer, got "
@@ -55,24 +53,8 @@ class _StepSchedule:
             self.step = round(self.step * ratio)
         self._steps_per_epoch = steps_per_epoch
 
-    def value_at(self, step):
-        """Returns the scheduled value at a step.
-
-        Arguments
-        ---------
-        step : int
-            The step, counted from 0 at the start of training.
-
-        Returns
-        -------
-        value : float
-            The learning rate or the margin.
-
-        Raises
-        ------
-        ValueError
-            If steps_per_epoch is not set.
-        """
+    def value_at(self, step: int) -> float:
+        """The learning rate or the margin of a step, counted from 0."""
         if self._steps_per_epoch is None:
             raise ValueError(
                 "steps_per_epoch is not set: give the number of batches per "
@@ -80,25 +62,23 @@ class _StepSchedule:
             )
         return self._value_after(step / self._steps_per_epoch)
 
-    def _value_after(self, epochs_passed):
+    def _value_after(self, epochs_passed: float) -> float:
         raise NotImplementedError
 
     @checkpoints.mark_as_saver
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Saves the position as JSON, for SpeechBrain's Checkpointer."""
         position = {
             "step": self.step,
             "steps_per_epoch": self._steps_per_epoch,
         }
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(position, file)
+        path.write_text(json.dumps(position), encoding="utf-8")
 
     @checkpoints.mark_as_loader
-    def load(self, path, end_of_epoch=False):
+    def load(self, path: Path, end_of_epoch: bool = False) -> None:
         """Continues from a saved position, for SpeechBrain's Checkpointer."""
         del end_of_epoch  # The step alone says where the run was.
-        with open(path, encoding="utf-8") as file:
-            position = json.load(file)
+        position = json.loads(path.read_text(encoding="utf-8"))
         current = self._steps_per_epoch
         self.step = position["step"]
         self._steps_per_epoch = position["steps_per_epoch"]
@@ -107,62 +87,45 @@ class _StepSchedule:
 
 
 class _WarmupSchedule(_StepSchedule):
-    """A learning rate that starts with a linear warm-up from zero.
+    """A learning rate that starts with a linear warm-up from zero."""
 
-    Arguments
-    ---------
-    initial_lr : float
-        The learning rate without warm-up and decay.
-    warmup_epochs : float
-        Length of the warm-up in epochs.
-    steps_per_epoch : int
-        Calls per epoch, or None if it is known later.
-    scale : float
-        Factor of the whole curve.
-    """
-
-    def __init__(self, initial_lr, warmup_epochs, steps_per_epoch, scale):
-        _require_positive("initial_lr", initial_lr)
-        _require_not_negative("warmup_epochs", warmup_epochs)
-        _require_positive("scale", scale)
+    def __init__(
+        self,
+        initial_lr: float,
+        warmup_epochs: float,
+        steps_per_epoch: int | None,
+        scale: float,
+    ):
+        require_positive("initial_lr", initial_lr)
+        require_number("warmup_epochs", warmup_epochs)
+        require_positive("scale", scale)
         super().__init__(steps_per_epoch)
         self.initial_lr = initial_lr
         self.warmup_epochs = warmup_epochs
         self.scale = scale
 
-    def __call__(self, optimizer):
-        """Sets the learning rate of this step in every parameter group.
-
-        Arguments
-        ---------
-        optimizer : torch.optim.Optimizer
-            The optimizer.
-
-        Returns
-        -------
-        lr : float
-            The learning rate.
-        """
+    def __call__(self, optimizer: torch.optim.Optimizer) -> float:
+        """Sets this step's learning rate, and returns it."""
         lr = self.value_at(self.step)
         for group in optimizer.param_groups:
             group["lr"] = lr
         self.step += 1
         return lr
 
-    def _value_after(self, epochs_passed):
+    def _value_after(self, epochs_passed: float) -> float:
         lr = self.scale * self.initial_lr
         if epochs_passed < self.warmup_epochs:
             lr *= epochs_passed / self.warmup_epochs
         return lr * self._decay_after(epochs_passed)
 
-    def _decay_after(self, epochs_passed):
+    def _decay_after(self, epochs_passed: float) -> float:
         raise NotImplementedError
 
 
 class WarmupExponentialSchedule(_WarmupSchedule):
     """Exponential decay of the learning rate with a linear warm-up from zero.
 
-    After x epochs (a fraction, by steps) the learning rate is::
+    After x epochs the learning rate is::
 
         scale * min(x / warmup_epochs, 1)
         * initial_lr * (final_lr / initial_lr) ** (x / epochs)
@@ -173,59 +136,47 @@ class WarmupExponentialSchedule(_WarmupSchedule):
 
     Arguments
     ---------
-    initial_lr : float
+    initial_lr
         The learning rate from which the decay starts.
-    final_lr : float
+    final_lr
         The learning rate at the end of training.
-    warmup_epochs : float
-        Length of the warm-up in epochs; 0 for none.
-    epochs : float
-        Length of training in epochs.
-    steps_per_epoch : int
+    warmup_epochs
+        Length of the warm-up; 0 for none.
+    epochs
+        Length of training.
+    steps_per_epoch
         Optimizer steps per epoch. It may be left out here and set as an
         attribute when the data is read.
-    scale : float
+    scale
         Factor of the whole curve: as a rule, global batch / 64.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range.
 
     Example
     -------
-    >>> import torch
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
     >>> schedule = WarmupExponentialSchedule(
     ...     initial_lr=0.1, final_lr=0.001, warmup_epochs=1, epochs=2
     ... )
     >>> schedule.steps_per_epoch = 2
-    >>> for _ in range(5):
-    ...     lr = schedule(optimizer)
-    ...     print(f"{optimizer.param_groups[0]['lr']:.5f}")
-    0.00000
-    0.01581
-    0.01000
-    0.00316
-    0.00100
+    >>> [round(schedule(optimizer), 5) for _ in range(5)]
+    [0.0, 0.01581, 0.01, 0.00316, 0.001]
     """
 
     def __init__(
         self,
-        initial_lr,
-        final_lr,
-        warmup_epochs,
-        epochs,
-        steps_per_epoch=None,
-        scale=1.0,
+        initial_lr: float,
+        final_lr: float,
+        warmup_epochs: float,
+        epochs: float,
+        steps_per_epoch: int | None = None,
+        scale: float = 1.0,
     ):
-        _require_positive("final_lr", final_lr)
-        _require_positive("epochs", epochs)
+        require_positive("final_lr", final_lr)
+        require_positive("epochs", epochs)
         super().__init__(initial_lr, warmup_epochs, steps_per_epoch, scale)
         self.final_lr = final_lr
         self.epochs = epochs
 
-    def _decay_after(self, epochs_passed):
+    def _decay_after(self, epochs_passed: float) -> float:
         decay = math.log(self.final_lr / self.initial_lr)
         return math.exp(decay * min(epochs_passed / self.epochs, 1))
 
@@ -234,67 +185,53 @@ class WarmupPlateauSchedule(_WarmupSchedule):
     """Linear warm-up from zero, a plateau, then smooth halvings.
 
     The learning rate rises to scale * initial_lr, stays there for the epochs of
-    the plateau, and x epochs (a fraction, by steps) after its end is::
+    the plateau, and x epochs after its end is::
 
         scale * initial_lr * 0.5 ** (x / halving_epochs)
 
     Arguments
     ---------
-    initial_lr : float
+    initial_lr
         The learning rate of the plateau.
-    warmup_epochs : float
-        Length of the warm-up in epochs; 0 for none.
-    plateau_epochs : float
-        Length of the plateau in epochs, from the end of the warm-up on.
-    halving_epochs : float
+    warmup_epochs
+        Length of the warm-up; 0 for none.
+    plateau_epochs
+        Length of the plateau, from the end of the warm-up on.
+    halving_epochs
         Epochs in which the learning rate halves after the plateau.
-    steps_per_epoch : int
+    steps_per_epoch
         Optimizer steps per epoch. It may be left out here and set as an
         attribute when the data is read.
-    scale : float
+    scale
         Factor of the whole curve: as a rule, global batch / 64.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range.
 
     Example
     -------
-    >>> import torch
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
     >>> schedule = WarmupPlateauSchedule(
     ...     initial_lr=0.1, warmup_epochs=1, plateau_epochs=1, halving_epochs=1
     ... )
     >>> schedule.steps_per_epoch = 2
-    >>> for _ in range(7):
-    ...     lr = schedule(optimizer)
-    ...     print(f"{optimizer.param_groups[0]['lr']:.5f}")
-    0.00000
-    0.05000
-    0.10000
-    0.10000
-    0.10000
-    0.07071
-    0.05000
+    >>> [round(schedule(optimizer), 5) for _ in range(7)]
+    [0.0, 0.05, 0.1, 0.1, 0.1, 0.07071, 0.05]
     """
 
     def __init__(
         self,
-        initial_lr,
-        warmup_epochs,
-        plateau_epochs,
-        halving_epochs,
-        steps_per_epoch=None,
-        scale=1.0,
+        initial_lr: float,
+        warmup_epochs: float,
+        plateau_epochs: float,
+        halving_epochs: float,
+        steps_per_epoch: int | None = None,
+        scale: float = 1.0,
     ):
-        _require_not_negative("plateau_epochs", plateau_epochs)
-        _require_positive("halving_epochs", halving_epochs)
+        require_number("plateau_epochs", plateau_epochs)
+        require_positive("halving_epochs", halving_epochs)
         super().__init__(initial_lr, warmup_epochs, steps_per_epoch, scale)
         self.plateau_epochs = plateau_epochs
         self.halving_epochs = halving_epochs
 
-    def _decay_after(self, epochs_passed):
+    def _decay_after(self, epochs_passed: float) -> float:
         plateau_end = self.warmup_epochs + self.plateau_epochs
         decaying = max(epochs_passed - plateau_end, 0)
         return 0.5 ** (decaying / self.halving_epochs)
@@ -303,34 +240,27 @@ class WarmupPlateauSchedule(_WarmupSchedule):
 class MarginSchedule(_StepSchedule):
     """Lets the margin of a loss grow, fast at first and then ever slower.
 
-    The margin is initial_margin before epoch increase_start_epoch and
-    final_margin from epoch fix_start_epoch on. At a fraction x of the way
-    between, a share of 1 - r^x of the difference has been added, with
+    At a fraction x of the way from increase_start_epoch to fix_start_epoch, a
+    share of 1 - r^x of the difference has been added, with
     r = 0.001 / (1 + 1e-6) as in the published application.
 
     Arguments
     ---------
-    initial_margin : float
+    initial_margin
         The margin at the start of training.
-    final_margin : float
+    final_margin
         The margin at the end.
-    increase_start_epoch : float
+    increase_start_epoch
         The epoch (counted from 1) at whose start the margin begins to grow.
-    fix_start_epoch : float
+    fix_start_epoch
         The epoch (counted from 1) from whose start the margin is final.
-    steps_per_epoch : int
+    steps_per_epoch
         Optimizer steps per epoch. It may be left out here and set as an
         attribute when the data is read.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range.
 
     Example
     -------
     >>> from redimnet2_lobes.training.losses import SphereFace2
-    >>> compute_loss = SphereFace2()
     >>> schedule = MarginSchedule(
     ...     initial_margin=0.0,
     ...     final_margin=0.2,
@@ -338,58 +268,37 @@ class MarginSchedule(_StepSchedule):
     ...     fix_start_epoch=3,
     ... )
     >>> schedule.steps_per_epoch = 2
-    >>> for _ in range(5):
-    ...     margin = schedule(compute_loss)
-    ...     print(f"{compute_loss.margin:.4f}")
-    0.0000
-    0.0000
-    0.0000
-    0.1937
-    0.2000
+    >>> [round(schedule(SphereFace2()), 4) for _ in range(5)]
+    [0.0, 0.0, 0.0, 0.1937, 0.2]
     """
 
     def __init__(
         self,
-        initial_margin,
-        final_margin,
-        increase_start_epoch,
-        fix_start_epoch,
-        steps_per_epoch=None,
+        initial_margin: float,
+        final_margin: float,
+        increase_start_epoch: float,
+        fix_start_epoch: float,
+        steps_per_epoch: int | None = None,
     ):
-        _require_not_negative("initial_margin", initial_margin)
-        _require_not_negative("final_margin", final_margin)
-        _require(
-            "increase_start_epoch",
-            increase_start_epoch,
-            "from 1 on",
-            lambda v: v >= 1,
-        )
-        _require(
-            "fix_start_epoch",
-            fix_start_epoch,
-            f"from increase_start_epoch ({increase_start_epoch}) on",
-            lambda v: v >= increase_start_epoch,
-        )
+        require_number("initial_margin", initial_margin)
+        require_number("final_margin", final_margin)
+        require_number("increase_start_epoch", increase_start_epoch, 1)
+        require_number("fix_start_epoch", fix_start_epoch, increase_start_epoch)
         super().__init__(steps_per_epoch)
         self.initial_margin = initial_margin
         self.final_margin = final_margin
         self.increase_start_epoch = increase_start_epoch
         self.fix_start_epoch = fix_start_epoch
 
-    def __call__(self, loss):
-        """Sets the margin of this step.
+    def __call__(self, loss: torch.nn.Module) -> float:
+        """Sets this step's margin, and returns it.
 
         Arguments
         ---------
-        loss : torch.nn.Module
+        loss
             A loss with an attribute ``margin``, or a wrapper of one
             (SpeechBrain's LogSoftmaxWrapper, torch's
             DistributedDataParallel).
-
-        Returns
-        -------
-        margin : float
-            The margin.
 
         Raises
         ------
@@ -397,11 +306,11 @@ class MarginSchedule(_StepSchedule):
             If the loss has no margin that can be changed.
         """
         margin = self.value_at(self.step)
-        _unwrap(loss).margin = margin
+        _with_margin(loss).margin = margin
         self.step += 1
         return margin
 
-    def _value_after(self, epochs_passed):
+    def _value_after(self, epochs_passed: float) -> float:
         epoch = epochs_passed + 1
         if epoch >= self.fix_start_epoch:
             return self.final_margin
@@ -417,7 +326,7 @@ class MarginSchedule(_StepSchedule):
         )
 
 
-def _unwrap(loss):
+def _with_margin(loss: torch.nn.Module) -> torch.nn.Module:
     """The module that holds the margin."""
     inner = getattr(loss, "module", loss)
     inner = getattr(inner, "loss_fn", inner)
@@ -432,16 +341,3 @@ def _unwrap(loss):
             "margin schedule or take a loss with a margin"
         )
     return inner
-
-
-def _require(key, value, rule, holds):
-    if not isinstance(value, Real) or not holds(value):
-        raise ValueError(f"{key} must be a number {rule}, got {value!r}")
-
-
-def _require_positive(key, value):
-    _require(key, value, "greater than 0", lambda v: v > 0)
-
-
-def _require_not_negative(key, value):
-    _require(key, value, "from 0 on", lambda v: v >= 0)

@@ -36,7 +36,6 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger, WandBLogger
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from voxceleb_prepare import prepare_voxceleb
@@ -60,7 +59,11 @@ from redimnet2_lobes.recipe.settings import check_at_least, check_types
 from redimnet2_lobes.scoring.backends import CosineBackend, trial_scores
 from redimnet2_lobes.scoring.metrics import EER
 from redimnet2_lobes.scoring.plots import plot_training_curves
-from redimnet2_lobes.training.batches import EpochProgress, GlobalBatches
+from redimnet2_lobes.training.batches import (
+    EpochProgress,
+    GlobalBatches,
+    check_batch_norm,
+)
 from redimnet2_lobes.training.checkpointer import (
     keep_speakers,
     training_settings,
@@ -578,31 +581,6 @@ def load_validation(hparams):
     return trials, paths
 
 
-def check_parts(batches, hparams):
-    """Refuses parts of one utterance for a network that cannot train on them.
-
-    Arguments
-    ---------
-    batches : GlobalBatches
-        The batches.
-    hparams : dict
-        Hyperparameters.
-    """
-    together = hparams["synchronize_batchnorm"] and batches.processes > 1
-    normalizes = any(
-        isinstance(module, _BatchNorm) and module.training
-        for module in hparams["embedding_model"].train().modules()
-    )
-    if batches.batch_size == 1 and normalizes and not together:
-        raise ValueError(
-            f"global_batch_size: {batches.global_batch_size} for "
-            f"{batches.processes} process(es) and batch_size "
-            f"{hparams['batch_size']} can be divided into parts of one "
-            "utterance only, and BatchNorm needs two; pass another "
-            "global_batch_size or a larger batch_size"
-        )
-
-
 def build_brain(hparams, run_opts):
     """Reads the lists and puts together all that trains.
 
@@ -637,7 +615,9 @@ def build_brain(hparams, run_opts):
         process=int(os.environ.get("RANK", 0)),
         processes=int(os.environ.get("WORLD_SIZE", 1)),
     )
-    check_parts(batches, hparams)
+    check_batch_norm(
+        batches, hparams["embedding_model"], hparams["synchronize_batchnorm"]
+    )
     hparams["lr_schedule"].steps_per_epoch = batches.steps
     hparams["lr_schedule"].scale = batches.global_batch_size / 64
     hparams["margin_schedule"].steps_per_epoch = batches.steps
