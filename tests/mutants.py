@@ -79,11 +79,10 @@ def lay_out(group):
     """
     folder = BUILD / group
     recipe = REPOSITORY / "recipes" / "VoxCeleb"
-    sources = [*recipe.glob("*.py"), *recipe.glob("SpeakerRec/*.py")]
+    sources = recipe.rglob("*.py")
     places = {path.name: path for path in sources}
-    for package in (REPOSITORY / PACKAGE, recipe / "demo_corpus_builder"):
-        for path in package.rglob("*.py"):
-            places[f"{path.relative_to(package.parent)}"] = path
+    for path in (REPOSITORY / PACKAGE).rglob("*.py"):
+        places[f"{path.relative_to(REPOSITORY)}"] = path
     for place, path in places.items():
         copy = folder / place
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,12 @@ import numpy as np
 import prepare_demo_corpus
 import pytest
 import soundfile
-from demo_corpus_builder.clips import read_clip
-from demo_corpus_builder.corpus_folder import CorpusError
-from demo_corpus_builder.settings import SETTINGS
-from demo_corpus_builder.synthetic_corpus import write_synthetic_corpus
+from clips import read_clip
+from corpus_folder import CorpusError
 from prepare_demo_corpus import build_demo_corpus
+from settings import SETTINGS
 from speechbrain.dataio import audio_io
+from synthetic_corpus import write_synthetic_corpus
 from synthetic_voices import synthetic_utterance
 
 TEST_LANGUAGES = [

@@ -18,7 +18,17 @@ from redimnet2_lobes.recipe.command_line import RUN_OPTIONS
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "VoxCeleb"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    RECIPE / "README.md",
+    RECIPE / "SpeakerRec" / "README.md",
+    RECIPE / "demo_corpus" / "README.md",
+]
+
+
+def title(page):
+    return f"{page.parent.name}/{page.stem}"
 
 
 def python_blocks(page):
@@ -34,14 +44,14 @@ def commands(page):
 
 def with_program(program):
     return [
-        pytest.param(shlex.split(line), id=f"{page.stem}: {line[:60]}")
+        pytest.param(shlex.split(line), id=f"{title(page)}: {line[:60]}")
         for page in PAGES
         for line in commands(page)
         if re.match(program, line)
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=title)
 def test_python_blocks_name_what_there_is(page):
     for block in python_blocks(page):
         tree = ast.parse(block)
@@ -112,7 +122,8 @@ def test_the_site_is_built(tmp_path):
 
 
 def test_links_of_the_readmes():
-    pages = itertools.chain(PAGES[:1], ROOT.glob("tests/**/README.md"))
+    readmes = (page for page in PAGES if page.name == "README.md")
+    pages = itertools.chain(readmes, ROOT.glob("tests/**/README.md"))
     for page in pages:
         for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if "://" not in link:

@@ -131,7 +131,7 @@ def main(arguments):
 
     flags = ["--synthetic"] if options.synthetic else []
     run(
-        os.path.relpath(HERE.parent / "prepare_demo_corpus.py"),
+        os.path.relpath(HERE.parent / "demo_corpus/prepare_demo_corpus.py"),
         corpus,
         f"--cache={folder / 'cache'}",
         *flags,

@@ -7,15 +7,14 @@ Authors
 
 import pathlib
 
-from synthetic_voices import synthetic_utterance
-from tqdm import tqdm
-
-from demo_corpus_builder.corpus_folder import (
+from corpus_folder import (
     Utterance,
     find_corpus,
     write_corpus,
 )
-from demo_corpus_builder.settings import SETTINGS
+from settings import SETTINGS
+from synthetic_voices import synthetic_utterance
+from tqdm import tqdm
 
 
 def write_synthetic_corpus(

@@ -14,11 +14,11 @@ the layout of VoxCeleb::
 
 Where apt-get is missing or a download fails, synthetic voices take over; the
 output and ``corpus.json`` say so. ``README.md`` beside this file names the
-origins and licences. The steps are in ``demo_corpus_builder``.
+origins and licences, and the modules, one for each step.
 
 Example
 -------
-python prepare_demo_corpus.py demo_corpus
+python prepare_demo_corpus.py corpus
 
 Authors
 -------
@@ -30,10 +30,10 @@ import logging
 import sys
 
 import torch
-from demo_corpus_builder.corpus_folder import CorpusError
-from demo_corpus_builder.debian_packages import PackageError
-from demo_corpus_builder.real_corpus import write_real_corpus
-from demo_corpus_builder.synthetic_corpus import write_synthetic_corpus
+from corpus_folder import CorpusError
+from debian_packages import PackageError
+from real_corpus import write_real_corpus
+from synthetic_corpus import write_synthetic_corpus
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,8 @@ import os
 import random
 import shutil
 
+from settings import FORMAT_VERSION, SETTINGS
 from speechbrain.dataio import audio_io
-
-from demo_corpus_builder.settings import FORMAT_VERSION, SETTINGS
 
 logger = logging.getLogger(__name__)
 

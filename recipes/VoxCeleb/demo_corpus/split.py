@@ -8,9 +8,9 @@ Authors
 import collections
 import random
 
-from demo_corpus_builder.clips import join_clips, split_long_clip
-from demo_corpus_builder.corpus_folder import CorpusError, Utterance
-from demo_corpus_builder.settings import SETTINGS
+from clips import join_clips, split_long_clip
+from corpus_folder import CorpusError, Utterance
+from settings import SETTINGS
 
 # Its sound is changed by effects, so that it says nothing about a speaker.
 ROBOT = "hedgewars-Robot"

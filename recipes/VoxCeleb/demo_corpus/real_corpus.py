@@ -9,18 +9,17 @@ import collections
 import itertools
 import pathlib
 
-from tqdm import tqdm
-
-from demo_corpus_builder.clips import read_clips
-from demo_corpus_builder.corpus_folder import find_corpus, write_corpus
-from demo_corpus_builder.debian_packages import unpacked_package
-from demo_corpus_builder.settings import SETTINGS
-from demo_corpus_builder.speakers import (
+from clips import read_clips
+from corpus_folder import find_corpus, write_corpus
+from debian_packages import unpacked_package
+from settings import SETTINGS
+from speakers import (
     PACKAGES,
     drop_duplicates,
     find_sources,
 )
-from demo_corpus_builder.split import choose_speakers, make_utterances
+from split import choose_speakers, make_utterances
+from tqdm import tqdm
 
 
 def write_real_corpus(output_folder, cache_folder):

@@ -11,11 +11,10 @@ import collections
 import concurrent.futures
 
 import torch
+from settings import SETTINGS
 from speechbrain.dataio import audio_io
 from speechbrain.utils.parallel import get_available_cpu_count, parallel_map
 from torchaudio.functional import resample
-
-from demo_corpus_builder.settings import SETTINGS
 
 HOP = SETTINGS["sample_rate"] // 100  # samples; 10 ms
 
