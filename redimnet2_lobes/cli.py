@@ -493,14 +493,14 @@ def export(model, output, features, int8):
     return f"{output}: within {difference:.1e} of torch's embeddings"
 
 
-@command("redimnet2_b3 --output=my_b3.yaml")
+@command("b3 --output=my_b3.yaml")
 @click.argument("name", required=False)
 @click.option("--output", metavar="FILE.yaml", help="Copy it to a new file.")
 def hparams(name, output):
     """Shows where the hyperparameters of a configuration are.
 
-    NAME is that of a file of hparams/, such as redimnet2_b3; without it all are
-    listed.
+    NAME is that of a file of hparams/, such as verification_redimnet2, or a
+    variant, such as b3 or b3_lm; without it all are listed.
     """
     folder = Path(__file__).parent / "hparams"
     if not folder.is_dir():  # in a checkout it stands beside the package
@@ -508,11 +508,12 @@ def hparams(name, output):
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name is None:
         return "\n".join(names)
-    if name not in names:
+    stem = name if name in names else f"redimnet2_{name}"
+    if stem not in names:
         raise ValueError(
             f"{name}: no such configuration; there are {', '.join(names)}"
         )
-    path = folder / f"{name}.yaml"
+    path = folder / f"{stem}.yaml"
     if output is None:
         return str(path)
     if os.path.exists(output):

@@ -750,4 +750,15 @@ def test_hyperparameters(run, error_of, tmp_path, monkeypatch):
     assert copy.read_text() == path.read_text()
     line = error_of("hparams", "redimnet2_b3", f"--output={copy}")
     assert "exists already" in line
-    assert "b3: no such configuration; there are" in error_of("hparams", "b3")
+    line = error_of("hparams", "b9")
+    assert "b9: no such configuration; there are" in line
+    assert "redimnet2_b3_lm" in line
+
+
+@pytest.mark.parametrize("variant", ["b3", "b3_lm"])
+def test_hyperparameters_by_variant(run, tmp_path, variant):
+    path = Path(run("hparams", variant).strip())
+    assert path.name == f"redimnet2_{variant}.yaml"
+    copy = tmp_path / "own.yaml"
+    run("hparams", variant, f"--output={copy}")
+    assert copy.read_text() == path.read_text()
