@@ -62,6 +62,8 @@ def test_the_wheel_by_itself(environment):
     expected = (ROOT / "hparams" / "redimnet2_b3.yaml").read_text()
     assert Path(path).read_text() == expected
     run(environment, "-c", program, "hparams", "demo_redimnet2_b0")
+    (package,) = environment.glob("lib/*/site-packages/redimnet2_lobes")
+    assert (package / "py.typed").is_file()
     # Every module is in it, from the root's names to a network.
     found = run(
         environment,
