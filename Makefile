@@ -1,8 +1,8 @@
 # make demo   builds a small corpus of real voices, trains B0 and verifies
-# make test   lint, doctests and the tests not marked slow
+# make test   lint, doctests and the tests not marked slow, with their coverage
 # make test-all  the slow ones as well, as .ci/run does
 # make bench  measures speed and memory (tests/benchmarks/README.md)
-# make lint   ruff alone
+# make lint   ruff, codespell, yamllint (.pre-commit-config.yaml)
 # make docs   the documentation, as a site in build/docs
 # make mutants [MODULES=...]   breaks the code on purpose (tests/README.md)
 #
@@ -16,9 +16,12 @@ export PYTHONUNBUFFERED := 1
 demo: .venv/complete
 	$(BIN)/python recipes/VoxCeleb/SpeakerRec/demo.py demo
 
-test: MARKS := -m "not slow"
-test test-all: lint
-	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(MARKS)
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
+test: lint
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
+
+test-all: test
+	$(PYTEST) -m slow
 
 bench: .venv/complete
 	$(BIN)/python tests/benchmarks/benchmark.py
@@ -30,8 +33,7 @@ mutants: .venv/complete
 	$(BIN)/python tests/mutants.py $(MODULES)
 
 lint: .venv/complete
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/pre-commit run --all-files
 
 .venv/complete: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv || \
