@@ -3,9 +3,9 @@
 The rooms, each of which imports from those below it only:
 
  * cli: the command ``redimnet2``
+ * recipe: what the scripts of a recipe share: command line, YAML, checks
  * door: loads a model, whatever it is kept as
  * onnx: export to ONNX, and running it
- * recipe: what the scripts of a recipe share: command line, YAML, checks
  * training: losses, schedules, batches, checkpoints, fine-tuning
  * pretrained: model folders, published checkpoints, the hub
  * scoring: from embeddings to scores, error rates, thresholds and plots
@@ -56,6 +56,9 @@ HOMES = {
     "WarmupExponentialSchedule": "training.schedules",
     "WarmupPlateauSchedule": "training.schedules",
     "encode_utterances": "inference.encode",
+    "extract_embeddings": "inference.embedding_cache",
+    "adaptive_s_norm": "scoring.evaluate",
+    "evaluate": "scoring.evaluate",
     "ModelPretrainer": "pretrained.loading",
     "load": "door",
     "NoSpeakerClasses": "pretrained.model_folder",

@@ -32,6 +32,7 @@ GROUPS = {
             f"{PACKAGE}/training/schedules",
             f"{PACKAGE}/training/fine_tuning",
             f"{PACKAGE}/training/checkpointer",
+            f"{PACKAGE}/training/averaging",
         ],
         [
             "training_set",
@@ -48,9 +49,10 @@ GROUPS = {
     ),
     "scoring": (
         [
-            "verification",
             "speaker_verification_cosine",
             "speaker_verification_plda",
+            f"{PACKAGE}/recipe/verification",
+            f"{PACKAGE}/scoring/evaluate",
             f"{PACKAGE}/scoring/backends",
             f"{PACKAGE}/scoring/calibration",
             f"{PACKAGE}/scoring/plda",

@@ -18,6 +18,7 @@ from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.loading import load_model, read_tensors
+from redimnet2_lobes.training.averaging import last_epochs
 from redimnet2_lobes.training.checkpointer import CompleteCheckpointer
 from redimnet2_lobes.training.losses import SphereFace2
 
@@ -277,7 +278,7 @@ def test_faults_in_one_checkpoint(training, tmp_path, fault, age):
     harmed = Training.__new__(Training)
     harmed.folder = tmp_path / "training"
     shutil.copytree(training.folder, harmed.folder)
-    found = average_checkpoints.last_epochs(harmed.folder / "save", 3)
+    found = last_epochs(harmed.folder / "save", 3)
     harm(found[age].path / name)
     refuse(harmed, tmp_path, message)
 

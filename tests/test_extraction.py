@@ -18,6 +18,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 
 from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.files.error_lines import one_line
+from redimnet2_lobes.inference import embedding_files
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
@@ -177,7 +178,7 @@ def test_kaldi(extract, corpus, model, monkeypatch, tmp_path):
 
 
 def test_parquet(extract, corpus, model, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS_PER_GROUP", 3)
+    monkeypatch.setattr(embedding_files, "ROWS_PER_GROUP", 3)
     results = extract(format="parquet", maximum_seconds=0.25)
     table = parquet.read_table(results / "embeddings.parquet")
     assert (

@@ -18,17 +18,18 @@ from matplotlib.image import imread
 from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils import metric_stats
-from verification import Verification
 
+from redimnet2_lobes import door
 from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.data.trial_files import read_trial_lists
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.variants import VARIANTS
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.hparams import build_hparam, load_hparams
 from redimnet2_lobes.scoring import report
-from redimnet2_lobes.scoring.backends import CosineBackend
 from redimnet2_lobes.scoring.metrics import Cllr, actDCF, minCllr
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -36,20 +37,20 @@ HPARAMS = REPOSITORY / "hparams" / "verification_redimnet2.yaml"
 
 SPEAKERS, UTTERANCES = 3, 4
 
-# A training YAML cut down to what verification reads, with the network below.
-SMALL_VARIANT = """\
-data_folder: !PLACEHOLDER
-output_folder: !PLACEHOLDER
-base_channels: 4
-embedding_model: !new:redimnet2_lobes.ReDimNet2
-    front_end: !new:redimnet2_lobes.LogMel
-    base_channels: !ref <base_channels>
-    embedding_size: 16
-    stages:
-        - {frequency_stride: 2, time_stride: 2,
-           blocks: 1, expansion: 1, reduction: 8}
-trainer: !apply:builtins.open [!ref <output_folder>/opened, w]
-"""
+# In place of b0: the network below.
+SMALL_VARIANT = {
+    "base_channels": 4,
+    "stages": [
+        {
+            "frequency_stride": 2,
+            "time_stride": 2,
+            "blocks": 1,
+            "expansion": 1,
+            "reduction": 8,
+        }
+    ],
+    "embedding_size": 16,
+}
 
 # Another architecture of SpeechBrain's, whose front-end is a module apart.
 ECAPA = """\
@@ -82,13 +83,7 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 
 def small_network():
     torch.manual_seed(1)
-    stage = {"blocks": 1, "expansion": 1, "reduction": 8}
-    return ReDimNet2(
-        LogMel(),
-        4,
-        [{"frequency_stride": 2, "time_stride": 2, **stage}],
-        embedding_size=16,
-    )
+    return ReDimNet2(LogMel(), **SMALL_VARIANT)
 
 
 @pytest.fixture(scope="module")
@@ -357,18 +352,11 @@ def test_results_that_cannot_be_kept_are_refused_first(
 
 
 def test_results_without_the_cosine_are_not_kept(corpus, model, tmp_path):
-    run = Verification(
-        [
-            str(HPARAMS),
-            f"--data_folder={corpus}",
-            f"--checkpoint={model}",
-            f"--output_folder={tmp_path}",
-            "--keep_results_with_model=True",
-            "--device=cpu",
-        ]
-    )
+    path = corpus / "veri_test2.txt"
+    (trial_list,) = read_trial_lists(str(path), corpus, tmp_path)
+    result = report.Result(trial_list, "another", torch.arange(66.0))
     with pytest.raises(ValueError, match="^keep_results.* only another"):
-        run.evaluate({"another": CosineBackend()})
+        report.report([result], {}, tmp_path, "model", keep_in=model)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -696,27 +684,29 @@ def test_a_model_folder_of_another_architecture(verify, tmp_path):
 
 
 @pytest.fixture
-def weights_file(tmp_path, model):
-    """Bare weights, beside a verification YAML with a small variant b0."""
-    shutil.copy(HPARAMS, tmp_path)
-    (tmp_path / "redimnet2_b0.yaml").write_text(SMALL_VARIANT)
+def weights_file(tmp_path, model, monkeypatch):
+    """Bare weights of a small variant b0."""
+    monkeypatch.setitem(VARIANTS, "b0", SMALL_VARIANT)
     checkpoint = tmp_path / "CKPT+last" / "embedding_model.ckpt"
     checkpoint.parent.mkdir()
     shutil.copy(model / "embedding_model.ckpt", checkpoint)
     return checkpoint
 
 
-def test_bare_weights_score_as_the_model_folder(
-    verify, model, weights_file, tmp_path
-):
+def test_bare_weights_score_as_the_model_folder(verify, model, weights_file):
     expected = scores_of(verify(checkpoint=model))
     results = verify(
-        tmp_path / HPARAMS.name,
-        checkpoint=weights_file,
-        variant="b0",
-        embeddings_folder=None,
+        checkpoint=weights_file, variant="b0", embeddings_folder=None
     )
     assert scores_of(results) == expected
+
+
+def test_a_published_checkpoint_by_its_name(verify, model, monkeypatch):
+    monkeypatch.setattr(door, "released_folder", lambda name: str(model))
+    expected = scores_of(verify(checkpoint=model))
+    assert scores_of(verify(checkpoint="b3-vox2-lm")) == expected
+    with pytest.raises(ValueError, match="no file or folder b3-vox2-lx"):
+        verify(checkpoint="b3-vox2-lx")
 
 
 def test_bare_weights_of_b0(verify, corpus, tmp_path):
@@ -732,16 +722,13 @@ def test_bare_weights_of_b0(verify, corpus, tmp_path):
     }
     results = verify(**given, variant="b0")
     assert len(scores_of(results)) == 2
-    with pytest.raises(ValueError, match=r"not fit redimnet2_b1\.yaml"):
+    with pytest.raises(ValueError, match="not fit variant b1"):
         verify(**given, variant="b1")
 
 
-def test_bare_weights_need_their_variant(verify, weights_file, tmp_path):
-    hparams = tmp_path / HPARAMS.name
+def test_bare_weights_need_their_variant(verify, weights_file):
     with pytest.raises(ValueError, match="variant: missing"):
-        verify(hparams, checkpoint=weights_file)
-    with pytest.raises(ValueError, match="variant: .*redimnet2_b1.yaml is"):
-        verify(hparams, checkpoint=weights_file, variant="b1")
+        verify(checkpoint=weights_file)
 
 
 class Payload:
@@ -777,7 +764,7 @@ def damage_shape(weights):
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
-    damage, message, as_folder, verify, model, weights_file, tmp_path
+    damage, message, as_folder, verify, model, weights_file
 ):
     weights = torch.load(weights_file, weights_only=True)
     torch.save(damage(weights), weights_file)
@@ -786,7 +773,7 @@ def test_weights_that_do_not_fit_are_refused(
         shutil.copy(model / "hyperparams.yaml", weights_file.parent)
         given = {"checkpoint": weights_file.parent}
     with pytest.raises(ValueError, match=message) as caught:
-        verify(tmp_path / HPARAMS.name, **given)
+        verify(**given)
     assert str(caught.value).startswith("checkpoint: ")
     assert "\n" not in str(caught.value)
 
@@ -801,17 +788,15 @@ def test_pickled_code_in_weights_is_never_run(
         shutil.copy(model / "hyperparams.yaml", weights_file.parent)
         given = {"checkpoint": weights_file.parent}
     with pytest.raises(ValueError, match="^checkpoint: "):
-        verify(tmp_path / HPARAMS.name, **given)
+        verify(**given)
     assert not (tmp_path / "trace").exists()
 
 
-def test_other_files_than_weights_are_named(verify, weights_file, tmp_path):
+def test_other_files_than_weights_are_named(verify, weights_file):
     def message(content):
         torch.save(content, weights_file)
         with pytest.raises(ValueError, match="^checkpoint: ") as caught:
-            verify(
-                tmp_path / HPARAMS.name, checkpoint=weights_file, variant="b0"
-            )
+            verify(checkpoint=weights_file, variant="b0")
         return str(caught.value)
 
     assert "redimnet2 convert" in message(
@@ -820,7 +805,7 @@ def test_other_files_than_weights_are_named(verify, weights_file, tmp_path):
     assert "something else" in message([1, 2])
     weights_file.write_bytes(b"neither")
     with pytest.raises(ValueError, match="not a file of weights"):
-        verify(tmp_path / HPARAMS.name, checkpoint=weights_file, variant="b0")
+        verify(checkpoint=weights_file, variant="b0")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The audio files and the labels of trial lists, checked.
+"""Trial lists, checked, with the audio files that they name.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -6,22 +6,127 @@ Authors
 
 import contextlib
 import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from redimnet2_lobes.data.audio import audio_rank, match_utterances
+from redimnet2_lobes.data.trials import read_trials
 from redimnet2_lobes.files.atomic import complete_or_absent
 
 
-def check_labels(trials, key, path):
+@dataclass
+class TrialList:
+    """Trials, and the utterances of each enrolment.
+
+    Example
+    -------
+    >>> trials = [(1, "a/1.wav", "a/2.wav"), (0, "a/1.wav", "b/1.wav")]
+    >>> enrolments = {"a/1.wav": ["a/1.wav"]}
+    >>> TrialList("O", trials, enrolments, {}).labels
+    tensor([ True, False])
+    """
+
+    name: str
+    trials: list[tuple[int, str, str]]  # label, enrolment, test
+    enrolments: dict[str, list[str]]  # each to its utterances
+    paths: dict[str, str]  # each utterance to its file
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """True for trials of one speaker [trials]."""
+        return torch.tensor([label for label, _, _ in self.trials]) == 1
+
+
+def read_trial_lists(
+    paths: str | list[str],
+    data_folder: str,
+    output_folder: str,
+    utterances: dict[str, str] | None = None,
+    enrolments: dict[str, list[str]] | None = None,
+    keys: tuple[str, str] = ("verification_file", "data_folder"),
+) -> list[TrialList]:
+    """Reads trial lists, and finds the files that they name.
+
+    Arguments
+    ---------
+    paths
+        A list or several, in any form of `read_trials`.
+    data_folder
+        Holds ``wav/``, where the files are unless ``utterances`` tells.
+    output_folder
+        Receives missing_files.txt if files are missing.
+    utterances
+        Name of each utterance to its file.
+    enrolments
+        Name of each speaker model to its utterances, see `read_enrolments`;
+        None if trials name enrolment utterances.
+    keys
+        What the user calls the first two arguments, for messages.
+
+    Raises
+    ------
+    ValueError
+        If a list cannot be read or has trials of one kind only, two lists have
+        one name, a model is not known, or files are missing.
+    """
+    key, folder_key = keys
+    if not isinstance(paths, str | list):
+        raise ValueError(
+            f"{key}: expected a trial list or several, not {paths!r}"
+        )
+    lists: dict[str, TrialList] = {}
+    for path in [paths] if isinstance(paths, str) else paths:
+        if not os.path.isfile(path):
+            raise ValueError(f"{key}: no file {path}")
+        name = Path(path).stem
+        if name in lists:
+            raise ValueError(
+                f"{key}: two lists are called {name}, and so would their "
+                "results be; rename one"
+            )
+        trials = read_trials(path)
+        check_labels(trials, key, path)
+        enrolled = {enrolment: [enrolment] for _, enrolment, _ in trials}
+        for model in enrolled if enrolments is not None else ():
+            if model not in enrolments:
+                raise ValueError(
+                    f"enrolment_file: there is no model {model}, which {path} "
+                    "names"
+                )
+            enrolled[model] = enrolments[model]
+        names = [
+            utterance
+            for _, enrolment, test in trials
+            for utterance in (*enrolled[enrolment], test)
+        ]
+        if utterances is None:
+            found = find_files(names, data_folder, output_folder, folder_key)
+        else:
+            found = _find_utterances(names, utterances)
+        lists[name] = TrialList(name, trials, enrolled, found)
+    return list(lists.values())
+
+
+def files_of(lists: list[TrialList]) -> dict[str, str]:
+    """All utterances of trial lists, each with its file."""
+    return {name: path for each in lists for name, path in each.paths.items()}
+
+
+def check_labels(
+    trials: list[tuple[int, str, str]], key: str, path: str
+) -> None:
     """Checks that a trial list holds trials of both kinds.
 
     Arguments
     ---------
-    trials : list of tuple
-        Trials (label, enrolment, test) from ``read_trials``.
-    key : str
+    trials
+        From `read_trials`.
+    key
         The key that gave the list.
-    path : str
+    path
         The list.
 
     Raises
@@ -36,19 +141,24 @@ def check_labels(trials, key, path):
         )
 
 
-def find_files(names, data_folder, output_folder, key="data_folder"):
+def find_files(
+    names: Iterable[str],
+    data_folder: str,
+    output_folder: str,
+    key: str = "data_folder",
+) -> dict[str, str]:
     """Paths of the files of utterances.
 
     Arguments
     ---------
-    names : iterable of str
+    names
         Utterances, such as ``id10270/5r0dWxy17C8/00001.wav``. Where there is
         no such file, one with another extension of audio files is taken.
-    data_folder : str
+    data_folder
         The folder that holds ``wav/``.
-    output_folder : str
+    output_folder
         Receives missing_files.txt if files are missing.
-    key : str
+    key
         The key that gave the folder, for the error.
 
     Returns
@@ -84,7 +194,20 @@ def find_files(names, data_folder, output_folder, key="data_folder"):
     return paths
 
 
-def _audio_beside(paths):
+def _find_utterances(
+    names: list[str], utterances: dict[str, str]
+) -> dict[str, str]:
+    matches = match_utterances(names, utterances)
+    for name in names:
+        if name not in matches:
+            raise ValueError(
+                f"utterance_list: it does not say where {name} is, which the "
+                "trials name"
+            )
+    return {name: utterances[matches[name]] for name in names}
+
+
+def _audio_beside(paths: list[str]) -> Iterator[str]:
     """The audio files in the folders of the paths."""
     for folder in {os.path.dirname(path) for path in paths}:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -8,6 +8,7 @@ import csv
 import io
 import os
 import string
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +92,17 @@ def read_utterances(source, data_folder=None):
         raise ValueError(f"{source}: no utterances; name a list that has some")
     _check_files(source, utterances, lines)
     return utterances
+
+
+def paths_of(utterances: Iterable[Utterance]) -> dict[str, str]:
+    """The name of each utterance to its path.
+
+    Example
+    -------
+    >>> paths_of([Utterance("a1", "/corpus/a1.wav", "anna")])
+    {'a1': '/corpus/a1.wav'}
+    """
+    return {utterance.name: utterance.path for utterance in utterances}
 
 
 def limit_per_speaker(utterances, count):

@@ -1,16 +1,21 @@
-"""Loading networks from any of the forms that they are kept in.
+"""The command line of scripts that embed, and the network they embed with.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import dataclasses
 import os
-from pathlib import Path
+from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
-from speechbrain.utils.distributed import infer_device
+from speechbrain.utils.distributed import ddp_init_group, infer_device
+from speechbrain.utils.run_opts import RunOptions
 
+from redimnet2_lobes import door
 from redimnet2_lobes.inference.embedding_cache import network_fingerprint
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
@@ -21,9 +26,17 @@ from redimnet2_lobes.pretrained.loading import (
     load_model,
     read_tensors,
 )
-from redimnet2_lobes.recipe.command_line import RUN_OPTIONS, refuse_run_options
-from redimnet2_lobes.recipe.hparams import build_hparam
-from redimnet2_lobes.recipe.settings import check_at_least, check_types
+from redimnet2_lobes.recipe.command_line import (
+    RUN_OPTIONS,
+    parse_command_line,
+    refuse_run_options,
+)
+from redimnet2_lobes.recipe.hparams import load_hparams
+from redimnet2_lobes.recipe.settings import (
+    check_at_least,
+    check_choices,
+    check_types,
+)
 
 WEIGHTS_FILE = "embedding_model.ckpt"  # of a training checkpoint
 
@@ -32,14 +45,82 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 TRAINING_PRECISIONS = ("precision", "auto_mix_prec", "bfloat16_mix_prec")
 
 
-def check_embedding_options(run_opts, *others):
+class FoldedEncoder(NamedTuple):
+    """A network that many utterances are embedded with."""
+
+    # Padded waveforms [batch, time] and relative lengths [batch] to embeddings
+    # [batch, 1, embedding].
+    encode_batch: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    fingerprint: str  # of its weights, its architecture and the precision
+    precision: str  # one of PRECISIONS
+    speakers: frozenset[str]  # those that it was trained on, if it says so
+
+
+def parse_arguments(
+    arguments: list[str], *used: str
+) -> tuple[dict, RunOptions]:
+    """Reads the command line of a script that embeds, and its YAML.
+
+    Arguments
+    ---------
+    arguments
+        The command line without the script's name.
+    *used
+        Run options that the script uses besides ``device`` and
+        ``eval_precision``.
+
+    Returns
+    -------
+    hparams : dict
+        The hyperparameters; which network embeds what of an utterance has been
+        checked.
+    run_opts : RunOptions
+        ``eval_precision`` is that of the command line, or else of the YAML.
+
+    Raises
+    ------
+    ValueError
+        If anything is wrong with them, or a run option says nothing of how
+        embeddings are computed.
+    """
+    hparams_file, run_opts, overrides = parse_command_line(arguments)
+    check_embedding_options(run_opts, *used)
+    if "distributed_backend" in used:
+        ddp_init_group(run_opts)
+    hparams = load_hparams(hparams_file, overrides)
+    check_choices(hparams, variant=(None, *VARIANTS))
+    check_types(
+        hparams,
+        checkpoint=str,
+        seconds_per_batch=float,
+        maximum_seconds=float | None,
+        crops=int | None,
+    )
+    window = WINDOW / SAMPLE_RATE
+    check_at_least(
+        hparams, seconds_per_batch=window, maximum_seconds=window, crops=1
+    )
+    precision = hparams.get("eval_precision")
+    if precision and "eval_precision" not in run_opts.overridden_args:
+        check_choices(hparams, eval_precision=PRECISIONS)
+        run_opts = dataclasses.replace(run_opts, eval_precision=precision)
+    if run_opts.eval_precision == "fp16" and (
+        (run_opts.device or infer_device()) == "cpu"
+    ):
+        raise ValueError(
+            "eval_precision: fp16 is for GPUs; pass bf16, or another --device"
+        )
+    return hparams, run_opts
+
+
+def check_embedding_options(run_opts: RunOptions, *used: str) -> None:
     """Refuses run options that say nothing of how embeddings are computed.
 
     Arguments
     ---------
-    run_opts : RunOptions
+    run_opts
         SpeechBrain's run options.
-    *others : str
+    *used
         Those that the script uses besides ``device`` and ``eval_precision``.
 
     Raises
@@ -48,93 +129,50 @@ def check_embedding_options(run_opts, *others):
         If one is given.
     """
     unused = dict.fromkeys(RUN_OPTIONS, "leave it out, it is for training")
-    for name in ("device", "eval_precision", *others):
+    for name in ("device", "eval_precision", *used):
         del unused[name]
     for name in TRAINING_PRECISIONS:
         unused[name] = "pass --eval_precision, since this is that of training"
     refuse_run_options(run_opts.overridden_args, unused)
 
 
-def check_embedding_hparams(hparams):
-    """Checks what says which network embeds what of an utterance.
+def load_folded_encoder(
+    checkpoint: str,
+    variant: str | None,
+    run_opts: RunOptions,
+) -> FoldedEncoder:
+    """Loads a network, and folds it if it is a ReDimNet2.
 
     Arguments
     ---------
-    hparams : dict
-        The hyperparameters.
+    checkpoint
+        A model folder, the output folder of a training, a hub name, the name of
+        a published checkpoint, or a file ``embedding_model.ckpt``.
+    variant
+        b0 to b6. A file of weights needs it; what a model folder says of itself
+        must agree with it.
+    run_opts
+        SpeechBrain's run options, such as ``device`` and ``eval_precision``.
 
     Raises
     ------
     ValueError
-        If a value is wrong.
+        If the network cannot be loaded, its weights do not fit it exactly, or
+        the variant is another one.
     """
-    if hparams["variant"] not in (None, *VARIANTS):
-        raise ValueError(
-            f"variant: unknown value {hparams['variant']!r}, expected one of "
-            f"{', '.join(VARIANTS)}"
-        )
-    if hparams.get("eval_precision") not in (None, *PRECISIONS):
-        raise ValueError(
-            f"eval_precision: unknown value {hparams['eval_precision']!r}, "
-            f"expected one of {', '.join(PRECISIONS)}"
-        )
-    check_types(hparams, checkpoint=str, seconds_per_batch=float)
-    window = WINDOW / SAMPLE_RATE
-    check_at_least(hparams, seconds_per_batch=window)
-    if hparams["maximum_seconds"] is not None:
-        check_types(hparams, maximum_seconds=float)
-        check_at_least(hparams, maximum_seconds=window)
-    if hparams["crops"] is not None:
-        check_types(hparams, crops=int)
-        check_at_least(hparams, crops=1)
-        if hparams["maximum_seconds"] is None:
-            raise ValueError(
-                "maximum_seconds: missing; crops needs it, the seconds of each"
-            )
-
-
-def load_folded_encoder(hparams, hparams_file, run_opts):
-    """Loads the network that the hyperparameters name, for many utterances.
-
-    Arguments
-    ---------
-    hparams : dict
-        The hyperparameters. ``eval_precision`` becomes that which is used.
-    hparams_file : str
-        Their file.
-    run_opts : RunOptions
-        SpeechBrain's run options.
-
-    Returns
-    -------
-    encoder : EncoderClassifier
-        The network, folded if it is a ReDimNet2.
-    encode_batch : callable
-        That of the encoder, in the precision that ``eval_precision`` asks for,
-        on the command line or in the hyperparameters.
-    fingerprint : str
-        Stands for its weights, ``network_fingerprint``, and the precision.
-    """
-    precision = run_opts.eval_precision
-    if "eval_precision" not in run_opts.overridden_args:
-        precision = hparams.get("eval_precision") or precision
-    hparams["eval_precision"] = precision
-    if precision == "fp16" and (run_opts.device or infer_device()) == "cpu":
-        raise ValueError(
-            "eval_precision: fp16 is for GPUs; pass bf16, or another --device"
-        )
-    encoder = load_encoder(
-        hparams["checkpoint"],
-        hparams["variant"],
-        Path(hparams_file).parent,
-        run_opts,
-    )
+    load = _load_weights if os.path.isfile(checkpoint) else _load_model
+    encoder = load(checkpoint, variant, run_opts)
+    classes = getattr(encoder.hparams, "label_encoder", None)
+    speakers = frozenset(classes.lab2ind if classes else ())
     fingerprint = network_fingerprint(encoder.mods)
     network = encoder.mods.embedding_model
     if isinstance(network, ReDimNet2):  # others may be used as well
         encoder.mods.embedding_model = fold(network)
+    precision = run_opts.eval_precision
     if precision == "fp32":
-        return encoder, encoder.encode_batch, fingerprint
+        return FoldedEncoder(
+            encoder.encode_batch, fingerprint, precision, speakers
+        )
     context = TorchAutocast(
         device_type=encoder.device_type,
         dtype=AMPConfig.from_name(precision).dtype,
@@ -144,50 +182,23 @@ def load_folded_encoder(hparams, hparams_file, run_opts):
         with context:
             return encoder.encode_batch(wavs, wav_lens)
 
-    return encoder, encode_batch, f"{fingerprint} {precision}"
+    fingerprint = f"{fingerprint} {precision}"
+    return FoldedEncoder(encode_batch, fingerprint, precision, speakers)
 
 
-def load_encoder(checkpoint, variant, hparams_folder, run_opts):
-    """Loads a network from any of the forms that it is kept in.
-
-    Arguments
-    ---------
-    checkpoint : str
-        A model folder, the output folder of a training, a hub name, or a file
-        ``embedding_model.ckpt``.
-    variant : str or None
-        b0 to b6. A file of weights needs it; what a model folder
-        says of itself must agree with it.
-    hparams_folder : str or Path
-        Where ``redimnet2_<variant>.yaml`` is.
-    run_opts : RunOptions or dict
-        SpeechBrain's run options, such as ``device``.
-
-    Returns
-    -------
-    EncoderClassifier
-        The network, in evaluation mode.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be loaded, its weights do not fit the network exactly, or
-        the variant is another one.
-    """
+def _load_model(
+    checkpoint: str, variant: str | None, run_opts: RunOptions
+) -> EncoderClassifier:
+    """A model that says of itself what it is."""
     try:
-        if os.path.isfile(checkpoint):
-            tensors = read_tensors(checkpoint)
-        else:
-            encoder = load_model(checkpoint, run_opts)
+        encoder = load_model(door.find(checkpoint), run_opts)
     except ValueError as error:
         remedy = ""
         if os.path.isfile(os.path.join(checkpoint, WEIGHTS_FILE)):
             remedy = f"; pass the file {WEIGHTS_FILE} in it, with --variant"
         raise ValueError(f"checkpoint: {error}{remedy}") from error
-    if os.path.isfile(checkpoint):
-        return _build(tensors, checkpoint, variant, hparams_folder, run_opts)
     found = getattr(encoder.hparams, "variant", None)
-    if variant is not None and variant != found:
+    if variant not in (None, found):
         raise ValueError(
             f"variant: {variant} was given, but the checkpoint {checkpoint} "
             f"says {found or 'nothing of its variant'}; leave out --variant"
@@ -195,19 +206,23 @@ def load_encoder(checkpoint, variant, hparams_folder, run_opts):
     return encoder
 
 
-def _build(tensors, path, variant, hparams_folder, run_opts):
+def _load_weights(
+    path: str, variant: str | None, run_opts: RunOptions
+) -> EncoderClassifier:
     """The network of a variant, with the tensors of a file."""
     if variant is None:
         raise ValueError(
             f"variant: missing; for the weights in {path} pass --variant=..., "
             f"one of {', '.join(VARIANTS)}"
         )
-    hparams_file = Path(hparams_folder) / f"redimnet2_{variant}.yaml"
-    if not hparams_file.is_file():
-        raise ValueError(f"variant: {hparams_file} is missing")
-    network = build_hparam(hparams_file, "embedding_model")
     try:
-        check_tensors(tensors, network, path, hparams_file.name)
+        tensors = read_tensors(path)
+        network = ReDimNet2.from_variant(
+            variant,
+            # A training has it, what is released for VoxCeleb2 has not.
+            aggregation_norm="stem.map_norm.weight" in tensors,
+        )
+        check_tensors(tensors, network, path, f"variant {variant}")
     except ValueError as error:
         raise ValueError(f"checkpoint: {error}") from error
     network.load_state_dict(tensors)

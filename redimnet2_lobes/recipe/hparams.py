@@ -42,8 +42,8 @@ PLACEHOLDERS = {
         "make_shards.py writes",
     ),
     "checkpoint": (
-        "a model folder, a hub name or the file embedding_model.ckpt of a "
-        "training checkpoint"
+        "a model folder, a hub name, the name of a published checkpoint or "
+        "the file embedding_model.ckpt of a training checkpoint"
     ),
     "utterances": (
         "a folder of audio files, a CSV file with the columns ID and wav, or a "

@@ -4,23 +4,27 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import typing
+
 TYPES = {
     str: "text",
     int: "a whole number",
     float: "a number",
     bool: "True or False",
+    list: "a list such as []",
 }
 
 
-def check_types(hparams, **types):
+def check_types(hparams: dict, **types: typing.Any) -> None:
     """Checks values that are used as they are, so that none fails later.
 
     Arguments
     ---------
-    hparams : dict
+    hparams
         The hyperparameters.
-    **types : type
-        For each key its type: str, int, float (which takes an int) or bool.
+    **types
+        For each key its type, one of ``TYPES`` (float takes an int as well), or
+        such a type or None, as ``int | None``.
 
     Raises
     ------
@@ -29,13 +33,17 @@ def check_types(hparams, **types):
 
     Example
     -------
-    >>> check_types({"lr": 1, "name": "b0"}, lr=float, name=str)
+    >>> hparams = {"lr": 1, "name": "b0", "crops": None}
+    >>> check_types(hparams, lr=float, name=str, crops=int | None)
     >>> check_types({"lr": "high"}, lr=float)
     Traceback (most recent call last):
     ValueError: lr: expected a number, not 'high'
     """
-    for key, expected in types.items():
+    for key, annotated in types.items():
         value = hparams[key]
+        expected, *or_none = typing.get_args(annotated) or (annotated,)
+        if value is None and or_none:
+            continue
         fits = type(value) is expected
         if expected is float:
             fits = type(value) in (int, float)
@@ -45,15 +53,8 @@ def check_types(hparams, **types):
             )
 
 
-def check_at_least(hparams, **lowest):
-    """Checks numbers against their lowest value.
-
-    Arguments
-    ---------
-    hparams : dict
-        The hyperparameters.
-    **lowest : float
-        For each key its lowest value.
+def check_at_least(hparams: dict, **lowest: float) -> None:
+    """Checks numbers, unless they are None, against their lowest value.
 
     Raises
     ------
@@ -67,5 +68,29 @@ def check_at_least(hparams, **lowest):
     ValueError: batch_size: 0 is less than 1
     """
     for key, limit in lowest.items():
-        if not hparams[key] >= limit:
+        if hparams[key] is not None and not hparams[key] >= limit:
             raise ValueError(f"{key}: {hparams[key]} is less than {limit}")
+
+
+def check_choices(hparams: dict, **choices: typing.Iterable) -> None:
+    """Checks values, or each value of a list, against those that there are.
+
+    Raises
+    ------
+    ValueError
+        If a value is another.
+
+    Example
+    -------
+    >>> check_choices({"variant": "b7"}, variant=("b0", "b1"))
+    Traceback (most recent call last):
+    ValueError: variant: unknown value 'b7', expected one of b0, b1
+    """
+    for key, known in choices.items():
+        values = hparams[key]
+        for value in values if isinstance(values, list) else [values]:
+            if value not in tuple(known):
+                raise ValueError(
+                    f"{key}: unknown value {value!r}, expected one of "
+                    f"{', '.join(filter(None, known))}"
+                )

@@ -9,10 +9,22 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from typing import Protocol
+
 import torch
 from torch.nn.functional import normalize
 
 BLOCK = 2**24  # numbers in a block: 64 MiB in float32
+
+
+class Backend(Protocol):
+    """What makes rows of embeddings whose dot product is the score."""
+
+    def enrolment_side(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Rows of enrolments [enrolments, row]."""
+
+    def test_side(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Rows of test utterances [tests, row]."""
 
 
 class CosineBackend:

@@ -12,6 +12,7 @@ Authors
 
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -161,6 +162,7 @@ class PldaBackend:
         >>> PldaBackend.load(path).Sigma
         array([[1.]])
         """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with complete_or_absent(path) as partial, open(partial, "wb") as file:
             np.savez(file, **{name: getattr(self, name) for name in ARRAYS})
 

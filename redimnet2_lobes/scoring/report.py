@@ -8,10 +8,16 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from redimnet2_lobes.data.trial_files import TrialList
 from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.scoring.calibration import (
+    Calibration,
+    save_calibrations,
+)
 from redimnet2_lobes.scoring.metrics import (
     EER,
     Cllr,
@@ -21,22 +27,29 @@ from redimnet2_lobes.scoring.metrics import (
     minDCF,
 )
 from redimnet2_lobes.scoring.plots import plot_det, plot_score_histogram
-from redimnet2_lobes.scoring.results import in_precision
+from redimnet2_lobes.scoring.results import (
+    PLAIN_COSINE,
+    RESULTS_FILE,
+    embedded_part,
+    in_precision,
+)
+from redimnet2_lobes.scoring.tables import markdown_table, text_table
 
 P_TARGETS = (0.01, 0.05)  # priors of a trial of one speaker in the minDCF
 LISTED_TRIALS = 20  # worst trials of each kind
 SCORES, WORST_TRIALS = "_scores.txt", "_worst_trials.txt"
 HISTOGRAM = "_histogram.png"
+# Headings of the table, keys of figures and how these are written.
 COLUMNS = (
-    "list",
-    "back-end",
-    "EER (%)",
-    "minDCF 0.01",
-    "minDCF 0.05",
-    "Cllr",
-    "minCllr",
-    "trials",
-    "threshold",
+    ("list", "list", "{}"),
+    ("back-end", "back_end", "{}"),
+    ("EER (%)", "eer_percent", "{:.3f}"),
+    ("minDCF 0.01", "min_dcf_0.01", "{:.4f}"),
+    ("minDCF 0.05", "min_dcf_0.05", "{:.4f}"),
+    ("Cllr", "cllr", "{:.4f}"),
+    ("minCllr", "min_cllr", "{:.4f}"),
+    ("trials", "trials", "{:,}"),
+    ("threshold", "eer_threshold", "{:.4f}"),
 )
 
 
@@ -44,19 +57,21 @@ COLUMNS = (
 class Result:
     """Scores of a trial list by one back-end."""
 
-    trial_list: object
+    trial_list: TrialList
     backend: str
     scores: torch.Tensor  # [trials]
     own_curve: bool = True  # not that of the back-end before it
 
-    def figures(self):
-        """Error rates and thresholds.
+    def split(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of trials of one speaker, and of two."""
+        labels = self.trial_list.labels
+        return self.scores[labels], self.scores[~labels]
 
-        Returns
-        -------
-        dict
-            Entries of results.json. Detection costs are divided by that of a
-            system that always says no, as in papers.
+    def figures(self) -> dict:
+        """Error rates and thresholds: the entry of results.json.
+
+        Detection costs are divided by that of a system that always says no, as
+        in papers.
         """
         positive, negative = self.split()
         eer, eer_threshold = EER(positive, negative)
@@ -81,135 +96,128 @@ class Result:
         figures["min_cllr"] = minCllr(positive, negative)
         return figures
 
-    def split(self):
-        """Scores of trials of one speaker, and of two."""
-        labels = self.trial_list.labels
-        return self.scores[labels], self.scores[~labels]
 
-
-def report(results, hparams, output_folder):
-    """Writes scores, results and plots, and prints a table.
+def report(
+    results: list[Result],
+    trained: dict[str, Calibration],
+    output_folder: str | os.PathLike,
+    checkpoint: str,
+    maximum_seconds: float | None = None,
+    crops: int | None = None,
+    eval_precision: str = "fp32",
+    keep_in: str | os.PathLike | None = None,
+) -> None:
+    """Writes scores, results, plots and calibrations, and prints a table.
 
     Arguments
     ---------
-    results : list of Result
+    results
         Lists one after the other, each with all its back-ends.
-    hparams : dict
-        The hyperparameters, named in the results.
-    output_folder : pathlib.Path
+    trained
+        Calibrations that were trained, which calibration.json keeps.
+    output_folder
         Where to write.
+    checkpoint
+        The network, as the user named it. The results name it, too, and say
+        what of each utterance was embedded: ``maximum_seconds``, ``crops`` and
+        ``eval_precision``.
+    keep_in
+        The model folder that keeps results.json as well, where its threshold is
+        found.
+
+    Raises
+    ------
+    ValueError
+        If results are to be kept with the model, but the cosine, whose
+        threshold it is, is not among the back-ends.
+    OSError
+        If a file cannot be written.
     """
-    rows = []
-    curves = {}
-    for name in {result.trial_list.name for result in results}:
-        folder = output_folder / name
-        folder.mkdir(exist_ok=True)
-        for kind in (SCORES, WORST_TRIALS, HISTOGRAM):
-            for earlier in folder.glob(f"*{kind}"):  # of other back-ends
-                earlier.unlink()
-    for result in results:
-        folder = output_folder / result.trial_list.name
-        figures = result.figures()
-        rows.append(figures)
-        positive, negative = result.split()
-        if result.own_curve:
-            of_list = curves.setdefault(result.trial_list.name, {})
-            of_list[result.backend] = det_curve(positive, negative)[:2]
-        name = re.sub(r"[^a-z0-9]+", "_", result.backend.lower()).strip("_")
-        write_scores(result, folder / f"{name}{SCORES}")
-        write_worst_trials(result, folder / f"{name}{WORST_TRIALS}")
-        plot_score_histogram(
-            positive,
-            negative,
-            figures["eer_threshold"],
-            folder / f"{name}{HISTOGRAM}",
-            title=f"Scores of {result.trial_list.name}, {result.backend}",
+    backends = dict.fromkeys(result.backend for result in results)
+    if keep_in is not None and PLAIN_COSINE not in backends:
+        raise ValueError(
+            f"keep_results_with_model: there is no {PLAIN_COSINE} among the "
+            f"back-ends, only {', '.join(backends)}; pass False"
         )
-    for name, of_backends in curves.items():
-        plot_det(of_backends, output_folder / name / "det.png")
-    checkpoint = os.path.normpath(hparams["checkpoint"])
-    if os.path.isabs(checkpoint):  # where it lies is the user's business
-        checkpoint = os.path.basename(checkpoint)
+    output_folder = Path(output_folder)
+    rows = _write_lists(results, output_folder)
+    if trained:
+        save_calibrations(trained, output_folder / "calibration.json")
     summary = {
-        "checkpoint": checkpoint,
-        "seconds_used": hparams["maximum_seconds"],
-        "crops": hparams["crops"],
-        "eval_precision": hparams["eval_precision"],
+        # Where it lies is the user's business.
+        "checkpoint": os.path.basename(os.path.abspath(checkpoint))
+        if os.path.isabs(checkpoint)
+        else os.path.normpath(checkpoint),
+        "seconds_used": maximum_seconds,
+        "crops": crops,
+        "eval_precision": eval_precision,
         "results": rows,
     }
-    text = text_table(rows) + embedded(hparams)
-    for name, content in (
-        ("results.json", json.dumps(summary, indent=2) + "\n"),
-        ("results.md", markdown_table(rows)),
-        ("results.txt", text),
-    ):
-        with complete_or_absent(output_folder / name) as partial:
-            partial.write_text(content, encoding="utf-8")
+    table = [[heading for heading, _, _ in COLUMNS]]
+    table += [
+        [form.format(row[key]) for _, key, form in COLUMNS] for row in rows
+    ]
+    text = text_table(table) + (
+        f"Embedded of each utterance: {embedded_part(summary)}"
+        f"{in_precision(summary)}.\n"
+    )
+    _write(output_folder / RESULTS_FILE, json.dumps(summary, indent=2) + "\n")
+    _write(output_folder / "results.md", markdown_table(table))
+    _write(output_folder / "results.txt", text)
     print(text, end="")
     print(
         "minDCF is normalized, the threshold that of the EER. Scores, worst "
         f"trials, histograms and DET curves are in {output_folder}/<list>/, "
         "the table in results.json and results.md"
     )
+    if keep_in is not None:
+        summary["checkpoint"] = os.path.basename(os.path.abspath(checkpoint))
+        kept = Path(keep_in) / RESULTS_FILE
+        _write(kept, json.dumps(summary, indent=2) + "\n")
+        print(f"kept with the model: {kept}")
 
 
-def embedded(hparams):
-    r"""A line on what of each utterance was embedded, and how.
-
-    Arguments
-    ---------
-    hparams : dict
-        The hyperparameters.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> hparams = {"maximum_seconds": 4, "crops": 10}
-    >>> embedded({**hparams, "eval_precision": "fp32"})
-    'Embedded of each utterance: 10 crops of 4 s, averaged.\n'
-    >>> embedded({**hparams, "eval_precision": "bf16"})
-    'Embedded of each utterance: 10 crops of 4 s, averaged, in bf16.\n'
-    """
-    seconds, crops = hparams["maximum_seconds"], hparams["crops"]
-    what = "all of it" if seconds is None else f"its first {seconds:g} s"
-    if crops is not None:
-        what = f"{crops} crops of {seconds:g} s, averaged"
-    return f"Embedded of each utterance: {what}{in_precision(hparams)}.\n"
-
-
-def write_scores(result, path):
-    """Writes a line ``enrol test label score`` for each trial.
-
-    Arguments
-    ---------
-    result : Result
-        The scores.
-    path : pathlib.Path
-        The file to write.
-    """
-    with (
-        complete_or_absent(path) as partial,
-        open(partial, "w", encoding="utf-8") as file,
-    ):
-        for (label, enrolment, test), score in zip(
-            result.trial_list.trials, result.scores.tolist(), strict=True
-        ):
-            file.write(f"{enrolment} {test} {label} {score:.9g}\n")
+def _write_lists(results: list[Result], output_folder: Path) -> list[dict]:
+    """Writes the folder of each list; returns the figures of each result."""
+    for name in {result.trial_list.name for result in results}:
+        (output_folder / name).mkdir(parents=True, exist_ok=True)
+        for kind in (SCORES, WORST_TRIALS, HISTOGRAM):
+            # Those of other back-ends, from an earlier run.
+            for earlier in (output_folder / name).glob(f"*{kind}"):
+                earlier.unlink()
+    rows, curves = [], {}
+    for result in results:
+        trial_list = result.trial_list
+        figures = result.figures()
+        rows.append(figures)
+        positive, negative = result.split()
+        if result.own_curve:
+            of_list = curves.setdefault(trial_list.name, {})
+            of_list[result.backend] = det_curve(positive, negative)[:2]
+        name = re.sub(r"[^a-z0-9]+", "_", result.backend.lower()).strip("_")
+        file = output_folder / trial_list.name / name
+        scores = "".join(
+            f"{enrolment} {test} {label} {score:.9g}\n"
+            for (label, enrolment, test), score in zip(
+                trial_list.trials, result.scores.tolist(), strict=True
+            )
+        )
+        _write(Path(f"{file}{SCORES}"), scores)
+        _write(Path(f"{file}{WORST_TRIALS}"), _worst_trials(result))
+        plot_score_histogram(
+            positive,
+            negative,
+            figures["eer_threshold"],
+            f"{file}{HISTOGRAM}",
+            title=f"Scores of {trial_list.name}, {result.backend}",
+        )
+    for name, of_backends in curves.items():
+        plot_det(of_backends, output_folder / name / "det.png")
+    return rows
 
 
-def write_worst_trials(result, path):
-    """Lists the trials of each kind with the most wrong scores, to listen to.
-
-    Arguments
-    ---------
-    result : Result
-        The scores.
-    path : pathlib.Path
-        The file to write.
-    """
+def _worst_trials(result: Result) -> str:
+    """The trials of each kind with the most wrong scores, to listen to."""
     trial_list = result.trial_list
     lines = []
     for heading, kind, sign in (
@@ -225,62 +233,9 @@ def write_worst_trials(result, path):
             _, enrolment, test = trial_list.trials[index]
             files = " ".join(trial_list.enrolments[enrolment])
             lines.append(f"{result.scores[index]:.4f} {files} {test}")
-    with complete_or_absent(path) as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _cells(figures):
-    return [
-        f"{figures['list']}",
-        f"{figures['back_end']}",
-        f"{figures['eer_percent']:.3f}",
-        f"{figures['min_dcf_0.01']:.4f}",
-        f"{figures['min_dcf_0.05']:.4f}",
-        f"{figures['cllr']:.4f}",
-        f"{figures['min_cllr']:.4f}",
-        f"{figures['trials']:,}",
-        f"{figures['eer_threshold']:.4f}",
-    ]
-
-
-def text_table(rows):
-    """The results in aligned columns.
-
-    Arguments
-    ---------
-    rows : list of dict
-        ``Result.figures`` of each.
-
-    Returns
-    -------
-    str
-    """
-    table = [list(COLUMNS), *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(
-                zip(cells, widths, strict=True)
-            )
-        ).rstrip()
-        for cells in table
-    ]
     return "\n".join(lines) + "\n"
 
 
-def markdown_table(rows):
-    """The results as a table for a model card.
-
-    Arguments
-    ---------
-    rows : list of dict
-        ``Result.figures`` of each.
-
-    Returns
-    -------
-    str
-    """
-    align = ["---", "---", *["---:"] * (len(COLUMNS) - 2)]
-    table = [list(COLUMNS), align, *map(_cells, rows)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+def _write(path: Path, text: str) -> None:
+    with complete_or_absent(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ Authors
 """
 
 import json
+import os
 
 RESULTS_FILE = "results.json"  # its name in a model folder
 PLAIN_COSINE = "cosine"  # name of the back-end that compares embeddings alone
@@ -20,13 +21,8 @@ ENTRIES = {
 }
 
 
-def read_results(path):
-    """Reads the results of an evaluation.
-
-    Arguments
-    ---------
-    path : str or os.PathLike
-        What a verification script has written as results.json.
+def read_results(path: str | os.PathLike) -> dict:
+    """Reads the results.json of a verification script.
 
     Returns
     -------
@@ -77,17 +73,24 @@ checkpoint is missing; run the verification again
     return content
 
 
-def in_precision(results):
+def embedded_part(results: dict) -> str:
+    """What of each utterance was embedded, by `read_results`.
+
+    Example
+    -------
+    >>> embedded_part({"seconds_used": 4, "crops": 10})
+    '10 crops of 4 s, averaged'
+    """
+    seconds, crops = results["seconds_used"], results["crops"]
+    if crops is not None:
+        return f"{crops} crops of {seconds:g} s, averaged"
+    return "all of it" if seconds is None else f"its first {seconds:g} s"
+
+
+def in_precision(results: dict) -> str:
     """The end of a sentence on embeddings: their precision, if not float32.
 
-    Arguments
-    ---------
-    results : dict
-        From `read_results`. Results of before precisions have none.
-
-    Returns
-    -------
-    str
+    Results of before precisions have none.
 
     Example
     -------
@@ -98,19 +101,8 @@ def in_precision(results):
     return "" if precision == "fp32" else f", in {precision}"
 
 
-def plain_cosine(results):
+def plain_cosine(results: dict) -> list[dict]:
     """The entries for the cosine of embeddings, with nothing else applied.
-
-    Arguments
-    ---------
-    results : dict
-        From `read_results`.
-
-    Returns
-    -------
-    list of dict
-        An entry for each trial list; none where only other back-ends were
-        evaluated.
 
     Example
     -------

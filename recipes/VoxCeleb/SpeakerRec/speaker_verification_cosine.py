@@ -15,26 +15,71 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-from verification import Verification
+import functools
 
+from redimnet2_lobes.data.utterances import paths_of
+from redimnet2_lobes.inference.embedding_cache import extract_embeddings
+from redimnet2_lobes.recipe import verification
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
+from redimnet2_lobes.recipe.encoder import load_folded_encoder, parse_arguments
 from redimnet2_lobes.scoring.backends import CosineBackend
+from redimnet2_lobes.scoring.evaluate import evaluate
+from redimnet2_lobes.scoring.report import report
 
 
 def main(arguments):
-    """Embeds, scores and reports.
+    """Embeds, scores and reports, as the command line says."""
+    hparams, run_opts = parse_arguments(arguments)
+    verification.check_hparams(hparams)
+    trials = verification.read_trials(
+        verification_file=hparams["verification_file"],
+        data_folder=hparams["data_folder"],
+        calibration_trials=hparams["calibration_trials"],
+        calibration_folder=hparams["calibration_folder"],
+        calibration=hparams["calibration"],
+        utterance_list=hparams["utterance_list"],
+        enrolment_file=hparams["enrolment_file"],
+        output_folder=hparams["output_folder"],
+    )
+    corpus = hparams["list_folder"], hparams["utterances_per_speaker"]
+    of_mean = verification.read_list("mean_list", hparams["mean_list"], *corpus)
+    normalization = {
+        "cohort_entries": hparams["cohort_entries"],
+        "cohort_top": hparams["cohort_top"],
+        "score_norms": hparams["score_norms"],
+        "measures": hparams["quality_measures"],
+    }
+    cohort = verification.read_cohort(
+        hparams["cohort_list"], *corpus, **normalization
+    )
 
-    Arguments
-    ---------
-    arguments : list of str
-        The command line without the script's name.
-    """
-    verification = Verification(arguments)
-    mean = None
-    of_mean = verification.read_utterances("mean_list")
-    if of_mean:
-        mean = verification.embed_utterances(of_mean).vectors.mean(dim=0)
-    verification.evaluate({"cosine": CosineBackend(mean)})
+    encoder = load_folded_encoder(
+        hparams["checkpoint"], hparams["variant"], run_opts
+    )
+    verification.warn_of_known_speakers(trials, cohort, encoder.speakers)
+    embed = functools.partial(
+        extract_embeddings,
+        encoder.encode_batch,
+        folder=hparams["embeddings_folder"],
+        fingerprint=encoder.fingerprint,
+        seconds_per_batch=hparams["seconds_per_batch"],
+        maximum_seconds=hparams["maximum_seconds"],
+        crops=hparams["crops"],
+    )
+    mean = embed(paths_of(of_mean)).vectors.mean(dim=0) if of_mean else None
+    backends = {"cosine": CosineBackend(mean)}
+
+    report(
+        *evaluate(backends, *trials, embed, cohort, **normalization),
+        hparams["output_folder"],
+        hparams["checkpoint"],
+        hparams["maximum_seconds"],
+        hparams["crops"],
+        encoder.precision,
+        verification.kept_in(
+            hparams["checkpoint"], hparams["keep_results_with_model"]
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -15,71 +15,84 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-from verification import Verification
+import functools
 
+from redimnet2_lobes.data.utterances import paths_of
+from redimnet2_lobes.inference.embedding_cache import extract_embeddings
+from redimnet2_lobes.recipe import verification
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
-from redimnet2_lobes.recipe.settings import check_at_least, check_types
+from redimnet2_lobes.recipe.encoder import load_folded_encoder, parse_arguments
 from redimnet2_lobes.scoring.backends import CosineBackend
+from redimnet2_lobes.scoring.evaluate import evaluate
 from redimnet2_lobes.scoring.plda import PldaBackend, train_plda
+from redimnet2_lobes.scoring.report import report
 
 
 def main(arguments):
-    """Embeds, trains, scores and reports.
-
-    Arguments
-    ---------
-    arguments : list of str
-        The command line without the script's name.
-
-    Raises
-    ------
-    ValueError
-        If a value is wrong, or there is neither a training list nor a trained
-        PLDA.
-    """
-    verification = Verification(arguments)
-    hparams = verification.hparams
-    check_types(hparams, plda_iterations=int)
-    check_at_least(hparams, plda_iterations=1)
-    for key in ("lda_dimension", "plda_rank"):
-        if hparams[key] is not None:
-            check_types(hparams, **{key: int})
-    if (hparams["train_list"] is None) == (hparams["plda_file"] is None):
-        raise ValueError(
-            "train_list: give either one to train PLDA on, or plda_file, the "
-            "plda.npz of an earlier run"
-        )
-    if hparams["plda_file"] is not None:
-        plda = PldaBackend.load(hparams["plda_file"])
-    else:
-        plda = train(verification)
-    verification.evaluate({"cosine": CosineBackend(), "PLDA": plda})
-
-
-def train(verification):
-    """Trains PLDA on the training list, and saves it.
-
-    Arguments
-    ---------
-    verification : Verification
-        The run.
-
-    Returns
-    -------
-    PldaBackend
-        The trained back-end.
-    """
-    hparams = verification.hparams
-    utterances = verification.read_utterances("train_list", with_speakers=True)
-    plda = train_plda(
-        verification.embed_utterances(utterances).vectors,
-        [utterance.speaker for utterance in utterances],
-        hparams["lda_dimension"],
-        hparams["plda_rank"],
-        hparams["plda_iterations"],
+    """Embeds, scores and reports, as the command line says."""
+    hparams, run_opts = parse_arguments(arguments)
+    verification.check_hparams(hparams)
+    trials = verification.read_trials(
+        verification_file=hparams["verification_file"],
+        data_folder=hparams["data_folder"],
+        calibration_trials=hparams["calibration_trials"],
+        calibration_folder=hparams["calibration_folder"],
+        calibration=hparams["calibration"],
+        utterance_list=hparams["utterance_list"],
+        enrolment_file=hparams["enrolment_file"],
+        output_folder=hparams["output_folder"],
     )
-    plda.save(verification.output_folder / "plda.npz")
-    return plda
+    corpus = hparams["list_folder"], hparams["utterances_per_speaker"]
+    training = verification.read_list(
+        "train_list", hparams["train_list"], *corpus, speakers=True
+    )
+    normalization = {
+        "cohort_entries": hparams["cohort_entries"],
+        "cohort_top": hparams["cohort_top"],
+        "score_norms": hparams["score_norms"],
+        "measures": hparams["quality_measures"],
+    }
+    cohort = verification.read_cohort(
+        hparams["cohort_list"], *corpus, **normalization
+    )
+
+    encoder = load_folded_encoder(
+        hparams["checkpoint"], hparams["variant"], run_opts
+    )
+    verification.warn_of_known_speakers(trials, cohort, encoder.speakers)
+    embed = functools.partial(
+        extract_embeddings,
+        encoder.encode_batch,
+        folder=hparams["embeddings_folder"],
+        fingerprint=encoder.fingerprint,
+        seconds_per_batch=hparams["seconds_per_batch"],
+        maximum_seconds=hparams["maximum_seconds"],
+        crops=hparams["crops"],
+    )
+    if training:
+        plda = train_plda(
+            embed(paths_of(training)).vectors,
+            [utterance.speaker for utterance in training],
+            hparams["lda_dimension"],
+            hparams["plda_rank"],
+            hparams["plda_iterations"],
+        )
+        plda.save(f"{hparams['output_folder']}/plda.npz")
+    else:
+        plda = PldaBackend.load(hparams["plda_file"])
+    backends = {"cosine": CosineBackend(), "PLDA": plda}
+
+    report(
+        *evaluate(backends, *trials, embed, cohort, **normalization),
+        hparams["output_folder"],
+        hparams["checkpoint"],
+        hparams["maximum_seconds"],
+        hparams["crops"],
+        encoder.precision,
+        verification.kept_in(
+            hparams["checkpoint"], hparams["keep_results_with_model"]
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,212 @@
+"""Files of embeddings for other programs: NumPy, Kaldi and Parquet.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from redimnet2_lobes.data.utterances import Utterance
+from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.inference.embedding_cache import Embeddings
+
+ROWS_PER_GROUP = 65536  # of Parquet, 50 MB for embeddings of 192 values
+
+
+def check_format(form: str) -> None:
+    """Checks that a format can be written here.
+
+    Raises
+    ------
+    ValueError
+        If it is none of ``FORMATS``, or a package is not installed.
+
+    Example
+    -------
+    >>> check_format("matlab")
+    Traceback (most recent call last):
+    ValueError: format: unknown value 'matlab', expected one of numpy, kaldi, \
+parquet
+    """
+    if form not in FORMATS:
+        raise ValueError(
+            f"format: unknown value {form!r}, expected one of "
+            f"{', '.join(FORMATS)}"
+        )
+    package = FORMATS[form].package
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise ValueError(
+            f"format: {form} needs the package {package}; pip install {package}"
+        ) from None
+
+
+def output_files(output: str, form: str) -> list[Path]:
+    """The files to write, that which is written last being the last.
+
+    Arguments
+    ---------
+    output
+        As the user gave it, with or without an ending of the format.
+    form
+        A key of ``FORMATS``.
+
+    Raises
+    ------
+    ValueError
+        If there is one already.
+
+    Example
+    -------
+    >>> [path.name for path in output_files("no/such/xvector.scp", "kaldi")]
+    ['xvector.ark', 'xvector.scp']
+    """
+    endings = FORMATS[form].endings
+    stem = output
+    for ending in endings:
+        stem = stem.removesuffix(ending)
+    outputs = [Path(f"{stem}{ending}") for ending in endings]
+    if outputs[-1].exists():
+        raise ValueError(
+            f"output: {outputs[-1]} exists; choose another, or delete it"
+        )
+    return outputs
+
+
+def check_names(utterances: list[Utterance], form: str) -> None:
+    """Checks that a format can hold the names of utterances.
+
+    Raises
+    ------
+    ValueError
+        If there is white space in a name that goes into Kaldi's lists.
+    """
+    for name, *_ in utterances if form == "kaldi" else []:
+        if name.split() != [name]:
+            raise ValueError(
+                f"format: kaldi allows no white space in names, but there is "
+                f"some in {name!r}; choose numpy or parquet, or rename it"
+            )
+
+
+def write_embeddings(
+    form: str,
+    outputs: list[Path],
+    embeddings: Embeddings,
+    speakers: list[str | None],
+) -> None:
+    """Writes embeddings; each file appears when it is complete.
+
+    Arguments
+    ---------
+    form
+        A key of ``FORMATS``.
+    outputs
+        Its files, see `output_files`.
+    embeddings
+        The embeddings.
+    speakers
+        The speaker of each, None where not known.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
+    outputs[0].parent.mkdir(parents=True, exist_ok=True)
+    try:
+        FORMATS[form].write(outputs, embeddings, speakers)
+    except OSError as error:
+        raise OSError(
+            f"{outputs[0]}: cannot be written ({error.strerror or error}); "
+            "once that is mended, run the same command again, which keeps the "
+            "embeddings"
+        ) from None
+
+
+def _write_numpy(outputs, embeddings, _):
+    """Writes the arrays names and embeddings [utterances, embedding]."""
+    with (
+        complete_or_absent(outputs[0]) as partial,
+        open(partial, "wb") as file,
+    ):
+        np.savez(
+            file,
+            names=np.array(embeddings.names),
+            embeddings=embeddings.vectors.numpy(),
+        )
+
+
+def _write_kaldi(outputs, embeddings, _):
+    """Writes vectors, and the list of where they are."""
+    from kaldiio import save_ark
+
+    ark, scp = outputs
+    with (
+        complete_or_absent(scp) as partial_scp,
+        open(partial_scp, "w", encoding="utf-8") as lines,
+        complete_or_absent(ark) as partial_ark,
+        open(partial_ark, "wb") as vectors,
+    ):
+        for name, vector in zip(
+            tqdm(embeddings.names, desc="writing", unit="utterance"),
+            embeddings.vectors.numpy(),
+            strict=True,
+        ):
+            offset = vectors.tell() + len(f"{name} ".encode())
+            save_ark(vectors, {name: vector})
+            lines.write(f"{name} {ark}:{offset}\n")
+
+
+def _write_parquet(outputs, embeddings, speakers):
+    """Writes the columns name, speaker, embedding and seconds."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    schema = pyarrow.schema(
+        {
+            "name": pyarrow.string(),
+            "speaker": pyarrow.string(),
+            "embedding": pyarrow.list_(pyarrow.float32()),
+            "seconds": pyarrow.float32(),
+        }
+    )
+    with (
+        complete_or_absent(outputs[0]) as partial,
+        ParquetWriter(partial, schema) as file,
+    ):
+        for start in range(0, len(speakers), ROWS_PER_GROUP):
+            rows = slice(start, start + ROWS_PER_GROUP)
+            vectors = embeddings.vectors[rows]
+            ends = np.arange(len(vectors) + 1) * vectors.shape[1]
+            columns = {
+                "name": embeddings.names[rows],
+                "speaker": speakers[rows],
+                "embedding": pyarrow.ListArray.from_arrays(
+                    ends.astype(np.int32), vectors.flatten().numpy()
+                ),
+                "seconds": embeddings.seconds[rows].numpy(),
+            }
+            file.write_table(pyarrow.table(columns, schema=schema))
+
+
+class Format(NamedTuple):
+    """A format of the output; the file of the last ending is written last."""
+
+    endings: list[str]
+    package: str
+    write: Callable[[list[Path], Embeddings, list[str | None]], None]
+
+
+FORMATS = {
+    "numpy": Format([".npz"], "numpy", _write_numpy),
+    "kaldi": Format([".ark", ".scp"], "kaldiio", _write_kaldi),
+    "parquet": Format([".parquet"], "pyarrow", _write_parquet),
+}

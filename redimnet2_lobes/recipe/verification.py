@@ -1,0 +1,293 @@
+"""What the verification scripts share: their checks, and the lists they read.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import os
+from typing import NamedTuple
+
+from redimnet2_lobes.data.trial_files import (
+    TrialList,
+    files_of,
+    read_trial_lists,
+)
+from redimnet2_lobes.data.trials import read_enrolments
+from redimnet2_lobes.data.utterances import (
+    Utterance,
+    limit_per_speaker,
+    paths_of,
+    read_utterances,
+)
+from redimnet2_lobes.pretrained.loading import find_model
+from redimnet2_lobes.recipe.settings import (
+    check_at_least,
+    check_choices,
+    check_types,
+)
+from redimnet2_lobes.scoring.calibration import (
+    Calibration,
+    load_calibrations,
+)
+from redimnet2_lobes.scoring.evaluate import QUALITY_MEASURES, SCORE_NORMS
+
+
+class Trials(NamedTuple):
+    """What is tested, and what calibrates the scores, if anything."""
+
+    tested: list[TrialList]
+    calibrating: list[TrialList]  # to train calibrations on
+    calibrations: dict[str, Calibration]  # of an earlier run
+
+
+def check_hparams(hparams: dict) -> None:
+    """Checks what can be checked before any list is read.
+
+    ``score_norms`` becomes a list: where it is null, of the adaptive s-norm if
+    there is a cohort.
+
+    Raises
+    ------
+    ValueError
+        If a value is of the wrong type, or does not go with another.
+    """
+    check_types(
+        hparams,
+        data_folder=str,
+        output_folder=str,
+        embeddings_folder=str,
+        keep_results_with_model=bool,
+        utterance_list=str | None,
+        enrolment_file=str | None,
+        list_folder=str | None,
+        utterances_per_speaker=int | None,
+        cohort_list=str | None,
+        cohort_top=int,
+        score_norms=list | None,
+        quality_measures=list,
+        calibration=str | None,
+    )
+    check_at_least(hparams, utterances_per_speaker=1)
+    check_choices(
+        hparams,
+        cohort_entries=("speakers", "utterances"),
+        score_norms=(None, *SCORE_NORMS),
+        quality_measures=QUALITY_MEASURES,
+    )
+    for key in ("enrolment_file", "calibration"):
+        if hparams[key] is not None and not os.path.isfile(hparams[key]):
+            raise ValueError(f"{key}: no file {hparams[key]}")
+    if hparams["score_norms"] is None:
+        hparams["score_norms"] = (
+            ["adaptive_s"] if hparams["cohort_list"] else []
+        )
+    if hparams["cohort_list"] is None:
+        if hparams["score_norms"]:
+            raise ValueError("score_norms: they need a cohort_list")
+        if "cohort_means" in hparams["quality_measures"]:
+            raise ValueError(
+                "quality_measures: cohort_means needs a cohort_list"
+            )
+    given = [
+        hparams[key] is not None
+        for key in ("calibration", "calibration_trials")
+    ]
+    if all(given):
+        raise ValueError(
+            "calibration: give either a saved one or calibration_trials"
+        )
+    if hparams["quality_measures"] and not any(given):
+        raise ValueError(
+            "quality_measures: they need calibration_trials or a calibration"
+        )
+    if hparams["utterance_list"] is None and not os.path.isdir(
+        os.path.join(hparams["data_folder"], "wav")
+    ):
+        raise ValueError(
+            f"data_folder: there is no folder wav in {hparams['data_folder']}"
+        )
+    if "plda_file" in hparams:
+        _check_plda(hparams)
+    if hparams["keep_results_with_model"]:
+        if not os.path.isdir(hparams["checkpoint"]):
+            raise ValueError(
+                "keep_results_with_model: the checkpoint "
+                f"{hparams['checkpoint']} is no model folder or training "
+                "output here; pass one, or False"
+            )
+        if hparams.get("mean_list") is not None:
+            raise ValueError(
+                "keep_results_with_model: with mean_list the threshold is not "
+                "that of the cosine alone; leave one of them out"
+            )
+
+
+def _check_plda(hparams: dict) -> None:
+    check_types(
+        hparams,
+        plda_iterations=int,
+        lda_dimension=int | None,
+        plda_rank=int | None,
+    )
+    check_at_least(hparams, plda_iterations=1)
+    if (hparams["train_list"] is None) == (hparams["plda_file"] is None):
+        raise ValueError(
+            "train_list: give either one to train PLDA on, or plda_file, the "
+            "plda.npz of an earlier run"
+        )
+
+
+def read_trials(
+    *,
+    verification_file: str | list[str],
+    data_folder: str,
+    calibration_trials: str | list[str] | None,
+    calibration_folder: str,
+    calibration: str | None,
+    utterance_list: str | None,
+    enrolment_file: str | None,
+    output_folder: str,
+) -> Trials:
+    """Reads all trials, and an earlier calibration.
+
+    The arguments are the hyperparameters of these names.
+
+    Raises
+    ------
+    ValueError
+        As `read_trial_lists`, `read_utterances`, `read_enrolments` and
+        `load_calibrations`.
+    """
+    utterances = enrolments = None
+    if utterance_list is not None:
+        utterances = paths_of(read_utterances(utterance_list, data_folder))
+    if enrolment_file is not None:
+        enrolments = read_enrolments(enrolment_file)
+    places = output_folder, utterances, enrolments
+    return Trials(
+        read_trial_lists(verification_file, data_folder, *places),
+        []
+        if calibration_trials is None
+        else read_trial_lists(
+            calibration_trials,
+            calibration_folder,
+            *places,
+            keys=("calibration_trials", "calibration_folder"),
+        ),
+        {} if calibration is None else load_calibrations(calibration),
+    )
+
+
+def read_list(
+    key: str,
+    source: str | None,
+    list_folder: str | None,
+    per_speaker: int | None,
+    speakers: bool = False,
+) -> list[Utterance]:
+    """Reads a list of utterances, see `read_utterances`.
+
+    Arguments
+    ---------
+    key
+        The key that gave it, for messages.
+    source
+        The list; None for none.
+    list_folder
+        What ``$data_root`` stands for.
+    per_speaker
+        How many utterances of each speaker to take, or None for all.
+    speakers
+        Whether each utterance must have a speaker.
+
+    Raises
+    ------
+    ValueError
+        As `read_utterances`, or if a speaker is missing.
+    """
+    if source is None:
+        return []
+    utterances = read_utterances(source, list_folder)
+    for utterance in utterances if speakers else []:
+        if utterance.speaker is None:
+            raise ValueError(
+                f"{key}: {source} does not say whose utterance "
+                f"{utterance.name} is; add speakers"
+            )
+    if per_speaker is None:
+        return utterances
+    return limit_per_speaker(utterances, per_speaker)
+
+
+def read_cohort(
+    cohort_list: str | None,
+    list_folder: str | None,
+    per_speaker: int | None,
+    cohort_entries: str,
+    cohort_top: int,
+    score_norms: list[str],
+    measures: list[str],
+) -> list[Utterance]:
+    """Reads the list to normalize scores with, if any, and checks its size.
+
+    The arguments are those of `read_list` and `evaluate`.
+
+    Raises
+    ------
+    ValueError
+        As `read_list`, or if it has fewer entries than are to count.
+    """
+    by_speaker = cohort_entries == "speakers"
+    cohort = read_list(
+        "cohort_list", cohort_list, list_folder, per_speaker, by_speaker
+    )
+    entries = {each.speaker if by_speaker else each.name for each in cohort}
+    uses_top = "adaptive_s" in score_norms or "cohort_means" in measures
+    if uses_top and cohort_top > len(entries):
+        raise ValueError(
+            f"cohort_top: {cohort_top} is more than the {len(entries)} entries "
+            "of the cohort; lower it"
+        )
+    return cohort
+
+
+def warn_of_known_speakers(
+    trials: Trials, cohort: list[Utterance], trained: frozenset[str]
+) -> None:
+    """Prints how many tested speakers something was trained on.
+
+    Arguments
+    ---------
+    trials
+        The speaker of an utterance is the first folder in its name.
+    cohort
+        What scores are normalized with.
+    trained
+        Speakers that the network was trained on.
+    """
+
+    def speakers_of(lists):
+        return {name.split("/")[0] for name in files_of(lists)}
+
+    speakers = speakers_of(trials.tested)
+    for known, where in (
+        (trained, "were in the training: this is no test on unseen speakers"),
+        (
+            speakers_of(trials.calibrating),
+            "are in the calibration trials, which should be of others",
+        ),
+        (
+            {each.speaker for each in cohort},
+            "are in the cohort, which should be of others",
+        ),
+    ):
+        if common := speakers & known:
+            print(
+                f"warning  {len(common)} of the {len(speakers)} speakers "
+                f"{where}"
+            )
+
+
+def kept_in(checkpoint: str, keep: bool) -> str | None:
+    """The model folder that is to keep the results, if any."""
+    return find_model(checkpoint) if keep else None

@@ -1,0 +1,378 @@
+"""Evaluation of trial lists, in functions over values.
+
+`evaluate` goes from lists to results: it embeds, scores by any number of
+back-ends and score normalizations (`score_trials`), and calibrates
+(`train_calibrations`, `results_of`). `adaptive_s_norm` is the usual score of
+trials in one call.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from redimnet2_lobes.data.trial_files import TrialList, files_of
+from redimnet2_lobes.data.utterances import Utterance, paths_of
+from redimnet2_lobes.inference.embedding_cache import Embeddings
+from redimnet2_lobes.scoring.backends import (
+    Backend,
+    CosineBackend,
+    average,
+    cohort_statistics,
+    normalize_scores,
+    trial_scores,
+)
+from redimnet2_lobes.scoring.calibration import (
+    Calibration,
+    quality_measures,
+    train_calibration,
+)
+from redimnet2_lobes.scoring.report import Result
+
+# Score normalizations: which sides' statistics, and of how much of the cohort.
+SCORE_NORMS = {
+    "z": "z-norm",
+    "t": "t-norm",
+    "s": "s-norm",
+    "adaptive_s": "adaptive s-norm (top {top})",
+}
+QUALITY_MEASURES = ("durations", "magnitudes", "cohort_means")
+
+# Of each back-end and normalization the features of trials, [trials] each:
+# ``score``, and quality measures beside it.
+Scored = dict[str, dict[str, torch.Tensor]]
+
+
+def adaptive_s_norm(
+    embeddings: torch.Tensor,
+    pairs: torch.Tensor,
+    cohort: torch.Tensor,
+    top: int = 300,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """Scores trials, normalized by the top of a cohort (AS-norm).
+
+    Matějka et al., "Analysis of Score Normalization in Multilingual Speaker
+    Recognition", Interspeech 2017, equation 5: of both sides of a trial, the
+    mean and standard deviation of their highest scores against the cohort.
+
+    Arguments
+    ---------
+    embeddings
+        Embeddings of enrolments and test utterances [utterances, embedding].
+    pairs
+        Rows of the enrolment and the test utterance of each trial [trials, 2].
+    cohort
+        Embeddings of other speakers [cohort, embedding], such as the mean of
+        each speaker of the training.
+    top
+        How many of the highest scores count.
+    backend
+        What scores; None for the cosine.
+
+    Returns
+    -------
+    torch.Tensor
+        Normalized scores [trials].
+
+    Raises
+    ------
+    ValueError
+        As `cohort_statistics`.
+
+    Example
+    -------
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    >>> cohort = torch.tensor([[0.5, 0.5], [0.2, 0.8], [-0.4, 0.6]])
+    >>> pairs = torch.tensor([[0, 1], [0, 2]])
+    >>> adaptive_s_norm(embeddings, pairs, cohort, top=2)
+    tensor([ 1.4917, -5.3368])
+    """
+    backend = backend or CosineBackend()
+    enrolments = backend.enrolment_side(embeddings)
+    scores = trial_scores(enrolments, backend.test_side(embeddings), *pairs.T)
+    return normalize_scores(
+        scores,
+        *_of_sides(
+            cohort_statistics(enrolments, backend.test_side(cohort), top), pairs
+        ),
+    )
+
+
+def evaluate(
+    backends: dict[str, Backend],
+    tested: Sequence[TrialList],
+    calibrating: Sequence[TrialList],
+    calibrations: dict[str, Calibration],
+    embed: Callable[[dict[str, str]], Embeddings],
+    cohort: Sequence[Utterance] = (),
+    *,
+    cohort_entries: str = "speakers",
+    cohort_top: int = 300,
+    score_norms: Collection[str] = (),
+    measures: Collection[str] = (),
+) -> tuple[list[Result], dict[str, Calibration]]:
+    """Scores trial lists by all back-ends, and calibrates the scores.
+
+    Arguments
+    ---------
+    backends, score_norms, cohort_top, measures
+        As for `score_trials`.
+    tested
+        The lists.
+    calibrating
+        Lists of other speakers to train calibrations on; may be empty.
+    calibrations
+        Calibrations of an earlier evaluation, in place of these.
+    embed
+        Maps a dict, of each utterance's name to its file, to embeddings, such
+        as `extract_embeddings` with its other arguments given.
+    cohort
+        Utterances of other speakers, to normalize scores with.
+    cohort_entries
+        ``speakers``, to average each speaker's, or ``utterances``.
+
+    Returns
+    -------
+    results : list of Result
+        For each list those of each back-end, normalization and calibration.
+    trained : dict
+        The calibrations that were trained, of each back-end and normalization.
+
+    Raises
+    ------
+    AudioError
+        If a file cannot be used.
+    ValueError
+        As `score_trials`, `train_calibrations` and `results_of`.
+    """
+    against = None
+    if cohort:
+        against = embed(paths_of(cohort)).vectors
+        if cohort_entries == "speakers":
+            against = average_speakers(against, cohort)
+
+    def score(lists):
+        embeddings = embed(files_of(lists))
+        options = against, score_norms, cohort_top, measures
+        return [
+            score_trials(each, embeddings, backends, *options) for each in lists
+        ]
+
+    trained = {}
+    if calibrating:
+        trained = train_calibrations(calibrating, score(calibrating))
+    results = [
+        result
+        for trial_list, scored in zip(tested, score(tested), strict=True)
+        for result in results_of(trial_list, scored, trained or calibrations)
+    ]
+    return results, trained
+
+
+def average_speakers(
+    vectors: torch.Tensor, utterances: Iterable[Utterance]
+) -> torch.Tensor:
+    """The mean embedding of each speaker, in the order of first mention.
+
+    Arguments
+    ---------
+    vectors
+        Embeddings [utterances, embedding].
+    utterances
+        Whose they are.
+
+    Returns
+    -------
+    torch.Tensor
+        [speakers, embedding]
+
+    Example
+    -------
+    >>> utterances = [Utterance(n, "", n[0]) for n in ("a1", "b1", "a2")]
+    >>> vectors = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 3.0]])
+    >>> average_speakers(vectors, utterances)
+    tensor([[0., 2.],
+            [1., 0.]])
+    """
+    rows: dict[str | None, list[int]] = {}
+    for row, utterance in enumerate(utterances):
+        rows.setdefault(utterance.speaker, []).append(row)
+    return average(vectors, list(rows.values()))
+
+
+def score_trials(
+    trial_list: TrialList,
+    embeddings: Embeddings,
+    backends: dict[str, Backend],
+    cohort: torch.Tensor | None = None,
+    score_norms: Collection[str] = (),
+    cohort_top: int = 300,
+    measures: Collection[str] = (),
+) -> Scored:
+    """Scores a trial list by all back-ends and normalizations.
+
+    Arguments
+    ---------
+    trial_list
+        The trials. The utterances of an enrolment are averaged.
+    embeddings
+        Of all its utterances.
+    backends
+        Name of each back-end to it. Its score must not depend on which of two
+        embeddings enrols.
+    cohort
+        Embeddings to normalize scores with [cohort, embedding].
+    score_norms
+        Keys of ``SCORE_NORMS``; without normalization scores are there anyway.
+    cohort_top
+        How many of the highest scores count in the adaptive normalization.
+    measures
+        Quality measures for calibration, of ``QUALITY_MEASURES``.
+
+    Raises
+    ------
+    ValueError
+        If an embedding is missing; as `cohort_statistics`.
+    """
+    voices = _voices(trial_list, embeddings)
+    pairs = voices.pairs
+    sides = {}
+    if "durations" in measures:
+        sides["duration"] = voices.seconds.log()
+    if "magnitudes" in measures:
+        sides["magnitude"] = voices.vectors.norm(dim=1).log()
+    scored = {}
+    for name, backend in backends.items():
+        # Scores are symmetric, and so are the statistics of an utterance.
+        enrolments = backend.enrolment_side(voices.vectors)
+        tests = backend.test_side(voices.vectors)
+        against = None if cohort is None else backend.test_side(cohort)
+        whole = top = None
+        if {"z", "t", "s"} & set(score_norms):
+            whole = cohort_statistics(enrolments, against)
+        if "adaptive_s" in score_norms or "cohort_means" in measures:
+            top = cohort_statistics(enrolments, against, cohort_top)
+        scores = trial_scores(enrolments, tests, *pairs.T)
+        of_norms = {name: scores}
+        for norm in score_norms:
+            enrolment, test = _of_sides(
+                top if norm == "adaptive_s" else whole, pairs
+            )
+            title = SCORE_NORMS[norm].format(top=cohort_top)
+            of_norms[f"{name}, {title}"] = normalize_scores(
+                scores,
+                None if norm == "t" else enrolment,
+                None if norm == "z" else test,
+            )
+        if "cohort_means" in measures:
+            sides["cohort mean"] = top[0]
+        features = quality_measures(
+            **{key: values[pairs].unbind(1) for key, values in sides.items()}
+        )
+        for title, values in of_norms.items():
+            scored[title] = {"score": values, **features}
+    return scored
+
+
+def train_calibrations(
+    lists: Sequence[TrialList], scored: Sequence[Scored]
+) -> dict[str, Calibration]:
+    """Fits a calibration of each back-end and normalization.
+
+    Arguments
+    ---------
+    lists
+        Trials of other speakers than those tested.
+    scored
+        Of each list what `score_trials` gave.
+
+    Raises
+    ------
+    ValueError
+        As `train_calibration`.
+    """
+    labels = torch.cat([each.labels for each in lists])
+    return {
+        name: train_calibration(
+            {
+                key: torch.cat([part[name][key] for part in scored])
+                for key in features
+            },
+            labels,
+        )
+        for name, features in scored[0].items()
+    }
+
+
+def results_of(
+    trial_list: TrialList,
+    scored: Scored,
+    calibrations: dict[str, Calibration],
+) -> list[Result]:
+    """What there is to report of a list: scores, and calibrated ones if any.
+
+    Raises
+    ------
+    ValueError
+        If a back-end has no calibration while others have, or it was trained on
+        other quality measures.
+    """
+    results = []
+    for name, features in scored.items():
+        results.append(Result(trial_list, name, features["score"]))
+        if not calibrations:
+            continue
+        if name not in calibrations:
+            raise ValueError(
+                f"calibration: it has none for {name}, only for "
+                f"{'; '.join(calibrations)}"
+            )
+        results.append(
+            Result(
+                trial_list,
+                f"{name}, calibrated",
+                calibrations[name](features),
+                # The score alone: the order of the trials is the same.
+                own_curve=len(features) > 1,
+            )
+        )
+    return results
+
+
+class _Voices(NamedTuple):
+    """The distinct enrolments and test utterances of a trial list."""
+
+    vectors: torch.Tensor  # [voices, embedding]
+    seconds: torch.Tensor  # of all utterances of each [voices]
+    pairs: torch.Tensor  # enrolment and test of each trial [trials, 2]
+
+
+def _voices(trial_list: TrialList, embeddings: Embeddings) -> _Voices:
+    row: dict[tuple[str, ...], int] = {}
+    pairs = [
+        [
+            row.setdefault(tuple(utterances), len(row))
+            for utterances in (trial_list.enrolments[enrolment], [test])
+        ]
+        for _, enrolment, test in trial_list.trials
+    ]
+    sizes = [len(utterances) for utterances in row]
+    rows = embeddings.rows(name for names in row for name in names)
+    groups = [group.tolist() for group in rows.split(sizes)]
+    seconds = average(embeddings.seconds.unsqueeze(1), groups).flatten()
+    return _Voices(
+        average(embeddings.vectors, groups),
+        seconds * torch.tensor(sizes),
+        torch.tensor(pairs),
+    )
+
+
+def _of_sides(
+    statistics: Iterable[torch.Tensor], pairs: torch.Tensor
+) -> list[list[torch.Tensor]]:
+    """Statistics [voices] of the enrolments and of the tests of trials."""
+    return [[values[side] for values in statistics] for side in pairs.T]

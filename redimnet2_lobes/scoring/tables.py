@@ -1,0 +1,49 @@
+"""Tables of results, for a terminal and for a model card.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+
+def text_table(table: list[list[str]], names: int = 2) -> str:
+    r"""Sets a table in aligned columns.
+
+    Arguments
+    ---------
+    table
+        Rows of cells, the headings first.
+    names
+        How many columns hold names, and go to the left; the others hold
+        figures.
+
+    Example
+    -------
+    >>> text_table([["list", "EER (%)"], ["VoxCeleb1-O", "0.5"]], names=1)
+    'list         EER (%)\nVoxCeleb1-O      0.5\n'
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(width) if column < names else cell.rjust(width)
+            for column, (cell, width) in enumerate(
+                zip(row, widths, strict=True)
+            )
+        ]
+        lines.append("  ".join(cells).rstrip() + "\n")
+    return "".join(lines)
+
+
+def markdown_table(table: list[list[str]], names: int = 2) -> str:
+    r"""Sets a table in Markdown; the arguments are those of `text_table`.
+
+    Example
+    -------
+    >>> markdown_table([["list", "EER (%)"], ["VoxCeleb1-O", "0.5"]], names=1)
+    '| list | EER (%) |\n| --- | ---: |\n| VoxCeleb1-O | 0.5 |\n'
+    """
+    headings, *rows = table
+    rules = ["---" if i < names else "---:" for i in range(len(headings))]
+    return "".join(
+        f"| {' | '.join(cells)} |\n" for cells in (headings, rules, *rows)
+    )

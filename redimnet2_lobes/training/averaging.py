@@ -1,0 +1,116 @@
+"""The average of the weights of a training's last epochs.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+from pathlib import Path
+
+from speechbrain.utils.checkpoints import (
+    PARAMFILE_EXT,
+    Checkpoint,
+    Checkpointer,
+    average_checkpoints,
+)
+from torch import nn
+from tqdm import tqdm
+
+from redimnet2_lobes.files.error_lines import one_line
+from redimnet2_lobes.pretrained.loading import check_tensors, read_tensors
+
+
+def last_epochs(folder: Path, count: int) -> list[Checkpoint]:
+    """Finds the checkpoints of the last epochs, the last epoch first.
+
+    Checkpoints from within an epoch, and the best one where it is older, are
+    not among them.
+
+    Arguments
+    ---------
+    folder
+        The folder of the checkpoints.
+    count
+        How many epochs.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer.
+
+    Example
+    -------
+    >>> checkpointer = Checkpointer(getfixture("tmp_path"))
+    >>> for epoch in (1, 3, 4):
+    ...     saved = checkpointer.save_checkpoint(meta={"epoch": epoch})
+    >>> saved = checkpointer.save_checkpoint(end_of_epoch=False)
+    >>> found = last_epochs(checkpointer.checkpoints_dir, 2)
+    >>> [checkpoint.meta["epoch"] for checkpoint in found]
+    [4, 3]
+    """
+    try:
+        found = Checkpointer(folder).find_checkpoints(
+            max_key="epoch", max_num_checkpoints=count
+        )
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: CKPT.yaml of a checkpoint is damaged; move that "
+            f"checkpoint elsewhere ({one_line(error)})"
+        ) from error
+    successive = [
+        checkpoint
+        for age, checkpoint in enumerate(found)
+        if checkpoint.meta["epoch"] == found[0].meta["epoch"] - age
+    ]
+    if len(successive) < count:
+        raise ValueError(
+            f"{folder}: checkpoints of the last {len(successive)} epochs are "
+            f"there, but {count} were asked for; pass a smaller --last, or "
+            "train with a larger --checkpoints_kept"
+        )
+    return successive
+
+
+def average_weights(
+    checkpoints: list[Checkpoint], name: str, module: nn.Module
+) -> None:
+    """Gives a module the mean of its weights in checkpoints.
+
+    Arguments
+    ---------
+    checkpoints
+        Checkpoints, the newest first. Counters become those of the newest.
+    name
+        Name of the module in the checkpoints.
+    module
+        The module.
+
+    Raises
+    ------
+    ValueError
+        If a checkpoint is without it, is damaged, or is of another
+        architecture or number of speakers.
+    """
+    for checkpoint in checkpoints:
+        if name not in checkpoint.paramfiles:
+            raise ValueError(
+                f"{checkpoint.path}: has no {name}{PARAMFILE_EXT}; pass the "
+                "output_folder of a training whose checkpointer has it among "
+                "its recoverables"
+            )
+
+    def read(path, map_location):
+        tensors = read_tensors(path)
+        check_tensors(tensors, module, path, "hyperparams.yaml of the training")
+        return tensors
+
+    with tqdm(checkpoints, desc=name) as bar:
+        means = average_checkpoints(bar, name, parameter_loader=read)
+    newest = read_tensors(checkpoints[0].paramfiles[name])
+    module.load_state_dict(
+        {
+            key: means[key] if tensor.is_floating_point() else tensor
+            for key, tensor in newest.items()
+        }
+    )
