@@ -15,8 +15,7 @@ import hashlib
 import json
 import math
 import os
-import zipfile
-import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +26,11 @@ from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import AudioError
 from redimnet2_lobes.data.shards import SHARD_SOURCE
+from redimnet2_lobes.files.arrays import read_arrays
 from redimnet2_lobes.files.atomic import replace_when_synced
 from redimnet2_lobes.inference.encode import (
     AveragedCrops,
+    EncodeBatch,
     encode_utterances,
     load_source,
 )
@@ -39,11 +40,7 @@ from redimnet2_lobes.models.front_end import SAMPLE_RATE
 # weights give other embeddings, or when the parts change their form.
 VERSION = 1
 
-# What numpy raises for a part that was cut short or overwritten.
-DAMAGE = (
-    *(ValueError, KeyError, OSError, EOFError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+Part = tuple[Path, list[str]]  # its file and its utterances
 
 
 @dataclass
@@ -52,12 +49,12 @@ class Embeddings:
 
     Arguments
     ---------
-    names : list of str
+    names
         The utterances.
-    vectors : torch.Tensor
+    vectors
         Their embeddings as the network gives them, float32
         [utterances, embedding].
-    seconds : torch.Tensor
+    seconds
         Seconds of audio that each was computed from, float32 [utterances].
 
     Example
@@ -68,25 +65,15 @@ class Embeddings:
             [0., 1.]])
     """
 
-    names: list
+    names: list[str]
     vectors: torch.Tensor
     seconds: torch.Tensor
 
     def __post_init__(self):
         self._row = {name: row for row, name in enumerate(self.names)}
 
-    def rows(self, names):
-        """Where the embeddings of utterances are.
-
-        Arguments
-        ---------
-        names : iterable of str
-            Utterances, each as often as need be.
-
-        Returns
-        -------
-        torch.Tensor
-            Rows of ``vectors``, int64 [names].
+    def rows(self, names: Iterable[str]) -> torch.Tensor:
+        """Rows of ``vectors`` of utterances, int64 [names].
 
         Raises
         ------
@@ -104,14 +91,14 @@ class Embeddings:
             ) from None
 
 
-def network_fingerprint(network):
+def network_fingerprint(network: torch.nn.Module) -> str:
     """A hash that changes with any weight of a network.
 
     Take it before `fold`, whose rounding differs between machines.
 
     Arguments
     ---------
-    network : torch.nn.Module
+    network
         A network, or a ``ModuleDict`` of all that makes an embedding, such as
         ``EncoderClassifier.mods``.
 
@@ -149,17 +136,17 @@ def network_fingerprint(network):
 
 
 def extract_embeddings(
-    encode_batch,
-    utterances,
-    folder,
-    fingerprint,
+    encode_batch: EncodeBatch,
+    utterances: dict[str, str | os.PathLike],
+    folder: str | os.PathLike,
+    fingerprint: str,
     *,
-    seconds_per_batch=60.0,
-    maximum_seconds=None,
-    crops=None,
-    utterances_per_part=512,
-):
-    """Embeddings of a list of utterances, from the cache or computed.
+    seconds_per_batch: float = 60.0,
+    maximum_seconds: float | None = None,
+    crops: int | None = None,
+    utterances_per_part: int = 512,
+) -> Embeddings:
+    """Embeddings of utterances, in their order, from the cache or computed.
 
     With ``torch.distributed`` initialized, all processes call this with the
     same arguments, share the work and return the same; the folder must be one
@@ -167,30 +154,25 @@ def extract_embeddings(
 
     Arguments
     ---------
-    encode_batch : callable
+    encode_batch
         As for `encode_utterances`. Not called if the cache is complete.
-    utterances : dict
+    utterances
         The name of each utterance to its audio file or its place in a shard,
         ``<shard>.tar:<offset>:<size>``.
-    folder : str or Path
+    folder
         Holds the caches, each in a folder of its own.
-    fingerprint : str
+    fingerprint
         Stands for the network: `network_fingerprint`.
-    seconds_per_batch : float
+    seconds_per_batch
         Seconds of audio in a batch, padding included.
-    maximum_seconds : float or None
+    maximum_seconds
         Seconds to use from the start of each utterance; None uses all.
-    crops : int or None
+    crops
         If given, so many crops of ``maximum_seconds`` each are averaged:
         `AveragedCrops`.
-    utterances_per_part : int
+    utterances_per_part
         An interrupted extraction loses so many embeddings of each process at
         most. A change makes a new cache.
-
-    Returns
-    -------
-    Embeddings
-        In the order of ``utterances``.
 
     Raises
     ------
@@ -261,7 +243,7 @@ seconds=tensor([0.0500]))
     return embeddings
 
 
-def _key(names, sources, settings):
+def _key(names: list[str], sources: dict[str, str], settings: list) -> str:
     """A hash of settings and of the list with the state of its files."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     shards = {}
@@ -280,7 +262,7 @@ def _key(names, sources, settings):
     return digest.hexdigest()[:32]
 
 
-def _state(path, source):
+def _state(path: str, source: str) -> list[int]:
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -288,7 +270,12 @@ def _state(path, source):
     return [status.st_size, status.st_mtime_ns]
 
 
-def _make_parts(parts, sources, encode, most_samples):
+def _make_parts(
+    parts: list[Part],
+    sources: dict[str, str],
+    encode: Callable,
+    most_samples: float,
+) -> None:
     """Makes the parts of this process that are missing or damaged."""
     rank, processes = 0, 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -314,7 +301,9 @@ def _make_parts(parts, sources, encode, most_samples):
             _write_part(path, names=np.array(names), **arrays)
 
 
-def _compute(paths, encode, most_samples, progress):
+def _compute(
+    paths: list[str], encode: Callable, most_samples: float, progress: tqdm
+) -> dict[str, np.ndarray]:
     """The vectors and the seconds of a part."""
     samples = {}
 
@@ -333,7 +322,7 @@ def _compute(paths, encode, most_samples, progress):
     }
 
 
-def _write_part(path, **arrays):
+def _write_part(path: Path, **arrays: np.ndarray) -> None:
     # The process in the name: another extraction may be at work here as well.
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -350,14 +339,15 @@ def _write_part(path, **arrays):
         partial.unlink(missing_ok=True)
 
 
-def _read_part(path, names):
+def _read_part(
+    path: Path, names: list[str]
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Its vectors and seconds; None if it is not there or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as part:
-            found, vectors, seconds = (
-                part[key] for key in ("names", "vectors", "seconds")
-            )
-    except DAMAGE:
+        found, vectors, seconds = read_arrays(
+            path, "names", "vectors", "seconds"
+        )
+    except (ValueError, OSError):
         return None
     if (
         found.tolist() != names
@@ -369,7 +359,7 @@ def _read_part(path, names):
     return torch.from_numpy(vectors), torch.from_numpy(seconds)
 
 
-def _read_parts(parts, order):
+def _read_parts(parts: list[Part], order: list[str]) -> Embeddings:
     """The embeddings of all parts, in an order of names."""
     row = {name: index for index, name in enumerate(order)}
     vectors = None

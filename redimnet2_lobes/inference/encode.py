@@ -6,6 +6,8 @@ Authors
 
 import contextlib
 import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from speechbrain.dataio import audio_io
@@ -22,17 +24,22 @@ from redimnet2_lobes.data.shards import SHARD_SOURCE, open_audio
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 from redimnet2_lobes.models.lengths import valid_samples
 
+# Padded waveforms [batch, time] and their lengths relative to the longest
+# [batch] to embeddings [batch, 1, embedding].
+EncodeBatch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 def encode_utterances(
-    encode_batch,
-    utterances,
-    seconds_per_batch=60.0,
-    load=load_waveform,
-    maximum_seconds=None,
-    progress=None,
-):
-    """Computes the embedding of each distinct utterance once.
+    encode_batch: EncodeBatch,
+    utterances: Iterable[str | os.PathLike],
+    seconds_per_batch: float = 60.0,
+    load: Callable[[str | os.PathLike], torch.Tensor] = load_waveform,
+    maximum_seconds: float | None = None,
+    progress: tqdm | None = None,
+) -> dict[str | os.PathLike, torch.Tensor]:
+    """Maps each distinct utterance to its embedding [embedding].
 
+    Embeddings are float32 on the CPU, and the keys are the paths as given.
     Utterances are sorted by length, so that batches hold little padding, and
     each batch is filled up to a budget of seconds, so that memory is bounded
     however many files there are. An utterance longer than the budget is a
@@ -41,26 +48,19 @@ def encode_utterances(
 
     Arguments
     ---------
-    encode_batch : callable
-        Maps padded waveforms [batch, time] and their lengths relative to the
-        longest [batch], both on the CPU, to embeddings [batch, 1, embedding],
-        such as ``EncoderClassifier.encode_batch``. In training, call
-        ``eval()`` on its modules first.
-    utterances : iterable of str or Path
+    encode_batch
+        Such as ``EncoderClassifier.encode_batch``; its arguments are on the
+        CPU. In training, call ``eval()`` on its modules first.
+    utterances
         The audio files, or what ``load`` takes in their place.
-    seconds_per_batch : float
+    seconds_per_batch
         Seconds of audio in a batch, padding included.
-    load : callable
+    load
         Maps a path to a waveform [samples] at 16 kHz.
-    maximum_seconds : float or None
+    maximum_seconds
         Seconds to use from the start of each utterance; None uses all.
-    progress : tqdm or None
+    progress
         Counts the utterances of several calls; None shows those of this one.
-
-    Returns
-    -------
-    dict
-        Each path, as given, to its embedding [embedding], float32 on the CPU.
 
     Raises
     ------
@@ -127,18 +127,13 @@ def encode_utterances(
     return embeddings
 
 
-def load_source(source):
-    """Reads an utterance from a file of its own or from a shard.
+def load_source(source: str) -> torch.Tensor:
+    """Reads an utterance [samples], mono, 16 kHz, float32.
 
     Arguments
     ---------
-    source : str
-        An audio file, or ``<shard>.tar:<offset>:<size>``.
-
-    Returns
-    -------
-    torch.Tensor
-        The waveform, mono, 16 kHz, float32, [samples].
+    source
+        An audio file, or its place in a shard, ``<shard>.tar:<offset>:<size>``.
 
     Raises
     ------
@@ -165,7 +160,7 @@ def load_source(source):
 
 
 @functools.cache
-def _normalizer():
+def _normalizer() -> CheckedAudioNormalizer:
     """One normalizer, since it caches its resamplers."""
     return CheckedAudioNormalizer(SAMPLE_RATE)
 
@@ -179,11 +174,11 @@ class AveragedCrops:
 
     Arguments
     ---------
-    encode_batch : callable
+    encode_batch
         As for `encode_utterances`.
-    seconds : float
+    seconds
         Seconds of a crop.
-    crops : int
+    crops
         Crops of each utterance; the first lies at its start, the last at its
         end.
 
@@ -201,7 +196,7 @@ class AveragedCrops:
     tensor([[[0.8000, 0.4000]]])
     """
 
-    def __init__(self, encode_batch, seconds, crops):
+    def __init__(self, encode_batch: EncodeBatch, seconds: float, crops: int):
         if not seconds > 0:
             raise ValueError(f"seconds: must be above 0, not {seconds}")
         if not crops >= 1:
@@ -210,27 +205,16 @@ class AveragedCrops:
         self.samples = max(1, round(seconds * SAMPLE_RATE))
         self.crops = crops
 
-    def __call__(self, wavs, wav_lens):
-        """Embeds a batch.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Padded waveforms [batch, time].
-        wav_lens : torch.Tensor
-            Their lengths relative to the longest [batch].
-
-        Returns
-        -------
-        torch.Tensor
-            Embeddings [batch, 1, embedding].
-        """
+    def __call__(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor
+    ) -> torch.Tensor:
+        """Embeds a batch as ``encode_batch`` does."""
         samples = valid_samples(wavs, wav_lens)
         if samples is not None:
             wavs = [wav[:n] for wav, n in zip(wavs, samples, strict=True)]
         return torch.stack([self._average(wav) for wav in wavs])
 
-    def _average(self, waveform):
+    def _average(self, waveform: torch.Tensor) -> torch.Tensor:
         """The embedding of a waveform [samples], [1, embedding]."""
         crops = waveform.unsqueeze(0)
         surplus = len(waveform) - self.samples
@@ -249,7 +233,7 @@ class AveragedCrops:
         return normalize(embeddings.float(), dim=-1).mean(dim=0)
 
 
-def _duration(path, load):
+def _duration(path: str | os.PathLike, load: Callable) -> float:
     """Seconds of an utterance, from its header alone where it has one."""
     try:
         if SHARD_SOURCE.fullmatch(str(path)):
@@ -261,8 +245,8 @@ def _duration(path, load):
         return len(load(path)) / SAMPLE_RATE
 
 
-def _encode(encode_batch, batch):
-    """Embeddings of a dict of waveforms, under the same keys."""
+def _encode(encode_batch: EncodeBatch, batch: dict) -> Iterator[tuple]:
+    """Yields the keys of waveforms, each with its embedding."""
     lengths = torch.tensor([len(waveform) for waveform in batch.values()])
     with torch.no_grad():
         embeddings = encode_batch(

@@ -9,6 +9,7 @@ Authors
 
 import math
 import re
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import soundfile
@@ -23,7 +24,7 @@ from redimnet2_lobes.data.audio import (
     CheckedAudioNormalizer,
     load_waveform,
 )
-from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.inference.encode import EncodeBatch, encode_utterances
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 
 # For a header without a length, such as of FLAC from a pipe: 2**63 - 1.
@@ -43,7 +44,11 @@ CUT_SHORT = (
 )
 
 
-def encode_files(encode_batch, paths, seconds_per_piece=60.0):
+def encode_files(
+    encode_batch: EncodeBatch,
+    paths: Iterable[str],
+    seconds_per_piece: float = 60.0,
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Embeds files; the long ones in pieces, so that memory is bounded.
 
     Files of up to ``seconds_per_piece`` are embedded whole, by
@@ -54,18 +59,18 @@ def encode_files(encode_batch, paths, seconds_per_piece=60.0):
 
     Arguments
     ---------
-    encode_batch : callable
+    encode_batch
         As for `encode_utterances`.
-    paths : iterable of str
+    paths
         The audio files.
-    seconds_per_piece : float
+    seconds_per_piece
         Seconds of a piece, and of a batch of shorter files, at most.
 
     Returns
     -------
-    embeddings : dict
+    embeddings
         Each path to its embedding [embedding], float32 on the CPU.
-    pieces : dict
+    pieces
         Each path that was cut to the number of pieces that were embedded.
 
     Raises
@@ -110,25 +115,20 @@ def encode_files(encode_batch, paths, seconds_per_piece=60.0):
     return embeddings, pieces
 
 
-def read_pieces(path, seconds):
-    """Reads an audio file in pieces of about the same length.
+def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
+    """Yields pieces [samples] of an audio file, mono, 16 kHz, float32.
 
-    Together they are what `load_waveform` gives, without gap or overlap:
-    before a piece is resampled, it gets what surrounds it. The file is read
-    once, in order, since seeking is not exact in every format. Silent pieces
-    (all samples equal) are left out.
+    They are of about the same length, and together what `load_waveform` gives,
+    without gap or overlap: before a piece is resampled, it gets what surrounds
+    it. The file is read once, in order, since seeking is not exact in every
+    format. Silent pieces (all samples equal) are left out.
 
     Arguments
     ---------
-    path : str
+    path
         The audio file.
-    seconds : float
+    seconds
         Seconds of a piece, at most.
-
-    Yields
-    ------
-    torch.Tensor
-        A piece, mono, 16 kHz, float32, [samples].
 
     Raises
     ------
@@ -173,11 +173,15 @@ class _InOrder(soundfile.SoundFile):
     decoder, which does no harm but in MP3.
     """
 
-    def seekable(self):
+    def seekable(self) -> bool:
         return False
 
 
-def _normalized_pieces(file, seconds, normalizer):
+def _normalized_pieces(
+    file: soundfile.SoundFile,
+    seconds: float,
+    normalizer: CheckedAudioNormalizer,
+) -> Iterator[torch.Tensor | None]:
     """Yields the pieces of an open file at 16 kHz, None for silent ones."""
     ratio = Fraction(file.samplerate, SAMPLE_RATE)
     ratio = ratio.limit_denominator(LARGEST_DENOMINATOR)
@@ -210,8 +214,10 @@ def _normalized_pieces(file, seconds, normalizer):
         held, held_from = held[surplus:].clone(), held_from + surplus
 
 
-def _ends(file, seconds, step):
-    """Where the pieces of a file end, in its own samples."""
+def _ends(
+    file: soundfile.SoundFile, seconds: float, step: int
+) -> Iterator[int]:
+    """Yields where the pieces of a file end, in its own samples."""
     longest = max(step, int(seconds * file.samplerate) // step * step)
     # Rounding to steps may add one.
     pieces = math.ceil(file.frames / max(1, longest - step))
@@ -220,7 +226,9 @@ def _ends(file, seconds, step):
     yield file.frames
 
 
-def _encode_long(encode_batch, path, seconds_per_piece):
+def _encode_long(
+    encode_batch: EncodeBatch, path: str, seconds_per_piece: float
+) -> tuple[torch.Tensor, int]:
     """The embedding of a long file, and the number of its pieces."""
     directions, length, samples, pieces = 0, 0, 0, 0
     waveforms = read_pieces(path, seconds_per_piece)
@@ -242,7 +250,7 @@ def _encode_long(encode_batch, path, seconds_per_piece):
     return directions / samples * (length / samples), pieces
 
 
-def _seconds(path):
+def _seconds(path: str) -> float:
     """Seconds of a file by its header, which must not promise more."""
     try:
         with soundfile.SoundFile(path) as file:
@@ -265,7 +273,7 @@ def _seconds(path):
     return frames / rate
 
 
-def _load(path):
+def _load(path: str) -> torch.Tensor:
     """Reads a file whole."""
     waveform = load_waveform(path)
     if len(waveform) < LEAST_SHARE * _seconds(path) * SAMPLE_RATE:

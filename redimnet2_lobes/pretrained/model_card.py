@@ -7,7 +7,13 @@ Authors
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from redimnet2_lobes.pretrained.standalone import FILE_NAME
-from redimnet2_lobes.scoring.results import in_precision
+from redimnet2_lobes.scoring.results import (
+    ENTRIES,
+    embedded_part,
+    in_precision,
+    results_table,
+)
+from redimnet2_lobes.scoring.tables import markdown_table
 
 PAPER = "2603.11841"  # arXiv
 TAGS = (
@@ -192,23 +198,11 @@ def _eval_results(results):
 
 def _results(results):
     """The table, and what it was measured on."""
-    lines = [
-        "| list | back-end | EER (%) | minDCF 0.01 | trials | threshold |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {row['list']} | {row['back_end']} | {row['eer_percent']:.3f} "
-        f"| {row['min_dcf_0.01']:.4f} | {row['trials']:,} "
-        f"| {row['eer_threshold']:.4f} |"
-        for row in results["results"]
-    ]
-    seconds, crops = results["seconds_used"], results["crops"]
-    what = "all of it" if seconds is None else f"its first {seconds:g} s"
-    if crops is not None:
-        what = f"{crops} crops of {seconds:g} s, averaged"
-    how = in_precision(results)
-    return "\n".join(lines) + (
-        "\n\nMeasured by whoever pushed this model, with the verification "
-        f"scripts of the\nrecipe; of each utterance {what} was embedded{how}. "
+    table = markdown_table(results_table(results["results"], ENTRIES))
+    return (
+        f"{table}\n"
+        "Measured by whoever pushed this model, with the verification scripts "
+        "of the\nrecipe; of each utterance "
+        f"{embedded_part(results)} was embedded{in_precision(results)}. "
         "minDCF is normalized, the threshold\nthat of the EER."
     )

@@ -15,18 +15,17 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable, Container
 
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.run_opts import HELP_TEXTS
+from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
 from redimnet2_lobes.files.error_lines import one_line
 
 logger = get_logger(__name__)
-# It warns of figures that no script here saves with torchvision.
-logging.getLogger("speechbrain.utils.train_logger").setLevel(logging.ERROR)
 
 # All run options of SpeechBrain that a command line can have.
 RUN_OPTIONS = (*HELP_TEXTS, "jit_module_keys", "compile_module_keys")
@@ -35,17 +34,18 @@ RUN_OPTIONS = (*HELP_TEXTS, "jit_module_keys", "compile_module_keys")
 LOST_CONNECTION = re.compile("(closed|reset) by peer|Broken pipe")
 
 
-def main_with_one_line_errors(function):
+def main_with_one_line_errors(function: Callable[[list[str]], None]) -> None:
     """Runs a script, and ends it with one line on stderr where a user erred.
+
+    Of what the script raises, ValueError and OSError are printed as ``error:
+    ...``, and the exit code is 1; anything else is a bug and keeps its
+    traceback. Where other processes wait for one that ends so, they end with
+    one line as well.
 
     Arguments
     ---------
-    function : callable
-        The script's main function, called with the command line's arguments
-        (a list of str). Of what it raises, ValueError and OSError are printed
-        as ``error: ...``, and the exit code is 1; anything else is a bug and
-        keeps its traceback. Where other processes wait for one that ends so,
-        they end with one line as well.
+    function
+        The script's main function, called with the command line's arguments.
 
     Example
     -------
@@ -56,6 +56,8 @@ def main_with_one_line_errors(function):
     Traceback (most recent call last):
     SystemExit: 1
     """
+    # It warns of figures that no script here saves with torchvision.
+    logging.getLogger("speechbrain.utils.train_logger").setLevel(logging.ERROR)
     try:
         function(sys.argv[1:])
     except (ValueError, OSError) as error:
@@ -86,21 +88,21 @@ def main_with_one_line_errors(function):
             os._exit(0)
 
 
-def parse_command_line(arguments):
+def parse_command_line(arguments: list[str]) -> tuple[str, RunOptions, str]:
     """``speechbrain.parse_arguments``, but errors are exceptions.
 
     Arguments
     ---------
-    arguments : list of str
+    arguments
         The command line without the script's name.
 
     Returns
     -------
-    param_file : str
+    param_file
         The YAML file.
-    run_opts : RunOptions
+    run_opts
         SpeechBrain's run options, such as ``device``.
-    overrides : str
+    overrides
         What is left, ``--key=value``, as YAML.
 
     Raises
@@ -148,15 +150,15 @@ def parse_command_line(arguments):
     return parsed
 
 
-def refuse_run_options(given, remedies):
+def refuse_run_options(given: Container[str], remedies: dict[str, str]) -> None:
     """Refuses run options that a script has no use for.
 
     Arguments
     ---------
-    given : container of str
+    given
         Names that the user set: ``overridden_args`` of the run options, or
         the keys of a YAML.
-    remedies : dict
+    remedies
         For each such option what to do instead.
 
     Raises

@@ -10,6 +10,7 @@ import difflib
 import io
 import os
 import re
+import typing
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml
@@ -53,20 +54,15 @@ PLACEHOLDERS = {
 }
 
 
-def load_hparams(param_file, overrides):
+def load_hparams(param_file: str, overrides: str | dict) -> dict:
     r"""``load_hyperpyyaml`` on a file, but errors name the key.
 
     Arguments
     ---------
-    param_file : str
+    param_file
         A YAML file.
-    overrides : str or dict
+    overrides
         Values to replace, from :func:`parse_command_line`.
-
-    Returns
-    -------
-    dict
-        The hyperparameters.
 
     Raises
     ------
@@ -105,23 +101,13 @@ def load_hparams(param_file, overrides):
         ) from error
 
 
-def build_hparam(param_file, key, overrides=None):
+def build_hparam(
+    param_file: str, key: str, overrides: str | dict | None = None
+) -> typing.Any:
     r"""Builds the value of one key of a YAML file, and nothing else of it.
 
-    Arguments
-    ---------
-    param_file : str
-        A YAML file.
-    key : str
-        One of its keys.
-    overrides : str or dict or None
-        Values to replace.
-
-    Returns
-    -------
-    object
-        What :func:`load_hparams` gives for the key, but without the effects of
-        building the others. Placeholders without an override are None.
+    It is what :func:`load_hparams` gives for the key, but without the effects
+    of building the others. Placeholders without an override are None.
 
     Raises
     ------
@@ -156,7 +142,9 @@ def build_hparam(param_file, key, overrides=None):
         raise ValueError(f"{key}{origin}: {one_line(error)}") from error
 
 
-def _read_documents(param_file, overrides):
+def _read_documents(
+    param_file: str, overrides: str | dict | None
+) -> tuple[dict, dict]:
     """Both as mappings, checked against each other."""
     name = os.path.basename(param_file)
     with open(param_file, encoding="utf-8") as file:
@@ -172,7 +160,7 @@ def _read_documents(param_file, overrides):
     return document, overrides
 
 
-def _read_mapping(text, name):
+def _read_mapping(text: str, name: str) -> dict:
     try:
         mapping = ruamel.yaml.YAML().load(text) or {}
     except ruamel.yaml.error.MarkedYAMLError as error:
@@ -187,17 +175,17 @@ def _read_mapping(text, name):
     return mapping
 
 
-def _placeholders(document):
+def _placeholders(document: dict) -> list[str]:
     return [
         key for key, node in document.items() if _tag(node) == "!PLACEHOLDER"
     ]
 
 
-def _tag(node):
+def _tag(node: typing.Any) -> str:
     return str(node.tag.value) if hasattr(node, "tag") else ""
 
 
-def _sources(document, node):
+def _sources(document: dict, node: typing.Any) -> list[str]:
     """Keys that a node refers to, and those that these refer to, in order."""
     names, nodes = [], [node]
     while nodes:

@@ -32,7 +32,7 @@ class CosineBackend:
 
     Arguments
     ---------
-    mean : torch.Tensor or None
+    mean
         Subtracted from every embedding first [embedding], such as the mean of
         the training set.
 
@@ -43,22 +43,11 @@ class CosineBackend:
     tensor([[0., 1.]])
     """
 
-    def __init__(self, mean=None):
+    def __init__(self, mean: torch.Tensor | None = None):
         self.mean = mean
 
-    def enrolment_side(self, embeddings):
-        """Rows whose dot products with ``test_side`` are the scores.
-
-        Arguments
-        ---------
-        embeddings : torch.Tensor
-            Embeddings [utterances, embedding].
-
-        Returns
-        -------
-        torch.Tensor
-            Of length 1 [utterances, embedding].
-        """
+    def enrolment_side(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Rows of length 1 [utterances, embedding]; the same for both sides."""
         if self.mean is not None:
             embeddings = embeddings - self.mean
         return normalize(embeddings, dim=1)
@@ -66,20 +55,15 @@ class CosineBackend:
     test_side = enrolment_side
 
 
-def average(embeddings, groups):
+def average(embeddings: torch.Tensor, groups: list[list[int]]) -> torch.Tensor:
     """Means of groups of embeddings: of a model's utterances, or a speaker's.
 
     Arguments
     ---------
-    embeddings : torch.Tensor
+    embeddings
         Embeddings [utterances, embedding].
-    groups : list of list of int
+    groups
         For each group the rows that belong to it, at least one.
-
-    Returns
-    -------
-    torch.Tensor
-        The mean of each group [groups, embedding].
 
     Example
     -------
@@ -95,24 +79,20 @@ def average(embeddings, groups):
     return sums.index_add_(0, group_of, embeddings[rows]) / sizes.unsqueeze(1)
 
 
-def trial_scores(enrolments, tests, enrolment_rows, test_rows):
-    """Scores of a list of trials.
+def trial_scores(
+    enrolments: torch.Tensor,
+    tests: torch.Tensor,
+    enrolment_rows: torch.Tensor,
+    test_rows: torch.Tensor,
+) -> torch.Tensor:
+    """Scores of a list of trials [trials].
 
     Arguments
     ---------
-    enrolments : torch.Tensor
-        Rows of the enrolments [enrolments, row].
-    tests : torch.Tensor
-        Rows of the test utterances [tests, row].
-    enrolment_rows : torch.Tensor
-        The enrolment of each trial [trials].
-    test_rows : torch.Tensor
-        The test utterance of each trial [trials].
-
-    Returns
-    -------
-    torch.Tensor
-        Dot products [trials].
+    enrolments, tests
+        Rows of both sides from a back-end [utterances, row].
+    enrolment_rows, test_rows
+        Which of them each trial compares [trials].
 
     Example
     -------
@@ -132,16 +112,18 @@ def trial_scores(enrolments, tests, enrolment_rows, test_rows):
     )
 
 
-def cohort_statistics(embeddings, cohort, top=None):
+def cohort_statistics(
+    embeddings: torch.Tensor, cohort: torch.Tensor, top: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of scores against a cohort.
 
     Arguments
     ---------
-    embeddings : torch.Tensor
+    embeddings
         Rows of enrolments or of test utterances [utterances, row].
-    cohort : torch.Tensor
+    cohort
         Rows of the other side [cohort, row].
-    top : int or None
+    top
         How many of the highest scores of each utterance count (adaptive score
         normalization: Matějka et al., "Analysis of Score Normalization in
         Multilingual Speaker Recognition", Interspeech 2017, equation 5); None
@@ -149,9 +131,9 @@ def cohort_statistics(embeddings, cohort, top=None):
 
     Returns
     -------
-    means : torch.Tensor
+    means
         Mean score of each utterance [utterances].
-    deviations : torch.Tensor
+    deviations
         Standard deviation of its scores [utterances], as ``torch.std``.
 
     Raises
@@ -195,7 +177,11 @@ def cohort_statistics(embeddings, cohort, top=None):
     return means, deviations
 
 
-def normalize_scores(scores, enrolment_statistics=None, test_statistics=None):
+def normalize_scores(
+    scores: torch.Tensor,
+    enrolment_statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
+    test_statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Normalizes scores by statistics of a cohort.
 
     With the enrolments' statistics this is z-norm, with the test utterances'
@@ -204,18 +190,13 @@ def normalize_scores(scores, enrolment_statistics=None, test_statistics=None):
 
     Arguments
     ---------
-    scores : torch.Tensor
+    scores
         Scores [trials].
-    enrolment_statistics : tuple of torch.Tensor or None
+    enrolment_statistics
         Mean and deviation of each trial's enrolment, [trials] each, see
         ``cohort_statistics``.
-    test_statistics : tuple of torch.Tensor or None
+    test_statistics
         The same of each trial's test utterance.
-
-    Returns
-    -------
-    torch.Tensor
-        Normalized scores [trials].
 
     Example
     -------

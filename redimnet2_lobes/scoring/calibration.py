@@ -9,7 +9,9 @@ Authors
 
 import json
 import math
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from redimnet2_lobes.files.atomic import complete_or_absent
 PENALTY = 1e-6
 
 
-def quality_measures(**sides):
+def quality_measures(**sides: tuple[torch.Tensor, torch.Tensor]) -> dict:
     """Measures of both utterances of each trial as features of the trial.
 
     Each gives the smaller and the larger of the two values, so that it does not
@@ -29,14 +31,9 @@ def quality_measures(**sides):
 
     Arguments
     ---------
-    **sides : tuple of torch.Tensor
+    **sides
         For each measure its values for the enrolment and for the test utterance
         of each trial, [trials] each.
-
-    Returns
-    -------
-    dict
-        ``lower <measure>`` and ``higher <measure>`` to [trials].
 
     Example
     -------
@@ -51,14 +48,14 @@ def quality_measures(**sides):
     return features
 
 
-class Calibration:
+class Calibration(NamedTuple):
     """A weighted sum of features that is a log-likelihood ratio.
 
     Arguments
     ---------
-    offset : float
+    offset
         Added to the sum.
-    weights : dict
+    weights
         Name of each feature to its weight; ``score`` is among them.
 
     Example
@@ -68,22 +65,16 @@ class Calibration:
     tensor([-1.,  3.])
     """
 
-    def __init__(self, offset, weights):
-        self.offset = offset
-        self.weights = weights
+    offset: float
+    weights: dict[str, float]
 
-    def __call__(self, features):
-        """Log-likelihood ratios of trials.
+    def __call__(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-likelihood ratios (natural logarithm) of trials [trials].
 
         Arguments
         ---------
-        features : dict
+        features
             Name of each feature to its values [trials].
-
-        Returns
-        -------
-        torch.Tensor
-            [trials], natural logarithm.
 
         Raises
         ------
@@ -101,7 +92,9 @@ class Calibration:
         )
 
 
-def train_calibration(features, labels):
+def train_calibration(
+    features: dict[str, torch.Tensor], labels: torch.Tensor
+) -> Calibration:
     """Fits a calibration to trials.
 
     It minimizes their Cllr, the cost of log-likelihood ratios: Brümmer and du
@@ -111,14 +104,10 @@ def train_calibration(features, labels):
 
     Arguments
     ---------
-    features : dict
+    features
         Name of each feature to its values [trials]; ``score`` is among them.
-    labels : torch.Tensor
+    labels
         True for trials of one speaker [trials].
-
-    Returns
-    -------
-    Calibration
 
     Raises
     ------
@@ -170,36 +159,17 @@ def train_calibration(features, labels):
     )
 
 
-def save_calibrations(calibrations, path):
-    """Writes calibrations as JSON, under the final name when complete.
-
-    Arguments
-    ---------
-    calibrations : dict
-        Name of each back-end to its ``Calibration``.
-    path : str or os.PathLike
-        The file to write.
-    """
-    entries = {
-        name: {"offset": each.offset, "weights": each.weights}
-        for name, each in calibrations.items()
-    }
+def save_calibrations(
+    calibrations: dict[str, Calibration], path: str | os.PathLike
+) -> None:
+    """Writes calibrations, by the names of back-ends, as JSON."""
+    entries = {name: each._asdict() for name, each in calibrations.items()}
     with complete_or_absent(path) as partial:
         partial.write_text(json.dumps(entries, indent=2) + "\n")
 
 
-def load_calibrations(path):
+def load_calibrations(path: str | os.PathLike) -> dict[str, Calibration]:
     """Reads what ``save_calibrations`` wrote.
-
-    Arguments
-    ---------
-    path : str or os.PathLike
-        The file.
-
-    Returns
-    -------
-    dict
-        Name of each back-end to its ``Calibration``.
 
     Raises
     ------
@@ -223,16 +193,12 @@ def load_calibrations(path):
             )
             for name, entry in entries.items()
         }
-        numbers = [
-            number
-            for each in calibrations.values()
-            for number in (each.offset, *each.weights.values())
-        ]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"calibration: {path} is not a calibration.json of a verification, "
             "or it is damaged"
         ) from error
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"calibration: {path} holds a number not finite")
+    for offset, weights in calibrations.values():
+        if not all(map(math.isfinite, (offset, *weights.values()))):
+            raise ValueError(f"calibration: {path} holds a number not finite")
     return calibrations

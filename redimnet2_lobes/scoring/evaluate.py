@@ -53,7 +53,7 @@ def adaptive_s_norm(
     top: int = 300,
     backend: Backend | None = None,
 ) -> torch.Tensor:
-    """Scores trials, normalized by the top of a cohort (AS-norm).
+    """Scores trials, normalized by the top of a cohort (AS-norm) [trials].
 
     Matějka et al., "Analysis of Score Normalization in Multilingual Speaker
     Recognition", Interspeech 2017, equation 5: of both sides of a trial, the
@@ -72,11 +72,6 @@ def adaptive_s_norm(
         How many of the highest scores count.
     backend
         What scores; None for the cosine.
-
-    Returns
-    -------
-    torch.Tensor
-        Normalized scores [trials].
 
     Raises
     ------
@@ -137,9 +132,9 @@ def evaluate(
 
     Returns
     -------
-    results : list of Result
+    results
         For each list those of each back-end, normalization and calibration.
-    trained : dict
+    trained
         The calibrations that were trained, of each back-end and normalization.
 
     Raises
@@ -184,11 +179,6 @@ def average_speakers(
         Embeddings [utterances, embedding].
     utterances
         Whose they are.
-
-    Returns
-    -------
-    torch.Tensor
-        [speakers, embedding]
 
     Example
     -------

@@ -9,6 +9,10 @@ They judge the order of the scores. ``actDCF`` and ``Cllr`` judge calibrated
 scores as well, which are natural logarithms of likelihood ratios; ``minCllr``
 is what is left of ``Cllr`` with the best calibration there is.
 
+All take the scores of trials of one speaker (positive, or target) and of two
+speakers (negative, or non-target), [trials] each. It is a ValueError if either
+set is empty or holds NaN or infinite scores.
+
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
@@ -22,34 +26,22 @@ from scipy.special import rel_entr
 from torch.nn.functional import softplus
 
 
-def det_curve(positive_scores, negative_scores):
+def det_curve(
+    positive_scores: torch.Tensor, negative_scores: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Error rates at every threshold that can matter (the DET curve).
 
     Thresholds are the distinct scores and the midpoints between neighbours,
     ascending. A trial is accepted if its score is above the threshold.
 
-    Arguments
-    ---------
-    positive_scores : torch.Tensor
-        Scores of trials of one speaker (target trials).
-    negative_scores : torch.Tensor
-        Scores of trials of two speakers (non-target trials).
-
     Returns
     -------
-    false_acceptance_rates : torch.Tensor
-        Share of the negative scores above each threshold [thresholds],
-        float32, falling.
-    false_rejection_rates : torch.Tensor
-        Share of the positive scores at or below each threshold [thresholds],
-        float32, rising.
-    thresholds : torch.Tensor
-        The thresholds [thresholds], at most two per score.
-
-    Raises
-    ------
-    ValueError
-        If either set of scores is empty or holds NaN or infinite scores.
+    false_acceptance_rates
+        Share of the negative scores above each threshold, float32, falling.
+    false_rejection_rates
+        Share of the positive scores at or below it, float32, rising.
+    thresholds
+        At most two per score [thresholds].
 
     Example
     -------
@@ -86,30 +78,13 @@ def det_curve(positive_scores, negative_scores):
     )
 
 
-def EER(positive_scores, negative_scores):
-    """Computes the equal error rate and its threshold.
+def EER(
+    positive_scores: torch.Tensor, negative_scores: torch.Tensor
+) -> tuple[float, float]:
+    """Computes the equal error rate, from 0 to 1, and its threshold.
 
     Where no threshold makes the two error rates equal, their mean at the
     threshold where they are closest is returned.
-
-    Arguments
-    ---------
-    positive_scores : torch.Tensor
-        Scores of trials of one speaker.
-    negative_scores : torch.Tensor
-        Scores of trials of two speakers.
-
-    Returns
-    -------
-    EER : float
-        The equal error rate, from 0 to 1.
-    threshold : float
-        The threshold where it is reached.
-
-    Raises
-    ------
-    ValueError
-        If either set of scores is empty or holds NaN or infinite scores.
 
     Example
     -------
@@ -123,20 +98,12 @@ def EER(positive_scores, negative_scores):
     return (far[best].item() + frr[best].item()) / 2, thresholds[best].item()
 
 
-def equal_error_index(false_acceptance_rates, false_rejection_rates):
+def equal_error_index(
+    false_acceptance_rates: torch.Tensor, false_rejection_rates: torch.Tensor
+) -> int:
     """Index of the threshold of a DET curve where the rates are closest.
 
-    Arguments
-    ---------
-    false_acceptance_rates : torch.Tensor
-        First result of ``det_curve`` [thresholds].
-    false_rejection_rates : torch.Tensor
-        Second result of ``det_curve`` [thresholds].
-
-    Returns
-    -------
-    int
-        The index of the threshold that SpeechBrain's ``EER`` returns.
+    It is the threshold that SpeechBrain's ``EER`` returns.
 
     Example
     -------
@@ -156,38 +123,25 @@ def equal_error_index(false_acceptance_rates, false_rejection_rates):
 
 
 def minDCF(
-    positive_scores, negative_scores, c_miss=1.0, c_fa=1.0, p_target=0.01
-):
+    positive_scores: torch.Tensor,
+    negative_scores: torch.Tensor,
+    c_miss: float = 1.0,
+    c_fa: float = 1.0,
+    p_target: float = 0.01,
+) -> tuple[float, float]:
     """Computes the minimum of the detection cost function and its threshold.
 
     The cost is the one of the NIST speaker recognition evaluations,
     ``c_miss * p_miss * p_target + c_fa * p_fa * (1 - p_target)``, not divided
-    by the cost of a system that ignores the speech.
+    by the cost of a system that ignores the speech. The threshold is the lowest
+    where it is reached.
 
     Arguments
     ---------
-    positive_scores : torch.Tensor
-        Scores of trials of one speaker.
-    negative_scores : torch.Tensor
-        Scores of trials of two speakers.
-    c_miss : float
-        Cost of a false rejection.
-    c_fa : float
-        Cost of a false acceptance.
-    p_target : float
+    c_miss, c_fa
+        Costs of a false rejection and of a false acceptance.
+    p_target
         Prior probability that a trial is of one speaker.
-
-    Returns
-    -------
-    minDCF : float
-        The smallest cost over all thresholds.
-    threshold : float
-        The lowest threshold where it is reached.
-
-    Raises
-    ------
-    ValueError
-        If either set of scores is empty or holds NaN or infinite scores.
 
     Example
     -------
@@ -203,8 +157,12 @@ def minDCF(
 
 
 def actDCF(
-    positive_scores, negative_scores, c_miss=1.0, c_fa=1.0, p_target=0.01
-):
+    positive_scores: torch.Tensor,
+    negative_scores: torch.Tensor,
+    c_miss: float = 1.0,
+    c_fa: float = 1.0,
+    p_target: float = 0.01,
+) -> float:
     """Computes the detection cost function at the threshold of Bayes decisions.
 
     The cost is that of ``minDCF``, not divided by the cost of a system that
@@ -213,27 +171,15 @@ def actDCF(
 
     Arguments
     ---------
-    positive_scores : torch.Tensor
-        Log-likelihood ratios of trials of one speaker.
-    negative_scores : torch.Tensor
-        Log-likelihood ratios of trials of two speakers.
-    c_miss : float
-        Cost of a false rejection.
-    c_fa : float
-        Cost of a false acceptance.
-    p_target : float
+    c_miss, c_fa
+        Costs of a false rejection and of a false acceptance.
+    p_target
         Prior probability that a trial is of one speaker.
-
-    Returns
-    -------
-    float
-        The cost.
 
     Raises
     ------
     ValueError
-        If either set of scores is empty or holds NaN or infinite scores, a cost
-        is not positive, or the prior is not between 0 and 1.
+        If a cost is not positive, or the prior is not between 0 and 1.
 
     Example
     -------
@@ -255,30 +201,13 @@ def actDCF(
     return c_miss * p_miss * p_target + c_fa * p_fa * (1 - p_target)
 
 
-def Cllr(positive_scores, negative_scores):
+def Cllr(positive_scores: torch.Tensor, negative_scores: torch.Tensor) -> float:
     """Computes the cost of log-likelihood ratios, in bits.
 
     Brümmer and du Preez, "Application-independent evaluation of speaker
     detection", Computer Speech & Language, 2006: what decisions by these scores
     cost on average over all costs and priors. Scores of zero, which say
     nothing, cost 1 bit; wrong calibration can cost more.
-
-    Arguments
-    ---------
-    positive_scores : torch.Tensor
-        Log-likelihood ratios (natural logarithm) of trials of one speaker.
-    negative_scores : torch.Tensor
-        Log-likelihood ratios of trials of two speakers.
-
-    Returns
-    -------
-    float
-        The cost.
-
-    Raises
-    ------
-    ValueError
-        If either set of scores is empty or holds NaN or infinite scores.
 
     Example
     -------
@@ -293,28 +222,14 @@ def Cllr(positive_scores, negative_scores):
     return nats.item() / (2 * math.log(2))
 
 
-def minCllr(positive_scores, negative_scores):
+def minCllr(
+    positive_scores: torch.Tensor, negative_scores: torch.Tensor
+) -> float:
     """Computes ``Cllr`` after the best rising calibration of the scores.
 
     The calibration, by isotonic regression (pool adjacent violators), is found
-    on these same trials, so only the order of the scores counts.
-
-    Arguments
-    ---------
-    positive_scores : torch.Tensor
-        Scores of trials of one speaker.
-    negative_scores : torch.Tensor
-        Scores of trials of two speakers.
-
-    Returns
-    -------
-    float
-        The cost in bits, from 0 (a threshold separates the two kinds) to 1.
-
-    Raises
-    ------
-    ValueError
-        If either set of scores is empty or holds NaN or infinite scores.
+    on these same trials, so only the order of the scores counts. The cost is
+    from 0 bits (a threshold separates the two kinds) to 1.
 
     Example
     -------

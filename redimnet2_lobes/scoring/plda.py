@@ -10,8 +10,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import zipfile
-import zlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from scipy import linalg
 from speechbrain.processing.PLDA_LDA import LDA, PLDA, StatObject_SB
 
+from redimnet2_lobes.files.arrays import read_arrays
 from redimnet2_lobes.files.atomic import complete_or_absent
 
 LARGEST_RANK = 150  # unless a larger one is asked for
@@ -34,15 +34,15 @@ class PldaBackend:
 
     Arguments
     ---------
-    mean : numpy.ndarray
+    mean
         Mean of the training set [embedding].
-    lda : numpy.ndarray
+    lda
         Projection of LDA [embedding, lda_dimension].
-    plda_mean : numpy.ndarray
+    plda_mean
         Mean of the projected, length-normalized training set [lda_dimension].
-    F : numpy.ndarray
+    F
         Directions in which speakers differ [lda_dimension, rank].
-    Sigma : numpy.ndarray
+    Sigma
         Covariance within speakers [lda_dimension, lda_dimension].
 
     Raises
@@ -69,7 +69,14 @@ class PldaBackend:
             [False, False,  True]])
     """
 
-    def __init__(self, mean, lda, plda_mean, F, Sigma):
+    def __init__(
+        self,
+        mean: np.ndarray,
+        lda: np.ndarray,
+        plda_mean: np.ndarray,
+        F: np.ndarray,
+        Sigma: np.ndarray,
+    ):
         self.mean, self.lda, self.plda_mean, self.F, self.Sigma = (
             np.asarray(array, dtype=np.float64)
             for array in (mean, lda, plda_mean, F, Sigma)
@@ -96,19 +103,16 @@ class PldaBackend:
         logarithms = np.log1p(between) - np.log1p(2 * between) / 2
         self._constant = logarithms.sum()
 
-    def enrolment_side(self, embeddings):
-        """Rows of enrolments, for dot products with those of ``test_side``.
+    def enrolment_side(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Rows of enrolments [enrolments, rank + 2], float64.
+
+        The dot product of a row with one of :meth:`test_side` is the
+        log-likelihood ratio of the trial.
 
         Arguments
         ---------
-        embeddings : torch.Tensor
+        embeddings
             Embeddings as the network makes them [enrolments, embedding].
-
-        Returns
-        -------
-        torch.Tensor
-            Rows [enrolments, rank + 2], float64. The dot product of a row with
-            one of :meth:`test_side` is the log-likelihood ratio of the trial.
 
         Raises
         ------
@@ -119,39 +123,13 @@ class PldaBackend:
         rows, own, ones = self._parts(embeddings)
         return torch.cat([rows, own, ones], dim=1)
 
-    def test_side(self, embeddings):
-        """Rows of test utterances, see :meth:`enrolment_side`.
-
-        Arguments
-        ---------
-        embeddings : torch.Tensor
-            Embeddings as the network makes them [tests, embedding].
-
-        Returns
-        -------
-        torch.Tensor
-            Rows [tests, rank + 2], float64.
-
-        Raises
-        ------
-        ValueError
-            See :meth:`enrolment_side`.
-        """
+    def test_side(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Rows of test utterances, see :meth:`enrolment_side`."""
         rows, own, ones = self._parts(embeddings)
         return torch.cat([rows, ones, own], dim=1)
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Writes the back-end, as NumPy's ``.npz`` under any name.
-
-        Arguments
-        ---------
-        path : str or os.PathLike
-            Where it is complete or not there at all.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written.
 
         Example
         -------
@@ -167,18 +145,8 @@ class PldaBackend:
             np.savez(file, **{name: getattr(self, name) for name in ARRAYS})
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike) -> "PldaBackend":
         """Reads what :meth:`save` wrote; no code from the file is run.
-
-        Arguments
-        ---------
-        path : str or os.PathLike
-            The file.
-
-        Returns
-        -------
-        PldaBackend
-            The back-end.
 
         Raises
         ------
@@ -187,23 +155,13 @@ class PldaBackend:
         OSError
             If it cannot be read.
         """
-        # Opened here: what fails from there on is the file's content.
-        with open(path, "rb") as file:
-            try:
-                return cls(**_read_arrays(file))
-            except (
-                ValueError,
-                EOFError,
-                OSError,
-                RuntimeError,  # encrypted, or an unknown compression
-                zipfile.BadZipFile,
-                zlib.error,
-            ) as error:
-                reason = str(error).partition("\n")[0]
-                raise ValueError(
-                    f"{path}: not a PLDA back-end, or a damaged one ({reason});"
-                    " train it again"
-                ) from error
+        try:
+            return cls(*read_arrays(path, *ARRAYS))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: not a PLDA back-end, or a damaged one ({error}); "
+                "train it again"
+            ) from error
 
     def _check_shapes(self):
         size, dimension, rank = *self.lda.shape[:2], *self.F.shape[1:2]
@@ -219,7 +177,9 @@ class PldaBackend:
             if found != shape:
                 raise ValueError(f"{name}: its shape is {found}, not {shape}")
 
-    def _parts(self, embeddings):
+    def _parts(
+        self, embeddings: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What a row is made of: coordinates, own part, and ones."""
         embeddings = _as_array(embeddings).astype(np.float64)
         if embeddings.ndim != 2 or embeddings.shape[1] != len(self.mean):
@@ -240,8 +200,12 @@ class PldaBackend:
 
 
 def train_plda(
-    embeddings, speakers, lda_dimension=None, rank=None, iterations=10
-):
+    embeddings: torch.Tensor,
+    speakers: list[str],
+    lda_dimension: int | None = None,
+    rank: int | None = None,
+    iterations: int = 10,
+) -> PldaBackend:
     """Trains a PLDA back-end by SpeechBrain's ``LDA`` and ``PLDA``.
 
     SpeechBrain's LDA takes the lower triangle of a matrix for the whole, which
@@ -254,23 +218,18 @@ def train_plda(
 
     Arguments
     ---------
-    embeddings : torch.Tensor
+    embeddings
         Embeddings as the network makes them [utterances, embedding].
-    speakers : list of str
+    speakers
         The speaker of each utterance [utterances], in any order.
-    lda_dimension : int or None
+    lda_dimension
         Dimension that LDA leaves; None for all that it can: the size of the
         embeddings, or one less than the speakers.
-    rank : int or None
+    rank
         Number of directions in which speakers differ, at most
         ``lda_dimension``; None for 150, or that if it is less.
-    iterations : int
+    iterations
         Iterations of expectation and maximization.
-
-    Returns
-    -------
-    PldaBackend
-        The trained back-end.
 
     Raises
     ------
@@ -289,11 +248,15 @@ def train_plda(
     torch.Size([100, 4])
     """
     embeddings = _as_array(embeddings)
-    _check_training_set(embeddings, speakers)
-    counted = np.unique(
+    if embeddings.ndim != 2 or len(embeddings) != len(speakers):
+        raise ValueError(
+            f"embeddings: their shape is {embeddings.shape}, but there are "
+            f"{len(speakers)} speaker names; PLDA needs one for each utterance"
+        )
+    _check_finite(embeddings)
+    _, speaker_numbers, utterances_of_speakers = np.unique(
         np.asarray(speakers), return_inverse=True, return_counts=True
     )
-    _, speaker_numbers, utterances_of_speakers = counted
     if lda_dimension is None:
         lda_dimension = min(
             embeddings.shape[1], len(utterances_of_speakers) - 1
@@ -350,32 +313,11 @@ class _SortedStatistics(StatObject_SB):
         return self.stat1[self.starts[mod_id] : self.ends[mod_id]]
 
 
-def _read_arrays(file):
-    # NumPy would take other kinds of files too.
-    with zipfile.ZipFile(file) as archive:
-        names = set(archive.namelist())
-    for name in ARRAYS:
-        if f"{name}.npy" not in names:
-            raise ValueError(f"{name} is missing")
-    file.seek(0)
-    with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in ARRAYS}
-
-
-def _as_array(embeddings):
+def _as_array(embeddings: torch.Tensor | np.ndarray) -> np.ndarray:
     return torch.as_tensor(embeddings).detach().cpu().numpy()
 
 
-def _check_training_set(embeddings, speakers):
-    if embeddings.ndim != 2 or len(embeddings) != len(speakers):
-        raise ValueError(
-            f"embeddings: their shape is {embeddings.shape}, but there are "
-            f"{len(speakers)} speaker names; PLDA needs one for each utterance"
-        )
-    _check_finite(embeddings)
-
-
-def _check_finite(embeddings):
+def _check_finite(embeddings: np.ndarray) -> None:
     unusable = len(embeddings) - np.isfinite(embeddings).all(axis=1).sum()
     if unusable:
         raise ValueError(
@@ -384,7 +326,9 @@ def _check_finite(embeddings):
         )
 
 
-def _check_dimensions(shape, speakers, lda_dimension, rank):
+def _check_dimensions(
+    shape: tuple[int, int], speakers: int, lda_dimension: int, rank: int
+) -> None:
     utterances, size = shape
     if speakers < 2:
         raise ValueError(

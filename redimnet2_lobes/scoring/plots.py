@@ -7,6 +7,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import os
 import re
 
 import numpy as np
@@ -32,7 +33,10 @@ DET_TICKS = (
 # fmt: on
 
 
-def plot_det(curves, path):
+def plot_det(
+    curves: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    path: str | os.PathLike,
+) -> None:
     """Plots detection error trade-off curves, with their equal error rates.
 
     Both axes are in percent on a normal-deviate scale, where the curve of
@@ -41,11 +45,11 @@ def plot_det(curves, path):
 
     Arguments
     ---------
-    curves : dict
+    curves
         Name of each curve, as it shall stand in the legend, to its pair
         (false acceptance rates, false rejection rates), the first two results
         of ``det_curve``.
-    path : str or Path
+    path
         The PNG file to write.
 
     Example
@@ -61,10 +65,6 @@ def plot_det(curves, path):
     for name, (far, frr) in curves.items():
         index = equal_error_index(far, frr)
         equal_error_rates[name] = (far[index].item() + frr[index].item()) / 2
-    curves = {
-        name: (_as_array(far), _as_array(frr))
-        for name, (far, frr) in curves.items()
-    }
     low, high = _det_limits(curves.values(), equal_error_rates.values())
 
     figure = Figure(figsize=(6.4, 7), layout="constrained")
@@ -76,8 +76,7 @@ def plot_det(curves, path):
         # On this scale 0 and 100 % lie at infinity: a curve along a border is
         # there or beyond.
         (line,) = axes.plot(
-            far.clip(low, DET_TICKS[-1] / 100),
-            frr.clip(low, DET_TICKS[-1] / 100),
+            *_as_array(torch.stack([far, frr])).clip(low, DET_TICKS[-1] / 100),
             label=f"{name}: EER {100 * rate:.2f} %",
         )
         marked = np.clip(rate, low, high)
@@ -105,8 +104,12 @@ def plot_det(curves, path):
 
 
 def plot_score_histogram(
-    positive_scores, negative_scores, threshold, path, title="Scores"
-):
+    positive_scores: torch.Tensor,
+    negative_scores: torch.Tensor,
+    threshold: float,
+    path: str | os.PathLike,
+    title: str = "Scores",
+) -> None:
     """Plots the distributions of both kinds of scores and a threshold.
 
     Each kind is scaled to its own number of trials, as there are usually many
@@ -114,15 +117,15 @@ def plot_score_histogram(
 
     Arguments
     ---------
-    positive_scores : torch.Tensor
-        Scores of trials of one speaker.
-    negative_scores : torch.Tensor
-        Scores of trials of two speakers.
-    threshold : float
+    positive_scores
+        Scores of trials of one speaker [trials].
+    negative_scores
+        Scores of trials of two speakers [trials].
+    threshold
         The decision threshold to mark, such as that of the equal error rate.
-    path : str or Path
+    path
         The PNG file to write.
-    title : str
+    title
         What stands above it.
 
     Example
@@ -173,14 +176,16 @@ def plot_score_histogram(
     _save(figure, path)
 
 
-def plot_training_curves(train_log, path):
+def plot_training_curves(
+    train_log: str | os.PathLike, path: str | os.PathLike
+) -> None:
     r"""Plots loss, accuracy and validation EER over the epochs.
 
     Arguments
     ---------
-    train_log : str or Path
+    train_log
         Log of ``speechbrain.utils.train_logger.FileTrainLogger``.
-    path : str or Path
+    path
         The PNG file to write.
 
     Example
@@ -232,7 +237,7 @@ def _det_limits(curves, equal_error_rates):
     the least EER: below it one of the two rates is hardly ever wanted.
     """
     ticks = np.array(DET_TICKS) / 100
-    rates = np.concatenate([rate for curve in curves for rate in curve])
+    rates = _as_array(torch.cat([rate for curve in curves for rate in curve]))
     smallest = min(rates[rates > 0].min(), 0.1)
     smallest = max(smallest, min([0.1, *filter(None, equal_error_rates)]) / 50)
     low = np.searchsorted(ticks, smallest, side="right") - 1

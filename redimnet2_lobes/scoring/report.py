@@ -32,6 +32,7 @@ from redimnet2_lobes.scoring.results import (
     RESULTS_FILE,
     embedded_part,
     in_precision,
+    results_table,
 )
 from redimnet2_lobes.scoring.tables import markdown_table, text_table
 
@@ -39,18 +40,6 @@ P_TARGETS = (0.01, 0.05)  # priors of a trial of one speaker in the minDCF
 LISTED_TRIALS = 20  # worst trials of each kind
 SCORES, WORST_TRIALS = "_scores.txt", "_worst_trials.txt"
 HISTOGRAM = "_histogram.png"
-# Headings of the table, keys of figures and how these are written.
-COLUMNS = (
-    ("list", "list", "{}"),
-    ("back-end", "back_end", "{}"),
-    ("EER (%)", "eer_percent", "{:.3f}"),
-    ("minDCF 0.01", "min_dcf_0.01", "{:.4f}"),
-    ("minDCF 0.05", "min_dcf_0.05", "{:.4f}"),
-    ("Cllr", "cllr", "{:.4f}"),
-    ("minCllr", "min_cllr", "{:.4f}"),
-    ("trials", "trials", "{:,}"),
-    ("threshold", "eer_threshold", "{:.4f}"),
-)
 
 
 @dataclass
@@ -153,10 +142,7 @@ def report(
         "eval_precision": eval_precision,
         "results": rows,
     }
-    table = [[heading for heading, _, _ in COLUMNS]]
-    table += [
-        [form.format(row[key]) for _, key, form in COLUMNS] for row in rows
-    ]
+    table = results_table(rows, rows[0])
     text = text_table(table) + (
         f"Embedded of each utterance: {embedded_part(summary)}"
         f"{in_precision(summary)}.\n"

@@ -6,6 +6,7 @@ Authors
 
 import json
 import os
+from collections.abc import Container
 
 RESULTS_FILE = "results.json"  # its name in a model folder
 PLAIN_COSINE = "cosine"  # name of the back-end that compares embeddings alone
@@ -19,6 +20,18 @@ ENTRIES = {
     "eer_threshold": float,
     "min_dcf_0.01": float,
 }
+# Of a table of them headings, keys and how figures are written.
+COLUMNS = (
+    ("list", "list", "{}"),
+    ("back-end", "back_end", "{}"),
+    ("EER (%)", "eer_percent", "{:.3f}"),
+    ("minDCF 0.01", "min_dcf_0.01", "{:.4f}"),
+    ("minDCF 0.05", "min_dcf_0.05", "{:.4f}"),
+    ("Cllr", "cllr", "{:.4f}"),
+    ("minCllr", "min_cllr", "{:.4f}"),
+    ("trials", "trials", "{:,}"),
+    ("threshold", "eer_threshold", "{:.4f}"),
+)
 
 
 def read_results(path: str | os.PathLike) -> dict:
@@ -71,6 +84,21 @@ checkpoint is missing; run the verification again
             if not isinstance(value, kind):
                 refuse(f"results.{key} is {value!r}")
     return content
+
+
+def results_table(rows: list[dict], keys: Container[str]) -> list[list[str]]:
+    """Cells of a table of ``results``, the headings first.
+
+    Example
+    -------
+    >>> results_table([{"list": "O", "eer_percent": 0.5}], ("eer_percent",))
+    [['EER (%)'], ['0.500']]
+    """
+    columns = [column for column in COLUMNS if column[1] in keys]
+    cells = [
+        [form.format(row[key]) for _, key, form in columns] for row in rows
+    ]
+    return [[heading for heading, _, _ in columns], *cells]
 
 
 def embedded_part(results: dict) -> str:

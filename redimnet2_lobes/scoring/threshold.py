@@ -21,36 +21,26 @@ from redimnet2_lobes.scoring.results import (
 class Threshold(NamedTuple):
     """The cosine above which two voices are one.
 
-    Arguments
-    ---------
-    value : float or None
-        The cosine; None where none is known.
-    origin : str or None
-        Where it is from, in words.
-
     Example
     -------
     >>> Threshold().value is None
     True
     """
 
-    value: float | None = None
-    origin: str | None = None
+    value: float | None = None  # None where none is known
+    origin: str | None = None  # where it is from, in words
 
 
-def kept_threshold(model):
+def kept_threshold(model: str) -> Threshold:
     """Finds the threshold at the EER of a model's first trial list.
+
+    It has no value where the model has no results of plain cosine. If they
+    cannot be downloaded, a note on stderr says so.
 
     Arguments
     ---------
-    model : str
+    model
         Model folder or hub name, see ``loading.find_model``.
-
-    Returns
-    -------
-    Threshold
-        Without a value where the model has no results of plain cosine. If
-        they cannot be downloaded, a note on stderr says so.
 
     Raises
     ------
@@ -90,7 +80,7 @@ def kept_threshold(model):
     return Threshold(row["eer_threshold"], origin + in_precision(results))
 
 
-def _find_results(model):
+def _find_results(model: str) -> Path | str | None:
     """The results that were kept with a model, or None."""
     if os.path.isdir(model):
         path = Path(model) / RESULTS_FILE

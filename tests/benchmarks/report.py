@@ -6,6 +6,8 @@ import statistics
 
 from matplotlib.figure import Figure
 
+from redimnet2_lobes.scoring.tables import markdown_table, text_table
+
 # Relative to the largest value of an embedding.
 LARGEST_DIFFERENCE = 1e-5
 
@@ -75,7 +77,7 @@ def describe(report, table):
         elif not case["rows"]:
             paragraphs.append("not measured: every process failed")
         else:
-            paragraphs.append(table(cells(case["rows"])))
+            paragraphs.append(table(cells(case["rows"])).rstrip("\n"))
             paragraphs += means(case) + warnings(case)
     if report["machine"]["accelerator"] is None:
         paragraphs.append("accelerator: not measured (none on this machine)")
@@ -114,27 +116,6 @@ def cells(rows):
             ]
         )
     return table
-
-
-def text_table(table):
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        # Names to the left, figures to the right.
-        aligned = [
-            text.ljust(width) if i < 2 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(aligned).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
-def markdown_table(table):
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    rules = ["---" if i < 2 else "---:" for i in range(len(table[0]))]
-    lines.insert(1, f"|{'|'.join(rules)}|")
-    return "\n".join(lines)
 
 
 def means(case):

@@ -32,17 +32,13 @@ from pathlib import Path
 import torch
 from benchmark import ROOT, commit, positive, processor_name
 from measurements import forget_peak_memory, grown, process_memory
-from report import markdown_table
 from speechbrain.utils import metric_stats
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
 from redimnet2_lobes.scoring import metrics
-from redimnet2_lobes.scoring.backends import (
-    cohort_statistics,
-    normalize_scores,
-    trial_scores,
-)
+from redimnet2_lobes.scoring.evaluate import adaptive_s_norm
+from redimnet2_lobes.scoring.tables import markdown_table
 
 O_TRIALS, E_TRIALS = 37_611, 579_818
 UTTERANCES = {O_TRIALS: 4_708, E_TRIALS: 145_160}
@@ -211,14 +207,8 @@ def generated_trials(trials):
 
 def normalized(embeddings, cohort, enrolment_rows, test_rows):
     """By the package: statistics once for each utterance."""
-    units, cohort = normalize(embeddings), normalize(cohort)
-    scores = trial_scores(units, units, enrolment_rows, test_rows)
-    statistics = cohort_statistics(units, cohort, TOP)
-    return normalize_scores(
-        scores,
-        tuple(part[enrolment_rows] for part in statistics),
-        tuple(part[test_rows] for part in statistics),
-    )
+    pairs = torch.stack([enrolment_rows, test_rows], dim=1)
+    return adaptive_s_norm(embeddings, pairs, cohort, TOP)
 
 
 def normalized_directly(embeddings, cohort, enrolment_rows, test_rows):
@@ -293,7 +283,7 @@ def write_report(rows, folder):
         f"threads: {machine['threads']}, torch {machine['torch']}, commit "
         f"{machine['commit']}, {machine['date']}"
     )
-    text = f"{line}\n\n{markdown_table(cells(rows))}\n"
+    text = f"{line}\n\n{markdown_table(cells(rows))}"
     print(text, end="")
     folder.mkdir(parents=True, exist_ok=True)
     figures = json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n"
