@@ -19,35 +19,6 @@ from redimnet2_lobes.inference.embedding_cache import Embeddings
 ROWS_PER_GROUP = 65536  # of Parquet, 50 MB for embeddings of 192 values
 
 
-def check_format(form: str) -> None:
-    """Checks that a format can be written here.
-
-    Raises
-    ------
-    ValueError
-        If it is none of ``FORMATS``, or a package is not installed.
-
-    Example
-    -------
-    >>> check_format("matlab")
-    Traceback (most recent call last):
-    ValueError: format: unknown value 'matlab', expected one of numpy, kaldi, \
-parquet
-    """
-    if form not in FORMATS:
-        raise ValueError(
-            f"format: unknown value {form!r}, expected one of "
-            f"{', '.join(FORMATS)}"
-        )
-    package = FORMATS[form].package
-    try:
-        importlib.import_module(package)
-    except ImportError:
-        raise ValueError(
-            f"format: {form} needs the package {package}; pip install {package}"
-        ) from None
-
-
 def output_files(output: str, form: str) -> list[Path]:
     """The files to write, that which is written last being the last.
 
@@ -61,18 +32,28 @@ def output_files(output: str, form: str) -> list[Path]:
     Raises
     ------
     ValueError
-        If there is one already.
+        If there is one already, no such format, or its package is missing.
 
     Example
     -------
-    >>> [path.name for path in output_files("no/such/xvector.scp", "kaldi")]
-    ['xvector.ark', 'xvector.scp']
+    >>> [path.name for path in output_files("no/such/xvector.npz", "numpy")]
+    ['xvector.npz']
     """
-    endings = FORMATS[form].endings
-    stem = output
+    if form not in FORMATS:
+        raise ValueError(
+            f"format: unknown value {form!r}, expected one of "
+            f"{', '.join(FORMATS)}"
+        )
+    endings, package, _ = FORMATS[form]
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise ValueError(
+            f"format: {form} needs the package {package}; pip install {package}"
+        ) from None
     for ending in endings:
-        stem = stem.removesuffix(ending)
-    outputs = [Path(f"{stem}{ending}") for ending in endings]
+        output = output.removesuffix(ending)
+    outputs = [Path(f"{output}{ending}") for ending in endings]
     if outputs[-1].exists():
         raise ValueError(
             f"output: {outputs[-1]} exists; choose another, or delete it"
@@ -81,13 +62,7 @@ def output_files(output: str, form: str) -> list[Path]:
 
 
 def check_names(utterances: list[Utterance], form: str) -> None:
-    """Checks that a format can hold the names of utterances.
-
-    Raises
-    ------
-    ValueError
-        If there is white space in a name that goes into Kaldi's lists.
-    """
+    """Refuses names with white space, if they are for Kaldi's lists."""
     for name, *_ in utterances if form == "kaldi" else []:
         if name.split() != [name]:
             raise ValueError(
@@ -102,23 +77,9 @@ def write_embeddings(
     embeddings: Embeddings,
     speakers: list[str | None],
 ) -> None:
-    """Writes embeddings; each file appears when it is complete.
+    """Writes embeddings, with the speaker of each where it is known.
 
-    Arguments
-    ---------
-    form
-        A key of ``FORMATS``.
-    outputs
-        Its files, see `output_files`.
-    embeddings
-        The embeddings.
-    speakers
-        The speaker of each, None where not known.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be written.
+    Each of the files (of `output_files`) appears when it is complete.
     """
     outputs[0].parent.mkdir(parents=True, exist_ok=True)
     try:

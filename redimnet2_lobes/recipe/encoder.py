@@ -71,10 +71,10 @@ def parse_arguments(
 
     Returns
     -------
-    hparams : dict
+    hparams
         The hyperparameters; which network embeds what of an utterance has been
         checked.
-    run_opts : RunOptions
+    run_opts
         ``eval_precision`` is that of the command line, or else of the YAML.
 
     Raises
@@ -116,17 +116,7 @@ def parse_arguments(
 def check_embedding_options(run_opts: RunOptions, *used: str) -> None:
     """Refuses run options that say nothing of how embeddings are computed.
 
-    Arguments
-    ---------
-    run_opts
-        SpeechBrain's run options.
-    *used
-        Those that the script uses besides ``device`` and ``eval_precision``.
-
-    Raises
-    ------
-    ValueError
-        If one is given.
+    The arguments are those of `parse_arguments`.
     """
     unused = dict.fromkeys(RUN_OPTIONS, "leave it out, it is for training")
     for name in ("device", "eval_precision", *used):

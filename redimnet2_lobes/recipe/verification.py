@@ -44,12 +44,8 @@ def check_hparams(hparams: dict) -> None:
     """Checks what can be checked before any list is read.
 
     ``score_norms`` becomes a list: where it is null, of the adaptive s-norm if
-    there is a cohort.
-
-    Raises
-    ------
-    ValueError
-        If a value is of the wrong type, or does not go with another.
+    there is a cohort. A value of the wrong type, or that does not go with
+    another, is a ValueError.
     """
     check_types(
         hparams,
@@ -150,13 +146,8 @@ def read_trials(
 ) -> Trials:
     """Reads all trials, and an earlier calibration.
 
-    The arguments are the hyperparameters of these names.
-
-    Raises
-    ------
-    ValueError
-        As `read_trial_lists`, `read_utterances`, `read_enrolments` and
-        `load_calibrations`.
+    The arguments are the hyperparameters of these names. What is wrong in a
+    list is a ValueError.
     """
     utterances = enrolments = None
     if utterance_list is not None:
@@ -164,18 +155,16 @@ def read_trials(
     if enrolment_file is not None:
         enrolments = read_enrolments(enrolment_file)
     places = output_folder, utterances, enrolments
-    return Trials(
-        read_trial_lists(verification_file, data_folder, *places),
-        []
-        if calibration_trials is None
-        else read_trial_lists(
-            calibration_trials,
-            calibration_folder,
-            *places,
-            keys=("calibration_trials", "calibration_folder"),
-        ),
-        {} if calibration is None else load_calibrations(calibration),
-    )
+    tested = read_trial_lists(verification_file, data_folder, *places)
+    calibrating, calibrations = [], {}
+    if calibration_trials is not None:
+        keys = "calibration_trials", "calibration_folder"
+        calibrating = read_trial_lists(
+            calibration_trials, calibration_folder, *places, keys
+        )
+    if calibration is not None:
+        calibrations = load_calibrations(calibration)
+    return Trials(tested, calibrating, calibrations)
 
 
 def read_list(
@@ -185,25 +174,18 @@ def read_list(
     per_speaker: int | None,
     speakers: bool = False,
 ) -> list[Utterance]:
-    """Reads a list of utterances, see `read_utterances`.
+    """Reads a list of utterances; of none there are none.
 
     Arguments
     ---------
     key
-        The key that gave it, for messages.
-    source
-        The list; None for none.
-    list_folder
-        What ``$data_root`` stands for.
+        The key that gave the list, for messages.
+    source, list_folder
+        The list, and what ``$data_root`` stands for, see `read_utterances`.
     per_speaker
         How many utterances of each speaker to take, or None for all.
     speakers
-        Whether each utterance must have a speaker.
-
-    Raises
-    ------
-    ValueError
-        As `read_utterances`, or if a speaker is missing.
+        Whether it is a ValueError if an utterance has no speaker.
     """
     if source is None:
         return []
@@ -228,14 +210,10 @@ def read_cohort(
     score_norms: list[str],
     measures: list[str],
 ) -> list[Utterance]:
-    """Reads the list to normalize scores with, if any, and checks its size.
+    """Reads the list to normalize scores with, if any.
 
-    The arguments are those of `read_list` and `evaluate`.
-
-    Raises
-    ------
-    ValueError
-        As `read_list`, or if it has fewer entries than are to count.
+    The arguments are those of `read_list` and `evaluate`. It is a ValueError if
+    it has fewer entries than are to count.
     """
     by_speaker = cohort_entries == "speakers"
     cohort = read_list(
@@ -254,16 +232,10 @@ def read_cohort(
 def warn_of_known_speakers(
     trials: Trials, cohort: list[Utterance], trained: frozenset[str]
 ) -> None:
-    """Prints how many tested speakers something was trained on.
+    """Prints how many tested speakers are known from elsewhere.
 
-    Arguments
-    ---------
-    trials
-        The speaker of an utterance is the first folder in its name.
-    cohort
-        What scores are normalized with.
-    trained
-        Speakers that the network was trained on.
+    Those that the network was trained on are ``trained``. The speaker of a
+    trial's utterance is the first folder in its name.
     """
 
     def speakers_of(lists):

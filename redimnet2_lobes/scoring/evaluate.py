@@ -89,12 +89,8 @@ def adaptive_s_norm(
     backend = backend or CosineBackend()
     enrolments = backend.enrolment_side(embeddings)
     scores = trial_scores(enrolments, backend.test_side(embeddings), *pairs.T)
-    return normalize_scores(
-        scores,
-        *_of_sides(
-            cohort_statistics(enrolments, backend.test_side(cohort), top), pairs
-        ),
-    )
+    statistics = cohort_statistics(enrolments, backend.test_side(cohort), top)
+    return normalize_scores(scores, *_of_sides(statistics, pairs))
 
 
 def evaluate(
@@ -171,14 +167,9 @@ def evaluate(
 def average_speakers(
     vectors: torch.Tensor, utterances: Iterable[Utterance]
 ) -> torch.Tensor:
-    """The mean embedding of each speaker, in the order of first mention.
+    """The mean of each speaker's embeddings, in the order of first mention.
 
-    Arguments
-    ---------
-    vectors
-        Embeddings [utterances, embedding].
-    utterances
-        Whose they are.
+    From vectors [utterances, embedding] to [speakers, embedding].
 
     Example
     -------
@@ -271,20 +262,7 @@ def score_trials(
 def train_calibrations(
     lists: Sequence[TrialList], scored: Sequence[Scored]
 ) -> dict[str, Calibration]:
-    """Fits a calibration of each back-end and normalization.
-
-    Arguments
-    ---------
-    lists
-        Trials of other speakers than those tested.
-    scored
-        Of each list what `score_trials` gave.
-
-    Raises
-    ------
-    ValueError
-        As `train_calibration`.
-    """
+    """Fits calibrations to lists that `score_trials` has scored."""
     labels = torch.cat([each.labels for each in lists])
     return {
         name: train_calibration(
@@ -321,14 +299,11 @@ def results_of(
                 f"calibration: it has none for {name}, only for "
                 f"{'; '.join(calibrations)}"
             )
+        ratios = calibrations[name](features)
+        # Of the score alone: the order of the trials is the same.
+        own_curve = len(features) > 1
         results.append(
-            Result(
-                trial_list,
-                f"{name}, calibrated",
-                calibrations[name](features),
-                # The score alone: the order of the trials is the same.
-                own_curve=len(features) > 1,
-            )
+            Result(trial_list, f"{name}, calibrated", ratios, own_curve)
         )
     return results
 

@@ -9,6 +9,7 @@ Authors
 
 import os
 import re
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
@@ -117,10 +118,8 @@ def plot_score_histogram(
 
     Arguments
     ---------
-    positive_scores
-        Scores of trials of one speaker [trials].
-    negative_scores
-        Scores of trials of two speakers [trials].
+    positive_scores, negative_scores
+        Scores of trials of one speaker, and of two [trials].
     threshold
         The decision threshold to mark, such as that of the equal error rate.
     path
@@ -226,11 +225,14 @@ def plot_training_curves(
     _save(figure, path)
 
 
-def _as_array(values):
+def _as_array(values: torch.Tensor) -> np.ndarray:
     return torch.as_tensor(values).detach().cpu().double().numpy()
 
 
-def _det_limits(curves, equal_error_rates):
+def _det_limits(
+    curves: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    equal_error_rates: Collection[float],
+) -> tuple[float, float]:
     """Labelled rates that enclose the EERs and what is of interest there.
 
     Downwards that is what the curves resolve, but no less than a fiftieth of
@@ -245,7 +247,7 @@ def _det_limits(curves, equal_error_rates):
     return ticks[max(low, 0)], ticks[min(high, len(ticks) - 1)]
 
 
-def _save(figure, path):
+def _save(figure: Figure, path: str | os.PathLike) -> None:
     """Writes a PNG that stands under its name only when it is complete."""
     with complete_or_absent(path) as partial:
         figure.savefig(partial, format="png", dpi=150)

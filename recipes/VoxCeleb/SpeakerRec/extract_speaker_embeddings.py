@@ -22,7 +22,6 @@ from speechbrain.utils.distributed import run_on_main
 from redimnet2_lobes.data.utterances import paths_of, read_utterances
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.inference.embedding_files import (
-    check_format,
     check_names,
     output_files,
     write_embeddings,
@@ -43,7 +42,6 @@ def main(arguments):
         utterances_per_part=int,
     )
     check_at_least(hparams, utterances_per_part=1)
-    check_format(hparams["format"])
     outputs = output_files(hparams["output"], hparams["format"])
     utterances = read_utterances(hparams["utterances"], hparams["data_folder"])
     check_names(utterances, hparams["format"])
