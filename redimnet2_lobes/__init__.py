@@ -6,7 +6,7 @@ The rooms, each of which imports from those below it only:
  * recipe: what the scripts of a recipe share: command line, YAML, checks
  * door: loads a model, whatever it is kept as
  * onnx: export to ONNX, and running it
- * training: losses, schedules, batches, checkpoints, fine-tuning
+ * training: Brain, losses, schedules, batches, checkpoints, validation
  * pretrained: model folders, published checkpoints, the hub
  * scoring: from embeddings to scores, error rates, thresholds and plots
  * inference: embeddings of many utterances and of long files

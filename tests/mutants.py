@@ -28,6 +28,8 @@ GROUPS = {
             "average_checkpoints",
             f"{PACKAGE}/data/training_set",
             f"{PACKAGE}/training/batches",
+            f"{PACKAGE}/training/brain",
+            f"{PACKAGE}/training/validation",
             f"{PACKAGE}/data/crops",
             f"{PACKAGE}/training/schedules",
             f"{PACKAGE}/training/fine_tuning",

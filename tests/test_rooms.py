@@ -67,3 +67,14 @@ def test_yaml_names_classes_by_the_root(path):
     tags = {node.tag for node in nodes(yaml.compose(path.read_text()))}
     ours = {tag for tag in tags if "redimnet2_lobes" in tag}
     assert ours <= {f"!new:redimnet2_lobes.{name}" for name in HOMES}
+
+
+def test_the_library_sets_no_log_levels():
+    """That is for programs: the command, and where a script starts."""
+    package = Path(redimnet2_lobes.__file__).parent
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if ".setLevel(" in path.read_text()
+    }
+    assert found == {"cli.py", "recipe/command_line.py"}

@@ -18,6 +18,7 @@ from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.recipe.command_line import RUN_OPTIONS, parse_command_line
 from redimnet2_lobes.recipe.encoder import check_embedding_options
+from redimnet2_lobes.recipe.training import UNUSED_HPARAMS
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 USED_TO_EMBED = ("device", "eval_precision")
@@ -198,7 +199,7 @@ def test_what_does_nothing_in_training(option, remedy):
         training.main(["no.yaml", option])
 
 
-@pytest.mark.parametrize("name", training.UNUSED_HPARAMS)
+@pytest.mark.parametrize("name", UNUSED_HPARAMS)
 def test_what_does_nothing_in_the_yaml_of_a_training(name, tmp_path):
     """SpeechBrain would say that it is used."""
     text = HPARAMS.with_name("demo_redimnet2_b0.yaml").read_text()

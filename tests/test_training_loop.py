@@ -44,13 +44,17 @@ from training_runs import (
     write_corpus,
 )
 
+from redimnet2_lobes.data.trial_files import read_trial_lists
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
-from redimnet2_lobes.models.variants import VARIANTS
+from redimnet2_lobes.models.variants import VARIANTS, check_variant
 from redimnet2_lobes.recipe.command_line import parse_command_line
 from redimnet2_lobes.recipe.hparams import load_hparams
+from redimnet2_lobes.recipe.training import check_hparams
 from redimnet2_lobes.scoring.metrics import EER
+from redimnet2_lobes.training import brain as brain_module
 from redimnet2_lobes.training.batches import check_batch_norm
+from redimnet2_lobes.training.loggers import build_loggers
 
 # Four speakers with four utterances each, and four crops a step.
 STEPS = 4
@@ -108,7 +112,7 @@ def set_clock(monkeypatch):
     """Whenever the recipe looks at it, a tick has passed."""
     clock = itertools.count(step=TICK)
     monkeypatch.setattr(
-        recipe, "time", SimpleNamespace(perf_counter=clock.__next__)
+        brain_module, "time", SimpleNamespace(perf_counter=clock.__next__)
     )
 
 
@@ -487,7 +491,7 @@ def test_modules_are_wrapped_for_their_device(
 ):
     found, noted = [], []
     monkeypatch.setattr(
-        recipe,
+        brain_module,
         "DistributedDataParallel",
         lambda module, devices, **options: (
             found.append(devices) or noted.append(options) or module
@@ -588,7 +592,10 @@ def test_parts_of_one_utterance(
     if normalizes:
         layers.append(torch.nn.BatchNorm1d(2))
     batches = SimpleNamespace(
-        batch_size=batch_size, processes=processes, global_batch_size=4
+        batch_size=batch_size,
+        most_at_a_time=batch_size,
+        processes=processes,
+        global_batch_size=4,
     )
     network = torch.nn.Sequential(*layers).eval()
     if refused:
@@ -669,8 +676,8 @@ def test_validation_is_the_equal_error_rate_of_the_cosines(
     brain = trained.brain
     network = recipe.unwrap(brain.modules.embedding_model)
     monkeypatch.setattr(brain.hparams, "validation_seconds", seconds)
-    paths = {name: str(uneven / "wav" / name) for name in brain.paths}
-    monkeypatch.setattr(brain, "paths", paths)
+    paths = {name: str(uneven / "wav" / name) for name in brain.trials.paths}
+    monkeypatch.setattr(brain.trials, "paths", paths)
     found = brain.validate()
     scores, labels = cosines_of_trials(network, uneven, seconds)
     targets = sorted(
@@ -721,16 +728,16 @@ def lowest_settings(**others):
 
 
 def test_the_lowest_settings_will_do():
-    recipe.check_settings(lowest_settings())
+    check_hparams(lowest_settings())
     lists = lowest_settings(training_lists={"a": "a.csv"})
     del lists["data_folder"]
-    recipe.check_settings(lists)
+    check_hparams(lists)
 
 
 @pytest.mark.parametrize("key", [*TEXTS, *LOWEST])
 def test_settings_of_another_type_are_refused(key):
     with pytest.raises(ValueError, match=f"^{key}: expected "):
-        recipe.check_settings(lowest_settings(**{key: [3]}))
+        check_hparams(lowest_settings(**{key: [3]}))
 
 
 @pytest.mark.parametrize("key", LOWEST)
@@ -738,19 +745,17 @@ def test_lower_settings_are_refused(key):
     step = 1 if isinstance(LOWEST[key], int) else 0.01
     lower = {key: LOWEST[key] - step}
     with pytest.raises(ValueError, match=f"^{key}: .* is less than "):
-        recipe.check_settings(lowest_settings(**lower))
+        check_hparams(lowest_settings(**lower))
 
 
 def test_the_variant_is_that_of_the_network():
     small = ReDimNet2(LogMel(), **{**VARIANTS["b0"], "base_channels": 16})
-    recipe.check_variant(None, small)
-    recipe.check_variant("b0", ReDimNet2(LogMel(), **VARIANTS["b0"]))
+    check_variant(None, small)
+    check_variant("b0", ReDimNet2(LogMel(), **VARIANTS["b0"]))
     with pytest.raises(ValueError, match="^variant: 'b0' .* base_channels; "):
-        recipe.check_settings(
-            lowest_settings(variant="b0", embedding_model=small)
-        )
+        check_hparams(lowest_settings(variant="b0", embedding_model=small))
     with pytest.raises(ValueError, match="'b7' does not go with this network"):
-        recipe.check_variant("b7", small)
+        check_variant("b7", small)
 
 
 def test_validation_trials_that_cannot_be_used(uneven, tmp_path):
@@ -773,7 +778,10 @@ def test_validation_trials_that_cannot_be_used(uneven, tmp_path):
         if trials is not None:
             (tmp_path / "trials.txt").write_text(trials)
         with pytest.raises(ValueError, match=f"^{message}"):
-            recipe.load_validation(settings)
+            read_trial_lists(
+                *settings.values(),
+                keys=("validation_trials", "validation_folder"),
+            )
 
 
 # --- What is kept ---
@@ -873,14 +881,14 @@ def test_weights_and_biases(monkeypatch, tmp_path):
         "wandb_project": "voices",
     }
     monkeypatch.setitem(sys.modules, "wandb", Wandb)
-    _, logger = recipe.build_loggers(settings)
+    _, logger = build_loggers(*settings.values())
     logger.log_stats({"epoch": 3}, {"loss": 1.5}, {"EER": 7.0})
     assert logged == [
         ({"epoch": 3, "train": {"loss": 1.5}, "valid": {"EER": 7.0}}, 3)
     ]
     monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
     with pytest.raises(ValueError, match="wandb is not installed; pip install"):
-        recipe.build_loggers(settings)
+        build_loggers(*settings.values())
 
 
 def checkpoints(watch):

@@ -5,12 +5,12 @@ import os
 import pytest
 import soundfile
 import torch
-from train_speaker_embeddings import load_utterances, load_validation
+from train_speaker_embeddings import dataio_prep
 from voxceleb_prepare import prepare_voxceleb
 
 from redimnet2_lobes.data.audio import AUDIO_EXTENSIONS, match_utterances
 from redimnet2_lobes.data.training_set import UtteranceList
-from redimnet2_lobes.data.trial_files import find_files
+from redimnet2_lobes.data.trial_files import find_files, read_trial_lists
 from redimnet2_lobes.data.utterances import read_utterances
 
 
@@ -106,12 +106,10 @@ def corpus(tmp_path):
 
 
 def test_validation(corpus):
-    hparams = {
-        "validation_trials": str(corpus / "validation.txt"),
-        "validation_folder": str(corpus),
-        "output_folder": str(corpus / "output"),
-    }
-    trials, paths = load_validation(hparams)
+    (found,) = read_trial_lists(
+        str(corpus / "validation.txt"), str(corpus), str(corpus / "output")
+    )
+    trials, paths = found.trials, found.paths
     assert trials[0] == (1, "anna/x/0.wav", "anna/x/1")
     assert {os.path.relpath(path, corpus) for path in paths.values()} == {
         *("wav/anna/x/0.flac", "wav/anna/x/1.flac", "wav/bert/x/0.flac")
@@ -142,7 +140,7 @@ def test_validation_utterances_are_not_trained_on(corpus, source):
         path.write_text("ID,duration,wav,spk_id\n" + rows)
         hparams["training_lists"] = {"": path}
     trials = [(1, "anna/x/0.wav", "anna/x/1"), (0, "anna/x/0", "bert/x/0.WAV")]
-    utterances, _ = load_utterances(hparams, trials)
+    utterances, _ = dataio_prep(hparams, trials)
     names = [os.path.splitext(name)[0] for name in utterances.names.astype(str)]
     assert sorted(names) == [
         *("anna/x/2", "bert/x/1", "bert/x/2"),

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ParityCase
-from train_speaker_embeddings import check_variant
 
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
-from redimnet2_lobes.models.variants import VARIANTS, variant_of
+from redimnet2_lobes.models.variants import VARIANTS, check_variant, variant_of
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.pretrained.published_layout import build_network
 from redimnet2_lobes.pretrained.push import collect

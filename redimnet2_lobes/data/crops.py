@@ -6,6 +6,7 @@ Authors
 
 import math
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ class EpochRandom:
 
     Arguments
     ---------
-    seed : int
+    seed
         Seed. Set ``epoch`` before each epoch.
 
     Example
@@ -34,22 +35,12 @@ class EpochRandom:
     True
     """
 
-    def __init__(self, seed):
+    def __init__(self, seed: int):
         self.seed = seed
         self.epoch = 0
 
-    def __call__(self, utterance):
-        """Starts the random numbers of one utterance.
-
-        Arguments
-        ---------
-        utterance : str
-            Its name.
-
-        Returns
-        -------
-        numpy.random.Generator
-        """
+    def __call__(self, utterance: str) -> np.random.Generator:
+        """Starts the random numbers of one utterance, by its name."""
         return np.random.default_rng(
             [self.seed, self.epoch, zlib.crc32(utterance.encode())]
         )
@@ -64,12 +55,12 @@ class RandomCrop:
 
     Arguments
     ---------
-    frames : int
+    frames
         Length of a crop in windows of the features: (frames - 1) * 160 + 400
         samples. The network pads and trims these to as many frames where
         they are a multiple of its time stride. Shorter utterances are
         repeated.
-    speeds : list of float
+    speeds
         Speeds, the first being 1.0.
 
     Example
@@ -83,7 +74,7 @@ class RandomCrop:
     (torch.Size([32240]), True)
     """
 
-    def __init__(self, frames, speeds):
+    def __init__(self, frames: int, speeds: Sequence[float]):
         if not speeds or speeds[0] != 1.0:
             raise ValueError(f"speeds: {speeds!r} must begin with 1.0")
         if not isinstance(frames, int) or frames < 1:
@@ -99,22 +90,24 @@ class RandomCrop:
             for speed in speeds[1:]
         }
 
-    def __call__(self, source, random):
+    def __call__(
+        self, source: str, random: np.random.Generator
+    ) -> tuple[torch.Tensor, int]:
         """Reads a crop.
 
         Arguments
         ---------
-        source : str
+        source
             An utterance, 16 kHz mono: an audio file or its place in a shard
             (see ``open_audio``).
-        random : numpy.random.Generator
+        random
             Draws the speed and the place.
 
         Returns
         -------
-        waveform : torch.Tensor
+        waveform
             The crop [samples].
-        speed : int
+        speed
             Index of its speed in ``speeds``.
 
         Raises

@@ -13,7 +13,9 @@ import contextlib
 import io
 import os
 import re
+from collections.abc import Iterator
 
+import numpy as np
 import soundfile
 
 from redimnet2_lobes.data.audio import EMPTY, AudioError
@@ -22,19 +24,14 @@ SHARD_SOURCE = re.compile(r"(.+\.tar):(\d+):(\d+)")
 
 
 @contextlib.contextmanager
-def open_audio(source):
+def open_audio(source: str) -> Iterator["AudioFile"]:
     """Opens an utterance for reading.
 
     Arguments
     ---------
-    source : str
+    source
         An audio file, or ``<shard>.tar:<offset>:<size>``, the bytes of one
         within a tar file.
-
-    Yields
-    ------
-    AudioFile
-        The open utterance.
 
     Raises
     ------
@@ -80,25 +77,19 @@ def open_audio(source):
 class AudioFile(soundfile.SoundFile):
     """An open utterance, made by `open_audio`."""
 
-    def __init__(self, file, in_shard):
+    def __init__(self, file: "_FileRange", in_shard: bool):
         # libsndfile's own reading is faster, but ends with the whole file.
         super().__init__(file if in_shard else file.fileno(), closefd=False)
         self._range = file
 
-    def read_part(self, start, frames):
+    def read_part(self, start: int, frames: int) -> np.ndarray:
         """Reads a part of the utterance, and nothing else from the disk.
-
-        Arguments
-        ---------
-        start : int
-            Its first sample.
-        frames : int
-            Its number of samples.
 
         Returns
         -------
         numpy.ndarray
-            The part, float32, [frames]; less if the audio is incomplete.
+            So many samples from ``start`` on, float32; fewer if the audio is
+            incomplete.
         """
         self._range.prefetch(start, frames, self.frames)
         self.seek(start)
@@ -111,7 +102,7 @@ class _FileRange(io.FileIO):
     Left to itself, Linux reads up to megabytes around the bytes asked for.
     """
 
-    def __init__(self, path, start, size):
+    def __init__(self, path: str, start: int | str, size: int | str | None):
         super().__init__(path)
         self.end_of_file = os.fstat(self.fileno()).st_size
         self.start = int(start)
@@ -119,14 +110,14 @@ class _FileRange(io.FileIO):
         self._advise(0, 0, "POSIX_FADV_RANDOM")
         self.seek(0)
 
-    def _advise(self, start, size, advice):
+    def _advise(self, start: int, size: int, advice: str) -> None:
         if hasattr(os, "posix_fadvise"):  # Linux
             os.posix_fadvise(self.fileno(), start, size, getattr(os, advice))
 
-    def is_cut_short(self):
+    def is_cut_short(self) -> bool:
         return self.end_of_file < self.start + self.size
 
-    def prefetch(self, start, length, total):
+    def prefetch(self, start: int, length: int, total: int) -> None:
         """Has the bytes of a part read at once, given in samples.
 
         Compressed audio may lie elsewhere; then it is read when it is needed.

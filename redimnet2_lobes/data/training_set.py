@@ -7,12 +7,18 @@ Authors
 import csv
 import os
 import string
+from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
+import torch
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import Dataset
 
 from redimnet2_lobes.data.audio import AudioError, utterance_name
+from redimnet2_lobes.data.crops import EpochRandom, RandomCrop
+from redimnet2_lobes.data.trials import read_trials
 
 logger = get_logger(__name__)
 
@@ -44,34 +50,34 @@ class UtteranceList:
         self.sources = np.empty(0, "S1")
         self.speakers = np.empty(0, "S1")
         self.shards = np.empty(0, np.int32)
-        self._shard_numbers = {}
+        self._shard_numbers: dict[str, int] = {}
 
     def add(
         self,
-        path,
-        replacements,
-        prefix="",
-        minimum_seconds=0.0,
-        left_out_speakers=(),
-        left_out_utterances=(),
-    ):
+        path: str | Path,
+        replacements: Mapping[str, str | Path],
+        prefix: str = "",
+        minimum_seconds: float = 0.0,
+        left_out_speakers: Container[str] = (),
+        left_out_utterances: Container[str] = (),
+    ) -> None:
         """Adds the utterances of a CSV file.
 
         Arguments
         ---------
-        path : str or Path
+        path
             The CSV file.
-        replacements : dict
+        replacements
             For each variable in the column wav, such as ``$data_root``, what
             stands for it.
-        prefix : str
+        prefix
             Put in front of names and speakers, so that those of several
             corpora are not confused.
-        minimum_seconds : float
+        minimum_seconds
             Shorter utterances are left out.
-        left_out_speakers : container of str
+        left_out_speakers
             Speakers of the trials to test on, without prefix.
-        left_out_utterances : container of str
+        left_out_utterances
             Utterances of the trials to validate on, without prefix, by their
             ``utterance_name``.
 
@@ -120,15 +126,102 @@ class UtteranceList:
         self.speakers = np.concatenate([self.speakers, np.array(speakers, "S")])
         self.shards = np.concatenate([self.shards, np.array(shards, np.int32)])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[str, str, str]:
         """Name, source and speaker of an utterance."""
-        return tuple(
+        name, source, speaker = (
             os.fsdecode(column[index])
             for column in (self.names, self.sources, self.speakers)
         )
+        return name, source, speaker
+
+
+def read_training_lists(
+    lists: Mapping[str, str | Path],
+    replacements: Mapping[str, str | Path],
+    minimum_seconds: float,
+    test_trials: str | Path | Iterable[str | Path],
+    validation_trials: Iterable[tuple],
+) -> tuple[UtteranceList, CategoricalEncoder]:
+    r"""Reads the training utterances, without those of the trials.
+
+    Arguments
+    ---------
+    lists
+        For each prefix of names and speakers a CSV file.
+    replacements
+        What stands for variables in the column wav; if empty, the folder of
+        each list for ``$data_root``.
+    minimum_seconds
+        Shorter utterances are left out.
+    test_trials
+        A trial list, or several, whose speakers are left out.
+    validation_trials
+        Trials (label, enrolment, test) whose utterances are left out.
+
+    Returns
+    -------
+    utterances
+        The utterances.
+    speakers
+        Their speakers, in the order of their names.
+
+    Raises
+    ------
+    ValueError
+        If a list cannot be read, or there are not two speakers.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "train.csv"
+    >>> test = path.with_name("test.txt")
+    >>> _ = test.write_text("1 c/x/1.wav c/x/2.wav")
+    >>> rows = (f"{name}/x/1,2,{name}.wav,{name}" for name in "cab")
+    >>> _ = path.write_text("\n".join(["ID,duration,wav,spk_id", *rows]))
+    >>> utterances, speakers = read_training_lists(
+    ...     {"": path}, {}, 1.0, test, []
+    ... )
+    >>> len(utterances), speakers.lab2ind
+    (2, {'a': 0, 'b': 1})
+    """
+    if isinstance(test_trials, (str, Path)):
+        test_trials = [test_trials]
+    left_out_speakers = {
+        name.split("/")[0]
+        for path in test_trials
+        for _, *pair in read_trials(path)
+        for name in pair
+    }
+    left_out_utterances = {
+        utterance_name(name) for _, *pair in validation_trials for name in pair
+    }
+    utterances = UtteranceList()
+    for prefix, path in lists.items():
+        utterances.add(
+            path,
+            replacements or {"data_root": Path(path).parent},
+            prefix,
+            minimum_seconds,
+            left_out_speakers,
+            left_out_utterances,
+        )
+    paths = ", ".join(map(str, lists.values()))
+    if not len(utterances):
+        raise ValueError(f"{paths}: no utterance is left for training")
+    names = [os.fsdecode(name) for name in np.unique(utterances.speakers)]
+    if len(names) == 1:
+        raise ValueError(
+            f"{paths}: {names[0]} is the only speaker that is left for "
+            "training; more are needed in data_folder or the lists, beside "
+            "those of test_trials"
+        )
+    speakers = CategoricalEncoder()
+    speakers.expect_len(len(names))
+    for index, name in enumerate(names):  # update_from_iterable is quadratic
+        speakers.insert_label(name, index)
+    return utterances, speakers
 
 
 class TrainingCrops(Dataset):
@@ -136,23 +229,27 @@ class TrainingCrops(Dataset):
 
     Arguments
     ---------
-    utterances : UtteranceList
-        The utterances.
-    speakers : speechbrain.dataio.encoder.CategoricalEncoder
-        Their speakers.
-    crop : RandomCrop
+    utterances, speakers
+        From ``read_training_lists``.
+    crop
         Reads a crop.
-    augment : callable
+    augment
         Maps a crop [samples] and a ``numpy.random.Generator`` to a crop.
-    epoch_random : EpochRandom
+    epoch_random
         Random numbers for each utterance.
-    on_bad_audio : str
+    on_bad_audio
         "skip" (another utterance takes the place of one that cannot be used,
         with a warning) or "stop".
     """
 
     def __init__(
-        self, utterances, speakers, crop, augment, epoch_random, on_bad_audio
+        self,
+        utterances: UtteranceList,
+        speakers: CategoricalEncoder,
+        crop: RandomCrop,
+        augment: Callable[[torch.Tensor, np.random.Generator], torch.Tensor],
+        epoch_random: EpochRandom,
+        on_bad_audio: str,
     ):
         if on_bad_audio not in ("skip", "stop"):
             raise ValueError(
@@ -165,16 +262,11 @@ class TrainingCrops(Dataset):
         self.epoch_random = epoch_random
         self.on_bad_audio = on_bad_audio
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.utterances)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict:
         """Reads a crop.
-
-        Arguments
-        ---------
-        index : int
-            Position of the utterance.
 
         Returns
         -------
@@ -209,7 +301,7 @@ class TrainingCrops(Dataset):
                     f"{source}: like {replaced - 1} utterances before, it "
                     "cannot be used; check the corpus"
                 )
-            index = random.integers(len(self))
+            index = int(random.integers(len(self)))
         label = self.speakers.encode_label(speaker)
         return {
             "id": name,

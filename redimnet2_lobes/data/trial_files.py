@@ -80,7 +80,10 @@ def read_trial_lists(
     lists: dict[str, TrialList] = {}
     for path in [paths] if isinstance(paths, str) else paths:
         if not os.path.isfile(path):
-            raise ValueError(f"{key}: no file {path}")
+            raise ValueError(
+                f"{key}: no file {path}; pass --{key}=..., or --{folder_key}="
+                "..., the folder that holds wav/ and the trial lists"
+            )
         name = Path(path).stem
         if name in lists:
             raise ValueError(

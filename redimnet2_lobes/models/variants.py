@@ -4,6 +4,8 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from torch import nn
+
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
@@ -168,3 +170,27 @@ def variant_of(network):
         if difference(network, variant) is None:
             return variant
     return None
+
+
+def check_variant(variant: str | None, network: nn.Module) -> None:
+    """Refuses, with a ValueError, a variant that a network is not one of.
+
+    None is for networks of other architectures.
+
+    Example
+    -------
+    >>> check_variant("b3", ReDimNet2(LogMel(), **VARIANTS["b0"]))
+    Traceback (most recent call last):
+    ValueError: variant: 'b3' does not go with base_channels; the variants are \
+b0, b1, b2, b3, b4, b5, b6, and null is for other networks
+    """
+    if variant is None:
+        return
+    differing = "this network"
+    if variant in VARIANTS:
+        differing = difference(network, variant)
+    if differing is not None:
+        raise ValueError(
+            f"variant: {variant!r} does not go with {differing}; the variants "
+            f"are {', '.join(VARIANTS)}, and null is for other networks"
+        )

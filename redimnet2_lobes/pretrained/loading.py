@@ -9,7 +9,6 @@ Authors
 
 import contextlib
 import importlib.util
-import logging
 import os
 from pathlib import Path
 
@@ -253,9 +252,6 @@ def load_model(source, run_opts=None):
     ValueError: no file or folder no/such/folder
     """
     source = find_model(source)
-    # For tensors that do not fit SpeechBrain warns, with a picture of the
-    # whole network, and goes on. Here they are an error, see the end.
-    logging.getLogger("speechbrain.utils.checkpoints").setLevel(logging.ERROR)
     try:
         # No savedir: nothing is copied or linked, so that a second run never
         # meets the files of another model. The token is that of the login.
@@ -270,6 +266,7 @@ def load_model(source, run_opts=None):
             what = f"{source} is no file or folder, and as a hub name it"
         reason = " ".join(str(error).split())[:400]
         raise ValueError(f"{what} cannot be loaded ({reason})") from error
+    # Of tensors that do not fit SpeechBrain's own only warns.
     pretrainer = encoder.hparams.pretrainer
     if not isinstance(pretrainer, ModelPretrainer):
         path = pretrainer.paths["embedding_model"]

@@ -1,4 +1,4 @@
-"""Losses, schedules, batches, checkpoints, fine-tuning.
+"""Brain, losses, schedules, batches, checkpoints, validation, fine-tuning.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026

@@ -92,6 +92,7 @@ class GlobalBatches(Sampler):
             if share % parts == 0 and share // parts <= batch_size
         )
         self.batch_size = share // self.accumulation
+        self.most_at_a_time = batch_size
         self.global_batch_size = global_batch_size
         self.shards = shards
         self.seed = seed
@@ -154,9 +155,9 @@ def check_batch_norm(
     >>> check_batch_norm(batches, nn.Linear(2, 2), synchronized=False)
     >>> check_batch_norm(batches, nn.BatchNorm1d(2), synchronized=False)
     Traceback (most recent call last):
-    ValueError: global_batch_size: 3 for 1 process(es) can be divided into \
-parts of one utterance only, and BatchNorm needs two; pass another \
-global_batch_size or a larger batch_size
+    ValueError: global_batch_size: 3 for 1 process(es) and batch_size 2 can be \
+divided into parts of one utterance only, and BatchNorm needs two; pass \
+another global_batch_size or a larger batch_size
     """
     together = synchronized and batches.processes > 1
     normalizes = any(
@@ -166,8 +167,9 @@ global_batch_size or a larger batch_size
     if batches.batch_size == 1 and normalizes and not together:
         raise ValueError(
             f"global_batch_size: {batches.global_batch_size} for "
-            f"{batches.processes} process(es) can be divided into parts of "
-            "one utterance only, and BatchNorm needs two; pass another "
+            f"{batches.processes} process(es) and batch_size "
+            f"{batches.most_at_a_time} can be divided into parts of one "
+            "utterance only, and BatchNorm needs two; pass another "
             "global_batch_size or a larger batch_size"
         )
 
@@ -197,6 +199,18 @@ class EpochProgress:
         self.replaced = 0
         self.seconds = 0.0
         self.seconds_waiting = 0.0  # for data
+
+    def figures(self) -> dict[str, float]:
+        """What the log of an epoch says of it."""
+        # Nothing was done if a run resumes at the very end of an epoch that
+        # had a checkpoint there.
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "accuracy": self.correct / max(self.utterances, 1),
+            "crops per second": self.utterances / seconds,
+            "share of time waiting": self.seconds_waiting / seconds,
+            "unusable files": self.replaced,
+        }
 
     @mark_as_saver
     def save(self, path: Path) -> None:

@@ -9,7 +9,10 @@ import logging
 import os
 import shutil
 import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.checkpoints import CKPT_PREFIX, Checkpoint, Checkpointer
 from speechbrain.utils.distributed import if_main_process, run_on_main
@@ -35,6 +38,8 @@ class CompleteCheckpointer(Checkpointer):
     must be the same in a run that goes on from it.
 
     Takes what ``speechbrain.utils.checkpoints.Checkpointer`` takes.
+    ``before_saving`` is called in all processes before a checkpoint is written;
+    where it raises, none is.
 
     Example
     -------
@@ -49,15 +54,13 @@ class CompleteCheckpointer(Checkpointer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.settings = {}
+        self.settings: dict = {}
+        self.before_saving: Callable[[], None] = lambda: None
 
-    def keep_settings(self, settings):
+    def keep_settings(self, settings: Mapping[str, object]) -> None:
         """Notes what must not change, or compares it with the checkpoints.
 
-        Arguments
-        ---------
-        settings : dict
-            Values by key; they go into each checkpoint, as JSON.
+        The settings go into each checkpoint, as JSON.
 
         Raises
         ------
@@ -97,7 +100,46 @@ class CompleteCheckpointer(Checkpointer):
             break
         self.settings = settings
 
-    def set_damaged_aside(self):
+    def keep_speakers(self, speakers: CategoricalEncoder) -> None:
+        """Notes the speakers, or compares them with the checkpoints'.
+
+        Raises
+        ------
+        ValueError
+            If they are others, or the file that names them is damaged.
+
+        Example
+        -------
+        >>> checkpointer = CompleteCheckpointer(getfixture("tmp_path") / "save")
+        >>> speakers = CategoricalEncoder()
+        >>> speakers.update_from_iterable(["anna", "bert"], False)
+        >>> checkpointer.keep_speakers(speakers)
+        >>> saved = checkpointer.save_checkpoint()
+        >>> speakers.update_from_iterable(["carl"], False)
+        >>> checkpointer.keep_speakers(speakers)
+        Traceback (most recent call last):
+        ValueError: output_folder: ... holds a run on other speakers; choose \
+another, or delete it
+        """
+        path = self.checkpoints_dir / "label_encoder.txt"
+        if not self.list_checkpoints():
+            with complete_or_absent(path) as partial:
+                speakers.save(partial)
+        try:
+            before = CategoricalEncoder.from_saved(path)
+        except Exception as error:
+            raise ValueError(
+                f"{path}: missing or damaged, so the classes of the "
+                "checkpoints are unknown; bring back a copy, or choose another "
+                "--output_folder"
+            ) from error
+        if before.lab2ind != speakers.lab2ind:
+            raise ValueError(
+                f"output_folder: {path.parent.parent} holds a run on other "
+                "speakers; choose another, or delete it"
+            )
+
+    def set_damaged_aside(self) -> None:
         """Renames damaged checkpoints, with a warning that names the file.
 
         Raises
@@ -124,20 +166,10 @@ class CompleteCheckpointer(Checkpointer):
                 "newest whole checkpoint counts"
             )
 
-    def recover_if_possible(self, *args, **kwargs):
-        """Goes on from the newest checkpoint that is whole.
+    def recover_if_possible(self, *args, **kwargs) -> Checkpoint | None:
+        """Goes on from the newest checkpoint that is whole, if there is one.
 
-        Arguments
-        ---------
-        *args : tuple
-            As in SpeechBrain, another choice among the checkpoints.
-        **kwargs : dict
-            As in SpeechBrain.
-
-        Returns
-        -------
-        speechbrain.utils.checkpoints.Checkpoint or None
-            The checkpoint; None if there is none.
+        Takes what SpeechBrain's takes.
 
         Raises
         ------
@@ -147,13 +179,8 @@ class CompleteCheckpointer(Checkpointer):
         run_on_main(self.set_damaged_aside)
         return super().recover_if_possible(*args, **kwargs)
 
-    def load_checkpoint(self, checkpoint):
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Loads a checkpoint.
-
-        Arguments
-        ---------
-        checkpoint : speechbrain.utils.checkpoints.Checkpoint
-            The checkpoint.
 
         Raises
         ------
@@ -173,31 +200,25 @@ class CompleteCheckpointer(Checkpointer):
             ) from error
 
     def save_checkpoint(
-        self, meta=None, end_of_epoch=True, name=None, verbosity=logging.INFO
-    ):
-        """Saves a checkpoint.
-
-        Arguments
-        ---------
-        meta : dict or None
-            What to note beside the checkpoint.
-        end_of_epoch : bool
-            Whether an epoch is complete.
-        name : str or None
-            Name of the checkpoint; None for one made of the time.
-        verbosity : int
-            Level of the log message.
+        self,
+        meta: Mapping[str, object] | None = None,
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        verbosity: int = logging.INFO,
+    ) -> Checkpoint | None:
+        """Saves a checkpoint; takes what SpeechBrain's takes.
 
         Returns
         -------
-        speechbrain.utils.checkpoints.Checkpoint or None
-            The checkpoint; None on processes other than the main one.
+        Checkpoint or None
+            None on processes other than the main one.
 
         Raises
         ------
         OSError
             If it cannot be written; earlier checkpoints stay as they are.
         """
+        self.before_saving()
         folder = self.checkpoints_dir
         if name is None:
             name = self._new_checkpoint_dirpath().name
@@ -235,34 +256,53 @@ class CompleteCheckpointer(Checkpointer):
             {key: path / file.name for key, file in saved.paramfiles.items()},
         )
 
-    def _write_checks(self, folder):
+    def keep_best_and_last(self, number: int, min_key: str) -> None:
+        """Deletes all checkpoints but the best and those of the last epochs.
+
+        Arguments
+        ---------
+        number
+            How many of the last epochs stay, beside the best.
+        min_key
+            The key of ``meta`` that is lowest in the best.
+
+        Example
+        -------
+        >>> checkpointer = CompleteCheckpointer(getfixture("tmp_path"))
+        >>> for eer in (3.0, 1.0, 4.0, 2.0):
+        ...     saved = checkpointer.save_checkpoint({"EER": eer})
+        >>> checkpointer.keep_best_and_last(1, min_key="EER")
+        >>> sorted(c.meta["EER"] for c in checkpointer.list_checkpoints())
+        [1.0, 2.0]
+        """
+        best = self.find_checkpoint(min_key=min_key).path
+        for within_epoch, kept in ((False, number), (True, 0)):
+            self.delete_checkpoints(
+                num_to_keep=kept,
+                ckpt_predicate=lambda saved, within_epoch=within_epoch: (
+                    saved.path != best
+                    and (INTRA_EPOCH_CKPT_FLAG in saved.meta) == within_epoch
+                ),
+            )
+
+    def _write_checks(self, folder: Path) -> None:
         checks = {
             "settings": self.settings,
             "crc32": {path.name: _crc32(path) for path in folder.iterdir()},
         }
         (folder / CHECKS).write_text(json.dumps(checks), encoding="utf-8")
 
-    def _folders(self):
+    def _folders(self) -> list[Path]:
         """The checkpoints' folders, the newest first, damaged or not."""
         folders = self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*")
         return sorted(folders, key=lambda folder: folder.name, reverse=True)
 
 
-def training_settings(hparams):
-    """What must be the same in all runs of a training.
+def training_settings(hparams: Mapping) -> dict:
+    """The hyperparameters that must be the same in all runs of a training.
 
     A checkpoint would be refused by the network or the optimizer, or put on
     other classes, or bring back its own value, such as the weight decay.
-
-    Arguments
-    ---------
-    hparams : dict
-        Hyperparameters of a training.
-
-    Returns
-    -------
-    dict
-        Values by key.
     """
     network = hparams["embedding_model"]
     optimizer = hparams["opt_class"]  # !name makes a functools.partial
@@ -288,57 +328,11 @@ def training_settings(hparams):
     }
 
 
-def keep_speakers(speakers, checkpointer):
-    """Notes the speakers, or compares them with those of the checkpoints.
-
-    Arguments
-    ---------
-    speakers : CategoricalEncoder
-        Speaker names.
-    checkpointer : Checkpointer
-        Has the checkpoints that the run may go on from.
-
-    Raises
-    ------
-    ValueError
-        If they are others, or the file that names them is damaged.
-
-    Example
-    -------
-    >>> checkpointer = CompleteCheckpointer(getfixture("tmp_path") / "save")
-    >>> speakers = CategoricalEncoder()
-    >>> speakers.update_from_iterable(["anna", "bert"], sequence_input=False)
-    >>> keep_speakers(speakers, checkpointer)
-    >>> saved = checkpointer.save_checkpoint()
-    >>> speakers.update_from_iterable(["carl"], sequence_input=False)
-    >>> keep_speakers(speakers, checkpointer)
-    Traceback (most recent call last):
-    ValueError: output_folder: ... holds a run on other speakers; choose \
-another, or delete it
-    """
-    path = checkpointer.checkpoints_dir / "label_encoder.txt"
-    if not checkpointer.list_checkpoints():
-        with complete_or_absent(path) as partial:
-            speakers.save(partial)
-    try:
-        before = CategoricalEncoder.from_saved(path)
-    except Exception as error:
-        raise ValueError(
-            f"{path}: missing or damaged, so the classes of the checkpoints "
-            "are unknown; bring back a copy, or choose another --output_folder"
-        ) from error
-    if before.lab2ind != speakers.lab2ind:
-        raise ValueError(
-            f"output_folder: {path.parent.parent} holds a run on other "
-            "speakers; choose another, or delete it"
-        )
-
-
-def _read_checks(folder):
+def _read_checks(folder: Path) -> dict:
     return json.loads((folder / CHECKS).read_text(encoding="utf-8"))
 
 
-def _fault(folder):
+def _fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     name = CHECKS
     try:
@@ -355,7 +349,7 @@ def _fault(folder):
     return None
 
 
-def _crc32(path):
+def _crc32(path: Path) -> int:
     checksum = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

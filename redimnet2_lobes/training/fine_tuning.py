@@ -4,12 +4,14 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from speechbrain.utils.logger import get_logger
+from torch import nn
 
 from redimnet2_lobes.pretrained.loading import (
     SAFETENSORS_EXTENSION,
@@ -19,7 +21,13 @@ from redimnet2_lobes.pretrained.loading import (
 logger = get_logger(__name__)
 
 
-def load_pretrained(folder, network, classifier, speakers, loss):
+def load_pretrained(
+    folder: str | Path,
+    network: nn.Module,
+    classifier: nn.Module,
+    speakers: CategoricalEncoder,
+    loss: nn.Module,
+) -> tuple[int, int]:
     """Takes over what a pretraining has learned.
 
     The network takes all its weights. Each speaker who was in the pretraining
@@ -29,23 +37,23 @@ def load_pretrained(folder, network, classifier, speakers, loss):
 
     Arguments
     ---------
-    folder : str or pathlib.Path
+    folder
         A model folder, from ``write_model_folder``.
-    network : ReDimNet2
+    network
         The network to fine-tune, of the same architecture.
-    classifier : speechbrain.lobes.models.ECAPA_TDNN.Classifier
+    classifier
         Its classifier: the first rows of ``weight`` [classes, embedding] are
         the classes of the speakers at their own speed.
-    speakers : speechbrain.dataio.encoder.CategoricalEncoder
+    speakers
         The speakers of the fine-tuning, in the order of these rows.
-    loss : torch.nn.Module
+    loss
         The loss of the fine-tuning.
 
     Returns
     -------
-    matched : int
+    matched
         How many speakers took over a class weight.
-    unmatched : int
+    unmatched
         How many did not. They are all, with a warning, where the folder has no
         speaker classes (a converted checkpoint).
 
@@ -104,10 +112,15 @@ def load_pretrained(folder, network, classifier, speakers, loss):
     with torch.no_grad():
         for name in known:
             classifier.weight[speakers.lab2ind[name]] = class_weights[name]
-    return len(known), len(speakers) - len(known)
+    unmatched = len(speakers) - len(known)
+    logger.info(
+        f"Fine-tuning: {len(known)} speakers have the class weights of the "
+        f"pretraining, {unmatched} are new"
+    )
+    return len(known), unmatched
 
 
-def _weights(folder, name):
+def _weights(folder: Path, name: str) -> dict[str, torch.Tensor] | None:
     """The tensors of a name in a model folder, or None."""
     for extension in (SAFETENSORS_EXTENSION, PARAMFILE_EXT):
         path = folder / f"{name}{extension}"
@@ -116,8 +129,8 @@ def _weights(folder, name):
     return None
 
 
-def read_speakers(path):
-    """The names of the classes."""
+def read_speakers(path: str | Path) -> CategoricalEncoder:
+    """The names of the classes; ValueError if the file is damaged."""
     try:
         return CategoricalEncoder.from_saved(path)
     except OSError:
@@ -129,7 +142,9 @@ def read_speakers(path):
         ) from error
 
 
-def _check_architecture(weights, network, folder):
+def _check_architecture(
+    weights: Mapping[str, torch.Tensor], network: nn.Module, folder: Path
+) -> None:
     expected = network.state_dict()
     for name in [*expected, *weights]:
         there, here = (
@@ -144,7 +159,7 @@ def _check_architecture(weights, network, folder):
             )
 
 
-def _class_weights(folder):
+def _class_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Each speaker's class weight [embedding] by name."""
     class_weights = _weights(folder, "classifier")
     if class_weights is None:

@@ -32,10 +32,11 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 
-from redimnet2_lobes.data.trials import read_trials
+from redimnet2_lobes.data.trial_files import read_trial_lists
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.recipe.command_line import parse_command_line
 from redimnet2_lobes.recipe.hparams import load_hparams
+from redimnet2_lobes.recipe.training import check_hparams
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = REPOSITORY / "recipes" / "VoxCeleb" / "SpeakerRec"
@@ -145,7 +146,7 @@ def build(system, seed, corpus, folder, epochs):
         ]
     )
     hparams = load_hparams(hparams_file, overrides)
-    recipe.check_settings(hparams)
+    check_hparams(hparams)
     sb.core.create_experiment_directory(folder)
     brain, loader, _ = recipe.build_brain(hparams, run_opts)
     return hparams, brain, loader
@@ -212,15 +213,13 @@ def measure(system, seed, corpus, folder, epochs):
     if results.exists():
         return json.loads(results.read_text(encoding="utf-8"))
     hparams, brain, loader = build(system, seed, corpus, folder, epochs)
-    validation = brain.trials, brain.paths
-    trials = read_trials(hparams["test_trials"])
-    names = (name for _, *pair in trials for name in pair)
-    test = trials, recipe.find_files(names, str(corpus), folder)
+    validation = brain.trials
+    (test,) = read_trial_lists(hparams["test_trials"], str(corpus), folder)
 
     def test_eer():
-        brain.trials, brain.paths = test
+        brain.trials = test
         eer = brain.validate()
-        brain.trials, brain.paths = validation
+        brain.trials = validation
         return eer
 
     untrained = test_eer()

@@ -1,0 +1,62 @@
+"""What a training refuses before it begins.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+from collections.abc import Mapping
+
+from speechbrain.utils.run_opts import RunOptions
+
+from redimnet2_lobes.models.variants import check_variant
+from redimnet2_lobes.recipe.command_line import refuse_run_options
+from redimnet2_lobes.recipe.settings import check_at_least, check_types
+
+UNUSED_RUN_OPTIONS = {
+    "test_only": "a trained model is for speaker_verification_cosine.py",
+    "grad_accumulation_factor": (
+        "it follows from --global_batch_size and --batch_size"
+    ),
+    "remove_vector_weight_decay": "set --weight_decay and --loss_weight_decay",
+    "data_parallel_backend": "start it with torchrun for several GPUs",
+    "optimizer_step_limit": "set --number_of_epochs",
+    "log_config": "the variable SB_LOG_LEVEL sets how much is logged",
+}
+# SpeechBrain says that it uses run options that are keys of the YAML.
+UNUSED_HPARAMS = {
+    **UNUSED_RUN_OPTIONS,
+    "distributed_backend": "pass --distributed_backend on the command line",
+}
+LOWEST = {
+    "number_of_epochs": 1,
+    "batch_size": 1,
+    "global_batch_size": 1,
+    "checkpoints_kept": 1,
+    "num_workers": 0,
+    "crop_frames": 10,
+    "minimum_seconds": 0.1,
+    "loss_weight_decay": 0.0,
+    "validation_seconds": 0.1,
+    "validation_seconds_per_batch": 0.1,
+}
+
+
+def check_options(run_opts: RunOptions) -> None:
+    """Refuses, with a ValueError, run options that do nothing in a training."""
+    refuse_run_options(run_opts.overridden_args, UNUSED_RUN_OPTIONS)
+
+
+def check_hparams(hparams: Mapping) -> None:
+    """Refuses wrong settings with a ValueError, so that none fails later."""
+    refuse_run_options(hparams, UNUSED_HPARAMS)
+    if "training_lists" not in hparams:
+        check_types(hparams, data_folder=str)
+    check_types(
+        hparams,
+        validation_folder=str,
+        validation_trials=str,
+        output_folder=str,
+        **{key: type(lowest) for key, lowest in LOWEST.items()},
+    )
+    check_at_least(hparams, **LOWEST)
+    check_variant(hparams["variant"], hparams["embedding_model"])
