@@ -1015,7 +1015,9 @@ def test_sources_give_the_same_crops_without_what_is_held_out(
     elif source == "lists":
         path = everything(corpus, corpus / "all.csv")
         hparams.write_text(
-            hparams.read_text() + f"\ntraining_lists: {{'': {path}}}\n"
+            hparams.read_text().replace(
+                "training_lists: {}", f"training_lists: {{'': {path}}}"
+            )
         )
         data_folder = "null"
     if source != "files":

@@ -29,6 +29,12 @@ def find(folder, *names):
     }
 
 
+def test_a_folder_without_wav(tmp_path):
+    (tmp_path / "1.flac").write_bytes(b"audio")
+    found = find_files(["1.wav"], tmp_path, tmp_path / "output")
+    assert found == {"1.wav": str(tmp_path / "1.flac")}
+
+
 @pytest.mark.parametrize("extension", AUDIO_EXTENSIONS)
 @pytest.mark.parametrize("write", [str.lower, str.upper, str.title])
 def test_any_extension(tmp_path, extension, write):

@@ -158,7 +158,7 @@ def find_files(
         Utterances, such as ``id10270/5r0dWxy17C8/00001.wav``. Where there is
         no such file, one with another extension of audio files is taken.
     data_folder
-        The folder that holds ``wav/``.
+        The folder that holds them in ``wav/`` or, without one, itself.
     output_folder
         Receives missing_files.txt if files are missing.
     key
@@ -174,10 +174,10 @@ def find_files(
     ValueError
         If files are missing: how many, the first, and where all are named.
     """
-    paths = {
-        name: os.path.join(data_folder, "wav", name)
-        for name in dict.fromkeys(names)
-    }
+    root = os.path.join(data_folder, "wav")
+    if not os.path.isdir(root):
+        root = data_folder
+    paths = {name: os.path.join(root, name) for name in dict.fromkeys(names)}
     absent = [path for path in paths.values() if not os.path.isfile(path)]
     others = match_utterances(absent, _audio_beside(absent))
     paths = {name: others.get(path, path) for name, path in paths.items()}

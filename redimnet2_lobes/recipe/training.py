@@ -49,7 +49,7 @@ def check_options(run_opts: RunOptions) -> None:
 def check_hparams(hparams: Mapping) -> None:
     """Refuses wrong settings with a ValueError, so that none fails later."""
     refuse_run_options(hparams, UNUSED_HPARAMS)
-    if "training_lists" not in hparams:
+    if not hparams.get("training_lists"):
         check_types(hparams, data_folder=str)
     check_types(
         hparams,

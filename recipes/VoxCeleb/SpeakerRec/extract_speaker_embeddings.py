@@ -15,6 +15,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import os
 import shutil
 
 from speechbrain.utils.distributed import run_on_main
@@ -38,11 +39,13 @@ def main(arguments):
         hparams,
         utterances=str,
         data_folder=str | None,
+        output_folder=str,
         output=str,
         utterances_per_part=int,
     )
     check_at_least(hparams, utterances_per_part=1)
-    outputs = output_files(hparams["output"], hparams["format"])
+    output = os.path.join(hparams["output_folder"], hparams["output"])
+    outputs = output_files(output, hparams["format"])
     utterances = read_utterances(hparams["utterances"], hparams["data_folder"])
     check_names(utterances, hparams["format"])
 
