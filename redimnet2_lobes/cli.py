@@ -37,7 +37,7 @@ from pathlib import Path
 import click
 
 from redimnet2_lobes import __version__
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line, one_line_errors
 from redimnet2_lobes.scoring.results import RESULTS_FILE
 from redimnet2_lobes.scoring.threshold import Threshold, kept_threshold
@@ -268,10 +268,7 @@ def embed(files, model, device, seconds_per_piece, output, as_json):
             f"{path}\t{' '.join(f'{value:.9g}' for value in values.tolist())}"
             for path, values in embeddings.items()
         )
-    if output.exists():
-        raise ValueError(
-            f"--output: {output} exists; choose another, or delete it"
-        )
+    check_absent(output, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(output) as partial:
         # What cannot be written should not be computed first.
@@ -516,8 +513,7 @@ def hparams(name, output):
     path = folder / f"{stem}.yaml"
     if output is None:
         return str(path)
-    if os.path.exists(output):
-        raise ValueError(f"--output {output}: exists already; choose another")
+    check_absent(output, "--output")
     with complete_or_absent(Path(output)) as partial:
         partial.write_bytes(path.read_bytes())
     return f"Hyperparameters: {output}"
@@ -525,31 +521,17 @@ def hparams(name, output):
 
 def _find_files(arguments):
     """Files, and those below folders, each once."""
+    from redimnet2_lobes.data.audio import find_audio
+
     files = {}
     for argument in arguments:
         if os.path.isdir(argument):
-            found = _audio_below(argument)
-            if not found:
-                raise ValueError(
-                    f"{argument}: there is no audio file in it; name the "
-                    "folder that holds them"
-                )
-            files.update(dict.fromkeys(found))
+            files.update(dict.fromkeys(find_audio(argument)))
         else:
             files[argument] = None
     for path in files:
         _check_file(path)
     return list(files)
-
-
-def _audio_below(folder):
-    found = []
-    for path, folders, files in os.walk(
-        folder, onerror=_raise, followlinks=True
-    ):
-        folders[:] = [name for name in folders if name[0] != "."]
-        found += [os.path.join(path, name) for name in files if _is_audio(name)]
-    return sorted(found)
 
 
 def _is_audio(name):
@@ -558,16 +540,11 @@ def _is_audio(name):
     return name[0] != "." and audio_rank(name) is not None
 
 
-def _raise(error):
-    raise error
-
-
 def _check_file(path):
     """Refuses what is no file, before anything is loaded."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{path!a}: not a name in UTF-8; rename it") from None
+    from redimnet2_lobes.data.audio import check_name
+
+    check_name(path)
     if os.path.isdir(path):
         raise ValueError(f"{path}: a folder; name an audio file in it")
     try:

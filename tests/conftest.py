@@ -112,3 +112,15 @@ def noise_corpora(tmp_path_factory):
 def relative_difference(ours, theirs):
     """Largest difference, relative to the largest value."""
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def exit_code(main, *arguments):
+    """What a program ends with; Python prints a text, and makes it a 1."""
+    try:
+        main(*arguments)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code
+    return 0

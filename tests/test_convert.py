@@ -437,7 +437,7 @@ def test_trained_folder_to_published(trained, tmp_path):
 
 def test_existing_file_is_not_overwritten(trained, tmp_path):
     (tmp_path / "published.pt").write_text("keep")
-    with pytest.raises(ValueError, match="published.pt: exists already"):
+    with pytest.raises(ValueError, match="published.pt exists already"):
         convert_back(trained, tmp_path / "published.pt")
     assert (tmp_path / "published.pt").read_text() == "keep"
 

@@ -12,6 +12,7 @@ import prepare_demo_corpus
 import pytest
 import soundfile
 from clips import read_clip
+from conftest import exit_code
 from corpus_folder import CorpusError
 from prepare_demo_corpus import build_demo_corpus
 from settings import SETTINGS
@@ -692,7 +693,7 @@ def test_cached_packages_need_no_apt(build, monkeypatch, tmp_path):
 
 def test_script_reports(packages, tmp_path, capsys):
     arguments = [str(tmp_path / "corpus"), "--cache", str(packages.cache)]
-    assert prepare_demo_corpus.main(arguments) == 0
+    assert exit_code(prepare_demo_corpus.main, arguments) == 0
     output = capsys.readouterr().out
     assert output.startswith("REAL voices")
     assert "veri_test2.txt: 45 target and 945 nontarget trials" in output
@@ -700,13 +701,15 @@ def test_script_reports(packages, tmp_path, capsys):
 
 def test_script_says_synthetic(tmp_path, capsys, small_stand_in):
     arguments = [str(tmp_path / "corpus"), "--synthetic"]
-    assert prepare_demo_corpus.main(arguments) == 0
+    assert exit_code(prepare_demo_corpus.main, arguments) == 0
     assert capsys.readouterr().out.startswith("SYNTHETIC voices")
 
 
 def test_script_error_is_one_line(tmp_path, capsys):
     (tmp_path / "wav").mkdir()
-    assert prepare_demo_corpus.main([str(tmp_path), "--synthetic"]) == 1
+    assert (
+        exit_code(prepare_demo_corpus.main, [str(tmp_path), "--synthetic"]) == 1
+    )
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("error: ")
     assert captured.out == ""

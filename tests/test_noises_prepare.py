@@ -7,6 +7,7 @@ import zipfile
 
 import noises_prepare
 import pytest
+from conftest import exit_code
 from noises_prepare import main
 
 from redimnet2_lobes.data.augment import Noise, Reverberation
@@ -52,7 +53,7 @@ def error_of(tmp_path, capsys):
     """Runs the command, which must fail; gives its one line."""
 
     def run(*arguments):
-        assert main([str(tmp_path / "noises"), *arguments]) == 1
+        assert exit_code(main, [str(tmp_path / "noises"), *arguments]) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: ")
         return error
@@ -62,7 +63,7 @@ def error_of(tmp_path, capsys):
 
 def test_archives_become_folders_once(tmp_path, archives, capsys, monkeypatch):
     folder = tmp_path / "noises"
-    assert main([str(folder), *archives]) == 0
+    assert exit_code(main, [str(folder), *archives]) == 0
     assert sorted(os.listdir(folder)) == ["RIRS_NOISES", "musan"]
     for name in MUSAN + RIRS:
         assert (folder / name).stat().st_size == 1000
@@ -75,7 +76,7 @@ def test_archives_become_folders_once(tmp_path, archives, capsys, monkeypatch):
     Reverberation(rirs).check()
     # The second time, neither archives nor the network are needed.
     monkeypatch.setattr(noises_prepare, "download", None)
-    assert main([str(folder)]) == 0
+    assert exit_code(main, [str(folder)]) == 0
 
 
 def test_without_archives_they_are_downloaded(tmp_path, monkeypatch):
@@ -89,7 +90,7 @@ def test_without_archives_they_are_downloaded(tmp_path, monkeypatch):
             tar_of(path, MUSAN)
 
     monkeypatch.setattr(noises_prepare, "download", download)
-    assert main([str(tmp_path)]) == 0
+    assert exit_code(main, [str(tmp_path)]) == 0
     assert (tmp_path / MUSAN[1]).exists() and (tmp_path / RIRS[0]).exists()
     assert fetched == {
         "https://www.openslr.org/resources/17/musan.tar.gz": (
@@ -138,6 +139,11 @@ def test_nothing_is_written_elsewhere(tmp_path, archives, error_of):
     path = tar_of(tmp_path / "evil.tar.gz", [*MUSAN, "../../escaped"])
     assert "outside the destination" in error_of("--musan=" + path)
     path = zip_of(tmp_path / "evil.zip", [*RIRS, "../../../escaped"])
-    assert main([str(tmp_path / "noises"), archives[0], "--rirs=" + path]) == 0
+    assert (
+        exit_code(
+            main, [str(tmp_path / "noises"), archives[0], "--rirs=" + path]
+        )
+        == 0
+    )
     assert not list(tmp_path.parent.glob("escaped"))
     assert not list(tmp_path.glob("escaped"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import exit_code
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.inference.speaker import SpeakerRecognition
 from training_runs import TEST, TRAINING, command_line, run, write_corpus
@@ -45,9 +46,11 @@ def train_here(*arguments, **overrides):
 
 def refused(capsys, *arguments, **overrides):
     """The one line that a training in this process ends with."""
-    with pytest.raises(SystemExit) as end:
-        main_with_one_line_errors(lambda _: train_here(*arguments, **overrides))
-    assert end.value.code == 1
+    code = exit_code(
+        main_with_one_line_errors,
+        lambda _: train_here(*arguments, **overrides),
+    )
+    assert code == 1
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     return errors.strip().splitlines()[-1]

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 import webdataset
+from conftest import exit_code
 from speechbrain.dataio.dataio import load_data_csv
 
 from redimnet2_lobes.data.audio import AudioError
@@ -63,7 +64,7 @@ class Corpus:
         ]
 
     def make(self, **options):
-        return make_shards.main(self.arguments(**options))
+        return exit_code(make_shards.main, self.arguments(**options))
 
     def files(self):
         """Utterances as training finds them in the plain files."""

@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 import trial_lists
+from conftest import exit_code
 
 from redimnet2_lobes.data import trials
 
@@ -29,7 +30,7 @@ def published(tmp_path, monkeypatch):
 
 def test_all_lists_are_fetched(published, tmp_path, capsys):
     folder = tmp_path / "lists"
-    assert trial_lists.main([str(folder)]) == 0
+    assert exit_code(trial_lists.main, [str(folder)]) == 0
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         path.name for path in published.iterdir()
     )
@@ -44,7 +45,7 @@ def test_another_sum_is_an_error(published, tmp_path, capsys, is_there):
     folder.mkdir()
     wrong = (folder if is_there else published) / "list_test_hard2.txt"
     wrong.write_text(TRIALS[:-1])
-    assert trial_lists.main([str(folder), "O", "H"]) == 1
+    assert exit_code(trial_lists.main, [str(folder), "O", "H"]) == 1
     output = capsys.readouterr()
     assert "VoxCeleb1-O: " in output.out
     last_line = output.err.splitlines()[-1]
@@ -57,7 +58,7 @@ def test_another_sum_is_an_error(published, tmp_path, capsys, is_there):
 
 def test_no_list_but_a_web_page(published, tmp_path, capsys):
     (published / "list_test_bilingual.txt").write_text("<html>Not here</html>")
-    assert trial_lists.main([str(tmp_path), "B"]) == 1
+    assert exit_code(trial_lists.main, [str(tmp_path), "B"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "expected 'label enrol test'" in error
     assert trial_lists.URLS["B"] in error
@@ -65,7 +66,7 @@ def test_no_list_but_a_web_page(published, tmp_path, capsys):
 
 
 def test_unknown_letter(tmp_path, capsys):
-    assert trial_lists.main([str(tmp_path / "new"), "O", "X"]) == 1
+    assert exit_code(trial_lists.main, [str(tmp_path / "new"), "O", "X"]) == 1
     assert capsys.readouterr().err == (
         "error: X: no list of VoxCeleb1; they are O E H B\n"
     )

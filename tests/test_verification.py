@@ -14,6 +14,7 @@ import soundfile
 import speaker_verification_cosine as verification
 import speaker_verification_plda as plda
 import torch
+from conftest import exit_code
 from matplotlib.image import imread
 from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
@@ -1023,9 +1024,8 @@ def test_the_script_verifies(corpus, model, tmp_path, monkeypatch, capsys):
 def test_the_script_ends_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["script", str(HPARAMS)])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(verification.__file__, run_name="__main__")
-    assert caught.value.code == 1
+    code = exit_code(runpy.run_path, verification.__file__, None, "__main__")
+    assert code == 1
     shown = capsys.readouterr()
     assert shown.out == ""
     (line,) = shown.err.splitlines()
@@ -1045,9 +1045,7 @@ def test_errors_of_users_are_printed_in_one_line(
     arguments, line, monkeypatch, capsys
 ):
     monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main_with_one_line_errors(verification.main)
-    assert caught.value.code == 1
+    assert exit_code(main_with_one_line_errors, verification.main) == 1
     (printed,) = capsys.readouterr().err.splitlines()
     assert re.match(line, printed)
 

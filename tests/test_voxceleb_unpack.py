@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import voxceleb_unpack
+from conftest import exit_code
 from voxceleb_unpack import unpack
 
 VOX1 = {
@@ -168,7 +169,7 @@ def test_failures_are_reported_and_tried_again(
     path.write_bytes(data)
 
     monkeypatch.setattr(sys, "argv", ["", str(output), str(path)])
-    assert voxceleb_unpack.main() == 1
+    assert exit_code(voxceleb_unpack.main) == 1
     captured = capsys.readouterr()
     assert captured.out == "1 utterances unpacked, 0 were there before\n"
     assert captured.err.splitlines()[-1].startswith(
@@ -185,7 +186,7 @@ def test_failures_are_reported_and_tried_again(
 
     path.unlink()
     make("zip", VOX1 | VOX2)
-    assert voxceleb_unpack.main() == 0
+    assert exit_code(voxceleb_unpack.main) == 0
     assert report(output) == {}
     assert unpacked(output) == utterances(VOX1 | VOX2)
 
@@ -271,7 +272,7 @@ def test_sources_without_audio(make, output, tmp_path, capsys, monkeypatch):
     ):
         arguments = ["", str(output), str(tmp_path / source)]
         monkeypatch.setattr(sys, "argv", arguments)
-        assert voxceleb_unpack.main() == 1
+        assert exit_code(voxceleb_unpack.main) == 1
         error = capsys.readouterr().err
         assert error.startswith(f"error: {tmp_path / source}: {message}")
         assert error.count("\n") == 1

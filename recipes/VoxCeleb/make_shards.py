@@ -33,7 +33,6 @@ import json
 import math
 import os
 import signal
-import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,13 +40,13 @@ from pathlib import Path
 
 import numpy as np
 import webdataset
-from speechbrain.dataio.dataio import load_data_csv
 from speechbrain.utils.parallel import get_available_cpu_count
 from tqdm import tqdm
 
+from redimnet2_lobes.data.lists import read_rows
+from redimnet2_lobes.data.training_set import COLUMNS
 from redimnet2_lobes.files.atomic import complete_or_absent
-
-COLUMNS = ["ID", "duration", "wav", "spk_id"]
+from redimnet2_lobes.files.error_lines import one_line_errors
 
 
 def make_shards(
@@ -148,19 +147,23 @@ def _read_utterances(train_csv, data_folder, save_folder):
     """A tuple of the columns for each utterance."""
     replacements = {"data_root": data_folder, "save_root": save_folder}
     try:
-        rows = load_data_csv(train_csv, replacements)
         utterances = [
-            (name, *(row[column] for column in COLUMNS[1:]))
-            for name, row in rows.items()
+            (row["ID"], float(row["duration"]), row["wav"], row["spk_id"])
+            for _, row in read_rows(train_csv, COLUMNS, replacements)
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(
-            f"{train_csv}: not a list of utterances as the preparation writes "
-            f"it ({error}); name its train.csv"
+            f"{error}: not a list of utterances as the preparation writes it"
         ) from None
     if not utterances:
         raise ValueError(f"{train_csv}: no utterances; prepare a corpus first")
+    seen = set()
     for name, *_ in utterances:
+        if name in seen:
+            raise ValueError(
+                f"{train_csv}: utterance {name} is there twice; remove one"
+            )
+        seen.add(name)
         # WebDataset takes what follows the first dot for the kind of the data.
         if "." in name.rpartition("/")[2]:
             raise ValueError(
@@ -280,8 +283,8 @@ def _whole_file(path):
         ) from None
 
 
-def main(arguments=None):
-    """Runs the script; errors are one line on stderr and exit status 1."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the script."""
     parser = argparse.ArgumentParser(
         description="Write training utterances into WebDataset shards."
     )
@@ -306,20 +309,16 @@ def main(arguments=None):
     parser.add_argument(
         "--seed", type=int, default=0, help="of the order (default: 0)"
     )
-    try:
-        make_shards(**vars(parser.parse_args(arguments)))
-    except FileNotFoundError as error:
-        print(
-            f"error: {error.filename}: no such file; pass the train.csv and "
-            "the --data_folder of one training",
-            file=sys.stderr,
-        )
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options = parser.parse_args(arguments)
+    with one_line_errors():
+        try:
+            make_shards(**vars(options))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{error.filename}: no such file; pass the train.csv and the "
+                "--data_folder of one training"
+            ) from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,9 +16,7 @@ Authors
 """
 
 import argparse
-import contextlib
 import os
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -26,7 +24,9 @@ import zlib
 
 from tqdm import tqdm
 
+from redimnet2_lobes.files.atomic import replace_when_synced
 from redimnet2_lobes.files.download import download
+from redimnet2_lobes.files.error_lines import one_line_errors
 
 # For each corpus the folder in its archive, the folders that must be in that,
 # and where the archive is.
@@ -46,22 +46,24 @@ CORPORA = {
 }
 
 
-def prepare_noises(folder, musan=None, rirs=None):
+def prepare_noises(
+    folder: str, musan: str | None = None, rirs: str | None = None
+) -> None:
     """Extracts both corpora, unless they are there already.
 
     Arguments
     ---------
-    folder : str
+    folder
         Receives ``musan/`` and ``RIRS_NOISES/``, each when it is complete.
-    musan : str, optional
+    musan
         The archive musan.tar.gz. Without it, it is downloaded into the folder.
-    rirs : str, optional
+    rirs
         The archive rirs_noises.zip, likewise.
 
     Raises
     ------
     ValueError
-        If an archive is damaged or another one. The message is one line.
+        If an archive is damaged or another one.
     OSError
         If the network or the disk fails.
     """
@@ -84,10 +86,12 @@ def prepare_noises(folder, musan=None, rirs=None):
             _extract(archive, temporary, remedy)
             extracted = os.path.join(temporary, name)
             _check_parts(extracted, parts, remedy, archive)
-            os.replace(extracted, target)
+            replace_when_synced(extracted, target)
 
 
-def _check_parts(target, parts, remedy, shown=None):
+def _check_parts(
+    target: str, parts: tuple[str, ...], remedy: str, shown: str | None = None
+) -> None:
     for part in parts:
         if not os.path.isdir(os.path.join(target, part)):
             name = os.path.basename(target)
@@ -96,14 +100,8 @@ def _check_parts(target, parts, remedy, shown=None):
             )
 
 
-def _extract(archive, folder, remedy):
-    """Extract an archive with a progress bar; nothing gets out of the folder.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged or no archive.
-    """
+def _extract(archive: str, folder: str, remedy: str) -> None:
+    """Extracts an archive; nothing gets out of the folder."""
     bar = {"desc": os.path.basename(archive)}
     try:
         if zipfile.is_zipfile(archive):
@@ -111,17 +109,14 @@ def _extract(archive, folder, remedy):
                 for member in tqdm(members.infolist(), unit="file", **bar):
                     members.extract(member, folder)
             return
-        with contextlib.ExitStack() as stack:
-            # Read from front to back: a list of the members would mean to
-            # decompress it twice.
-            stream = stack.enter_context(open(archive, "rb"))
-            size = os.path.getsize(archive)
-            watched = stack.enter_context(
-                tqdm.wrapattr(stream, "read", total=size, **bar)
-            )
-            members = stack.enter_context(
-                tarfile.open(fileobj=watched, mode="r|*")
-            )
+        # Read from front to back: a list of the members would mean to
+        # decompress it twice.
+        size = os.path.getsize(archive)
+        with (
+            open(archive, "rb") as stream,
+            tqdm.wrapattr(stream, "read", total=size, **bar) as watched,
+            tarfile.open(fileobj=watched, mode="r|*") as members,
+        ):
             members.extractall(folder, filter="data")
     except (
         tarfile.TarError,
@@ -134,8 +129,8 @@ def _extract(archive, folder, remedy):
         ) from error
 
 
-def main(arguments=None):
-    """Runs the script; errors are one line on stderr and exit status 1."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the script."""
     parser = argparse.ArgumentParser(
         description="Download and extract MUSAN and RIRS_NOISES."
     )
@@ -143,17 +138,13 @@ def main(arguments=None):
     parser.add_argument("--musan", help="musan.tar.gz, if it is here already")
     parser.add_argument("--rirs", help="rirs_noises.zip, likewise")
     options = parser.parse_args(arguments)
-    try:
+    with one_line_errors():
         prepare_noises(options.folder, options.musan, options.rirs)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     musan, rirs = (
         os.path.join(options.folder, name) for name, *_ in CORPORA.values()
     )
     print(f"For training: --musan_folder={musan} --rirs_folder={rirs}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,10 +18,10 @@ Authors
 
 import argparse
 import os
-import sys
 
 from redimnet2_lobes.data.trials import MD5_SUMS, has_published_sum, read_trials
 from redimnet2_lobes.files.download import download
+from redimnet2_lobes.files.error_lines import one_line_errors
 
 META = "https://mm.kaist.ac.kr/datasets/voxceleb/meta"
 URLS = {
@@ -32,21 +32,14 @@ URLS = {
 }
 
 
-def fetch_trial_list(name, folder):
-    """Download a list, unless it is there, and check it.
-
-    Arguments
-    ---------
-    name : {"O", "E", "H", "B"}
-        Its letter.
-    folder : str
-        Where it goes.
+def fetch_trial_list(name: str, folder: str) -> tuple[str, int]:
+    """Downloads the list of a letter, unless it is there, and checks it.
 
     Returns
     -------
-    path : str
+    path
         The list.
-    trials : int
+    trials
         How many trials it has.
 
     Raises
@@ -59,23 +52,18 @@ def fetch_trial_list(name, folder):
     url = URLS[name]
     file = url.rpartition("/")[2]
     path = os.path.join(folder, file)
-    download(url, path, MD5_SUMS.get(file))
+    # Without a sum, an error page is recognized by its form.
+    download(url, path, MD5_SUMS.get(file), check=read_trials)
     if not has_published_sum(path):
         raise ValueError(
             f"{path}: it is not VoxCeleb1-{name} as published (another MD5 "
             "sum); remove it and run the same command again"
         )
-    try:
-        return path, len(read_trials(path))
-    except ValueError as error:
-        os.rename(path, f"{path}.rejected")  # an error page, perhaps
-        raise ValueError(
-            f"{error}; it came from {url} and is now {path}.rejected"
-        ) from None
+    return path, len(read_trials(path))
 
 
-def main(arguments=None):
-    """Runs the script; errors are one line on stderr and exit status 1."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the script."""
     parser = argparse.ArgumentParser(
         description="Fetch the trial lists of VoxCeleb1."
     )
@@ -87,7 +75,7 @@ def main(arguments=None):
         help=f"of {' '.join(URLS)} (default: all)",
     )
     options = parser.parse_args(arguments)
-    try:
+    with one_line_errors():
         for name in options.lists:
             if name not in URLS:
                 raise ValueError(
@@ -99,11 +87,7 @@ def main(arguments=None):
             known = os.path.basename(path) in MD5_SUMS
             note = "as published" if known else "form checked"
             print(f"VoxCeleb1-{name}: {path}, {trials:,} trials, {note}")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

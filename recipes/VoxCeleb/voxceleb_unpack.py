@@ -51,6 +51,7 @@ from typing import NamedTuple
 import imageio_ffmpeg
 from tqdm import tqdm
 
+from redimnet2_lobes.files.error_lines import one_line_errors
 from redimnet2_lobes.files.folder_lock import only_writer
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".m4a")
@@ -405,8 +406,8 @@ def _convert(original, converted, audio_format):
         raise ValueError(f"ffmpeg: {first_line or completed.returncode}")
 
 
-def main():
-    """Runs the script; errors are one line on stderr and exit status 1."""
+def main() -> None:
+    """Runs the script."""
     parser = argparse.ArgumentParser(
         description="Unpack VoxCeleb into OUTPUT/wav, in 16 kHz mono."
     )
@@ -421,26 +422,18 @@ def main():
     options = parser.parse_args()
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers: {options.workers} is less than 1")
-    try:
+    with one_line_errors():
         unpacked, present, failures = unpack(
             options.output, options.source, options.format, options.workers
         )
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     print(f"{unpacked:,} utterances unpacked, {present:,} were there before")
     if failures:
         report = os.path.join(options.output, REPORT_CSV)
-        print(
+        sys.exit(
             f"error: {failures:,} of the files could not be unpacked, "
-            f"{report} names them; the others can be used",
-            file=sys.stderr,
+            f"{report} names them; the others can be used"
         )
-    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,7 +9,6 @@ Authors
 """
 
 import functools
-import inspect
 import os
 from fractions import Fraction
 
@@ -150,11 +149,63 @@ def match_utterances(names, files):
     return matches
 
 
+def find_audio(folder: str | os.PathLike) -> list[str]:
+    """The paths of all audio files below a folder, sorted.
+
+    Hidden files and folders are left out, links are followed.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or the name of one is not UTF-8.
+    OSError
+        If a folder cannot be read.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "a.wav").write_bytes(b"audio")
+    >>> find_audio(folder) == [f"{folder}/a.wav"]
+    True
+    """
+    found = []
+    for path, folders, files in os.walk(
+        folder, onerror=_raise, followlinks=True
+    ):
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [
+            os.path.join(path, name)
+            for name in files
+            if name[0] != "." and audio_rank(name) is not None
+        ]
+    if not found:
+        raise ValueError(
+            f"{folder}: there is no audio file in it; name the folder that "
+            "holds them"
+        )
+    for path in found:
+        check_name(path)
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def check_name(path: str) -> None:
+    """Refuses a name that is not UTF-8, which no list could hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path!a}: not a name in UTF-8; rename it") from None
+
+
 class CheckedAudioNormalizer(AudioNormalizer):
     """SpeechBrain's `AudioNormalizer`, but bad audio raises an `AudioError`.
 
     Named as ``audio_normalizer`` in the hyperparams.yaml of a model folder, it
-    guards every method of `EncoderClassifier` that reads a file.
+    guards every method of `EncoderClassifier` that reads a file. SpeechBrain
+    does not tell it which; ``load_waveform`` names it.
 
     The channels are mixed before resampling (SpeechBrain: after it), which
     gives the same waveform for less work and shows silence that resampling
@@ -198,13 +249,6 @@ equal, so record it again or leave it out
             (25 ms) or silent (all samples equal), holds NaN, infinite or
             absurdly large samples, or its sampling rate is absurd.
         """
-        try:
-            return self._normalize(audio, sample_rate)
-        except AudioError as error:
-            path = _file_being_loaded()
-            raise AudioError(error.reason, error.remedy, path) from None
-
-    def _normalize(self, audio, sample_rate):
         if audio.numel() == 0:
             raise AudioError(*EMPTY)
         if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
@@ -242,17 +286,6 @@ equal, so record it again or leave it out
                 "leave it out",
             )
         return audio
-
-
-def _file_being_loaded():
-    """The file that SpeechBrain's ``load_audio`` is reading, if it is.
-
-    ``load_audio`` hands the normalizer no name; its local variable has it.
-    """
-    caller = inspect.currentframe().f_back.f_back
-    if caller.f_code.co_name == "load_audio":
-        return caller.f_locals.get("path")
-    return None
 
 
 @functools.lru_cache

@@ -4,9 +4,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import csv
 import os
-import string
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
@@ -18,11 +16,12 @@ from torch.utils.data import Dataset
 
 from redimnet2_lobes.data.audio import AudioError, utterance_name
 from redimnet2_lobes.data.crops import EpochRandom, RandomCrop
+from redimnet2_lobes.data.lists import read_rows
 from redimnet2_lobes.data.trials import read_trials
 
 logger = get_logger(__name__)
 
-COLUMNS = {"ID", "duration", "wav", "spk_id"}
+COLUMNS = ("ID", "duration", "wav", "spk_id")
 
 # So many unusable files one after the other are no accident.
 MOST_REPLACEMENTS = 10
@@ -88,35 +87,29 @@ class UtteranceList:
         """
         names, sources, speakers, shards = [], [], [], []
         try:
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = csv.DictReader(file)
-                if not COLUMNS.issubset(rows.fieldnames or ()):
-                    raise ValueError(f"found {rows.fieldnames}")
-                for row in rows:
-                    if (
-                        float(row["duration"]) < minimum_seconds
-                        or row["spk_id"] in left_out_speakers
-                        or row["ID"] in left_out_utterances
-                        or utterance_name(row["ID"]) in left_out_utterances
-                    ):
-                        continue
-                    source = string.Template(row["wav"])
-                    source = source.substitute(replacements)
-                    names.append(os.fsencode(prefix + row["ID"]))
-                    sources.append(os.fsencode(source))
-                    speakers.append(os.fsencode(prefix + row["spk_id"]))
-                    tar, place, _ = source.rpartition(".tar:")
-                    shards.append(
-                        self._shard_numbers.setdefault(
-                            tar if place else "", len(self._shard_numbers)
-                        )
+            for _, row in read_rows(path, COLUMNS, replacements):
+                if (
+                    float(row["duration"]) < minimum_seconds
+                    or row["spk_id"] in left_out_speakers
+                    or row["ID"] in left_out_utterances
+                    or utterance_name(row["ID"]) in left_out_utterances
+                ):
+                    continue
+                names.append(os.fsencode(prefix + row["ID"]))
+                sources.append(os.fsencode(row["wav"]))
+                speakers.append(os.fsencode(prefix + row["spk_id"]))
+                tar, place, _ = row["wav"].rpartition(".tar:")
+                shards.append(
+                    self._shard_numbers.setdefault(
+                        tar if place else "", len(self._shard_numbers)
                     )
+                )
         except OSError as error:
             raise ValueError(
                 f"{path}: cannot read the list of utterances "
                 f"({error.strerror}); check the path"
             ) from None
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"{path}: not a list of utterances with the columns ID, "
                 f"duration, wav and spk_id ({error})"

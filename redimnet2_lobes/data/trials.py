@@ -8,8 +8,11 @@ import csv
 import hashlib
 import itertools
 import os
+from collections.abc import Iterator
 
 from speechbrain.utils.logger import get_logger
+
+from redimnet2_lobes.data.lists import read_lines
 
 logger = get_logger(__name__)
 
@@ -191,20 +194,15 @@ def _csv_rows(path, lines):
         yield number, LABELS[row["label"]], row["enrol"], row["test"]
 
 
-def _lines(path):
+def _lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     """Yields (line number, line) of the lines that are not blank."""
     try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line
+        for number, line in read_lines(path):
+            if line.strip():
+                yield number, line
     except OSError as error:
         raise ValueError(
             f"{path}: cannot read the list ({error.strerror}); check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise ValueError(
-            f"{path}: the list is not UTF-8 text; save it as such"
         ) from None
 
 

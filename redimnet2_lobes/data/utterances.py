@@ -4,15 +4,14 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import csv
-import io
+import functools
 import os
-import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from redimnet2_lobes.data.audio import audio_rank
+from redimnet2_lobes.data.audio import find_audio
+from redimnet2_lobes.data.lists import read_lines, read_rows
 from redimnet2_lobes.data.shards import SHARD_SOURCE
 
 
@@ -24,12 +23,14 @@ class Utterance(NamedTuple):
     speaker: str | None = None
 
 
-def read_utterances(source, data_folder=None):
-    r"""Reads which utterances there are.
+def read_utterances(
+    source: str | os.PathLike, data_folder: str | os.PathLike | None = None
+) -> list[Utterance]:
+    r"""Reads which utterances there are, in the order of the list or by name.
 
     Arguments
     ---------
-    source : str or Path
+    source
         One of
 
         - a folder: all audio files in its folder ``wav``, or else in it. Their
@@ -39,14 +40,9 @@ def read_utterances(source, data_folder=None):
           such as training lists and those of shards;
         - a file ``.scp`` of Kaldi with lines ``name path``; a file ``utt2spk``
           beside it gives the speakers.
-    data_folder : str or Path or None
+    data_folder
         Stands for ``$data_root`` in a CSV; None for the folder of the CSV,
         which is always what ``$save_root`` stands for.
-
-    Returns
-    -------
-    list of Utterance
-        In the order of the list, or of the names in a folder.
 
     Raises
     ------
@@ -105,20 +101,10 @@ def paths_of(utterances: Iterable[Utterance]) -> dict[str, str]:
     return {utterance.name: utterance.path for utterance in utterances}
 
 
-def limit_per_speaker(utterances, count):
-    """Keeps some utterances of each speaker, evenly spaced over the list.
-
-    Arguments
-    ---------
-    utterances : list of Utterance
-        The utterances.
-    count : int
-        How many to keep of a speaker who has more.
-
-    Returns
-    -------
-    list of Utterance
-        Those kept, in their order.
+def limit_per_speaker(
+    utterances: Sequence[Utterance], count: int
+) -> list[Utterance]:
+    """Keeps at most ``count`` utterances of each speaker, evenly spaced.
 
     Raises
     ------
@@ -148,98 +134,31 @@ def limit_per_speaker(utterances, count):
     return [utterances[index] for index in sorted(kept)]
 
 
-def _read_folder(folder):
+def _read_folder(folder: Path) -> list[Utterance]:
     root = folder / "wav" if (folder / "wav").is_dir() else folder
     utterances = []
-    for path, folders, files in os.walk(root, onerror=_raise, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
-        for file in files:
-            if file[0] == "." or audio_rank(file) is None:
-                continue
-            full = os.path.join(path, file)
-            name = Path(full).relative_to(root).as_posix()
-            if not _is_utf8(name):
-                raise ValueError(f"{full!a}: not a name in UTF-8; rename it")
-            speaker, slash, _ = name.partition("/")
-            utterances.append(Utterance(name, full, speaker if slash else None))
-    if not utterances:
-        raise ValueError(
-            f"{root}: there is no audio file in it; name the folder that "
-            "holds them"
-        )
-    return sorted(utterances)
+    for path in find_audio(root):
+        name = Path(path).relative_to(root).as_posix()
+        speaker, slash, _ = name.partition("/")
+        utterances.append(Utterance(name, path, speaker if slash else None))
+    return utterances
 
 
-def _raise(error):
-    raise error
-
-
-def _is_utf8(name):
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _read_text(path):
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: not UTF-8 text; save the list as such"
-        ) from None
-
-
-def _read_csv(path, data_folder):
-    """Yields (line, Utterance)."""
+def _read_csv(
+    path: Path, data_folder: str | os.PathLike | None
+) -> Iterator[tuple[int, Utterance]]:
     replacements = {
         "data_root": path.parent if data_folder is None else data_folder,
         "save_root": path.parent,
     }
-    rows = csv.DictReader(
-        io.StringIO(_read_text(path), newline=""), strict=True
-    )
-    try:
-        missing = {"ID", "wav"} - set(rows.fieldnames or ())
-        if missing:
-            raise ValueError(
-                f"column {sorted(missing)[0]} is missing; expected ID and wav, "
-                "separated by commas"
-            )
-        for row in rows:
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"expected {len(rows.fieldnames)} columns as in the first "
-                    "line"
-                )
-            if not row["ID"] or not row["wav"]:
-                raise ValueError("ID or wav is empty; fill it in")
-            try:
-                wav = string.Template(row["wav"]).substitute(replacements)
-            except (KeyError, ValueError):
-                raise ValueError(
-                    f"wav: of {row['wav']!r} only $data_root and $save_root "
-                    "can be replaced; write $$ for the sign itself"
-                ) from None
-            speaker = row.get("spk_id") or None
-            yield rows.reader.line_num, Utterance(row["ID"], wav, speaker)
-    except csv.Error as error:
-        # Where the row begins; a quote that is left open goes on to the end.
-        raise ValueError(
-            f"{path}, line {rows.line_num + 1}: not a row of a CSV ({error}); "
-            "check its quotes"
-        ) from None
-    except ValueError as error:
-        line = max(rows.reader.line_num, 1)
-        raise ValueError(f"{path}, line {line}: {error}") from None
+    for line, row in read_rows(path, ["ID", "wav"], replacements):
+        speaker = row.get("spk_id") or None
+        yield line, Utterance(row["ID"], row["wav"], speaker)
 
 
-def _read_pairs(path, second):
+def _read_pairs(path: Path, second: str) -> Iterator[tuple[int, str, str]]:
     """Yields (line, name, the rest) of a list of Kaldi."""
-    for line, text in enumerate(_read_text(path).split("\n"), start=1):
+    for line, text in read_lines(path):
         fields = text.strip().split(maxsplit=1)
         if not fields:
             continue
@@ -251,8 +170,7 @@ def _read_pairs(path, second):
         yield line, *fields
 
 
-def _read_scp(path, _):
-    """Yields (line, Utterance)."""
+def _read_scp(path: Path, _: object) -> Iterator[tuple[int, Utterance]]:
     speakers = None
     utt2spk = path.parent / "utt2spk"
     if utt2spk.is_file():
@@ -274,19 +192,14 @@ def _read_scp(path, _):
         yield line, Utterance(name, audio, speakers and speakers[name])
 
 
-def _check_files(source, utterances, lines):
-    shards = {}
+def _check_files(
+    source: Path, utterances: list[Utterance], lines: dict[str, int]
+) -> None:
+    is_file = functools.cache(os.path.isfile)  # a shard holds many utterances
     missing = []
     for utterance in utterances:
         match = SHARD_SOURCE.fullmatch(utterance.path)
-        if match:
-            path = match[1]
-            if path not in shards:
-                shards[path] = os.path.isfile(path)
-            found = shards[path]
-        else:
-            found = os.path.isfile(utterance.path)
-        if not found:
+        if not is_file(match[1] if match else utterance.path):
             missing.append(utterance)
     if missing:
         raise ValueError(

@@ -7,26 +7,18 @@ Authors
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def complete_or_absent(path):
+def complete_or_absent(path: str | os.PathLike) -> Iterator[Path]:
     """Writes a file elsewhere, and moves it when that has succeeded.
 
-    An earlier file of the name stays until then.
-
-    Arguments
-    ---------
-    path : str or os.PathLike
-        The file to write.
-
-    Yields
-    ------
-    pathlib.Path
-        Where to write it: the name with ``.part`` behind, in the same folder.
+    An earlier file of the name stays until then. What is yielded is where to
+    write: the name with ``.part`` behind, in the same folder.
 
     Raises
     ------
@@ -56,14 +48,31 @@ def complete_or_absent(path):
         partial.unlink(missing_ok=True)
 
 
-def replace_when_synced(partial, path):
+def check_absent(path: str | os.PathLike, key: str = "output") -> None:
+    """Refuses to write over what exists; ``key`` is the option that gave it.
+
+    Example
+    -------
+    >>> check_absent("/")
+    Traceback (most recent call last):
+    ValueError: output: / exists already; choose another, or delete it
+    """
+    if os.path.exists(path):
+        raise ValueError(
+            f"{key}: {path} exists already; choose another, or delete it"
+        )
+
+
+def replace_when_synced(
+    partial: str | os.PathLike, path: str | os.PathLike
+) -> None:
     """``os.replace``, but a power failure leaves no incomplete file either.
 
     Arguments
     ---------
-    partial : str or os.PathLike
+    partial
         A complete file, or a folder of such.
-    path : str or os.PathLike
+    path
         Its final name, on the same file system.
 
     Raises
@@ -88,7 +97,7 @@ def replace_when_synced(partial, path):
     _sync(path.parent)
 
 
-def _sync(path):
+def _sync(path: Path) -> None:
     """Has the system write a file, or the names in a folder, to the disk."""
     # Not every file system (or Windows) can do so with a folder.
     suppressed = (OSError,) if path.is_dir() else ()

@@ -5,15 +5,20 @@ Authors
 """
 
 import contextlib
+import logging
 import sys
 import textwrap
+from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def one_line_errors():
+def one_line_errors() -> Iterator[None]:
     """Ends the program with one line if what it was given is wrong.
 
-    A ValueError or OSError becomes exit code 1, Ctrl-C becomes 130.
+    A ValueError or OSError becomes exit code 1, Ctrl-C becomes 130. Anything
+    else is a bug and keeps its traceback.
 
     Example
     -------
@@ -25,24 +30,15 @@ def one_line_errors():
     try:
         yield
     except (ValueError, OSError) as error:
+        logger.debug("Where the error arose:", exc_info=True)
         sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def one_line(error):
-    r"""The message of an exception, without line breaks.
-
-    Arguments
-    ---------
-    error : Exception
-        The exception.
-
-    Returns
-    -------
-    str
-        One line of up to 400 characters.
+def one_line(error: Exception) -> str:
+    r"""The message of an exception, in one line of up to 400 characters.
 
     Example
     -------

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from redimnet2_lobes.data.utterances import Utterance
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.inference.embedding_cache import Embeddings
 
 ROWS_PER_GROUP = 65536  # of Parquet, 50 MB for embeddings of 192 values
@@ -54,10 +54,7 @@ def output_files(output: str, form: str) -> list[Path]:
     for ending in endings:
         output = output.removesuffix(ending)
     outputs = [Path(f"{output}{ending}") for ending in endings]
-    if outputs[-1].exists():
-        raise ValueError(
-            f"output: {outputs[-1]} exists; choose another, or delete it"
-        )
+    check_absent(outputs[-1])
     return outputs
 
 

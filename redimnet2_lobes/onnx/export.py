@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.scoring.threshold import Threshold
@@ -119,11 +119,10 @@ def check_target(path):
     -------
     >>> check_target(getfixture("tmp_path"))
     Traceback (most recent call last):
-    ValueError: ... exists already; choose another name
+    ValueError: output: ... exists already; choose another, or delete it
     """
     path = Path(path)
-    if path.exists():
-        raise ValueError(f"{path} exists already; choose another name")
+    check_absent(path)
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder; create it first")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.pretrained.loading import load_model
@@ -53,8 +53,8 @@ def convert(checkpoint, output):
         If it cannot be downloaded, or the folder cannot be written.
     """
     output = Path(output)
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise ValueError(f"--output {output}: exists already; choose another")
+    if not output.is_dir() or any(output.iterdir()):
+        check_absent(output, "--output")
     checkpoint = os.fspath(checkpoint)
     name = os.path.basename(checkpoint)
     if checkpoint in RELEASED or not os.path.exists(checkpoint):
@@ -137,8 +137,7 @@ def convert_back(source, output):
     ['model_config', 'state_dict']
     """
     output = Path(output)
-    if output.exists():
-        raise ValueError(f"--output {output}: exists already; choose another")
+    check_absent(output, "--output")
     network = load_model(source).mods.embedding_model
     if not isinstance(network, ReDimNet2):
         raise ValueError(

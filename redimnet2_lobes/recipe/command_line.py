@@ -2,7 +2,7 @@
 
 ``python SCRIPT HPARAMS.yaml --key=value`` as in SpeechBrain, but whatever a
 user can get wrong ends in one line that names the key or file, and what to do.
-``SB_LOG_LEVEL=DEBUG`` shows where in the code such an error arose.
+The log of a training also has where in the code such an error arose.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -23,7 +23,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
-from redimnet2_lobes.files.error_lines import one_line
+from redimnet2_lobes.files.error_lines import one_line, one_line_errors
 
 logger = get_logger(__name__)
 
@@ -37,10 +37,8 @@ LOST_CONNECTION = re.compile("(closed|reset) by peer|Broken pipe")
 def main_with_one_line_errors(function: Callable[[list[str]], None]) -> None:
     """Runs a script, and ends it with one line on stderr where a user erred.
 
-    Of what the script raises, ValueError and OSError are printed as ``error:
-    ...``, and the exit code is 1; anything else is a bug and keeps its
-    traceback. Where other processes wait for one that ends so, they end with
-    one line as well.
+    Errors are treated as ``one_line_errors`` does. Where other processes wait
+    for one that ends so, they end with one line as well.
 
     Arguments
     ---------
@@ -51,33 +49,24 @@ def main_with_one_line_errors(function: Callable[[list[str]], None]) -> None:
     -------
     >>> def main(arguments):
     ...     raise ValueError("variant: unknown")
-    >>> with contextlib.redirect_stderr(sys.stdout):
-    ...     main_with_one_line_errors(main)
+    >>> main_with_one_line_errors(main)
     Traceback (most recent call last):
-    SystemExit: 1
+    SystemExit: error: variant: unknown
     """
     # It warns of figures that no script here saves with torchvision.
     logging.getLogger("speechbrain.utils.train_logger").setLevel(logging.ERROR)
     try:
-        function(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        logger.debug("Where the error arose:", exc_info=True)
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        with one_line_errors():
+            function(sys.argv[1:])
     except RuntimeError as error:
         lost = LOST_CONNECTION.search(str(error))
         if not (lost and torch.distributed.is_initialized()):
             raise
         logger.debug("Where the error arose:", exc_info=True)
-        print(
+        sys.exit(
             "error: another process of this run has ended; its own message "
-            "says why",
-            file=sys.stderr,
+            "says why"
         )
-        sys.exit(1)
     if torch.distributed.is_initialized():
         # Its threads abort a process that ends while they wait for Python.
         gc.collect()  # what is wrapped holds the group too

@@ -17,6 +17,7 @@ Authors
 import argparse
 from pathlib import Path
 
+from redimnet2_lobes.files.atomic import check_absent
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.hparams import build_hparam
@@ -46,8 +47,8 @@ def main(arguments):
             "it has no hyperparams.yaml"
         )
     output = options.output_folder
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise ValueError(f"{output}: exists already; choose another")
+    if not output.is_dir() or any(output.iterdir()):
+        check_absent(output, "output_folder")
 
     save_folder = options.training_folder / "save"
     checkpoints = last_epochs(save_folder, options.last)

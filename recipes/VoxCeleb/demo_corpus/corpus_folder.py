@@ -10,12 +10,13 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 import random
 import shutil
 
 from settings import FORMAT_VERSION, SETTINGS
 from speechbrain.dataio import audio_io
+
+from redimnet2_lobes.files.atomic import replace_when_synced
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def write_corpus(output_folder, utterances, description, report=""):
     if (output_folder / "wav").exists():
         shutil.rmtree(output_folder / "wav")
     for name in ("wav", *texts):
-        os.replace(building / name, output_folder / name)
+        replace_when_synced(building / name, output_folder / name)
     building.rmdir()
     return description
 

@@ -6,11 +6,12 @@ Authors
 """
 
 import logging
-import os
 import pathlib
 import shutil
 import subprocess
 import tempfile
+
+from redimnet2_lobes.files.atomic import replace_when_synced
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def _download(package, cache_folder):
         if len(found) != 1:
             raise PackageError(f"apt-get download {package} left no package")
         target = cache_folder / found[0].name
-        os.replace(found[0], target)
+        replace_when_synced(found[0], target)
     return target
 
 
@@ -79,7 +80,7 @@ def _unpack(deb, cache_folder):
         unpacked = pathlib.Path(folder) / "tree"
         paths = [str(path.resolve()) for path in (deb, unpacked)]
         _run(["dpkg-deb", "-x", *paths], folder)
-        os.replace(unpacked, tree)
+        replace_when_synced(unpacked, tree)
     return tree
 
 

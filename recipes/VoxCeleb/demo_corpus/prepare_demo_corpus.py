@@ -27,13 +27,13 @@ Authors
 
 import argparse
 import logging
-import sys
 
 import torch
-from corpus_folder import CorpusError
 from debian_packages import PackageError
 from real_corpus import write_real_corpus
 from synthetic_corpus import write_synthetic_corpus
+
+from redimnet2_lobes.files.error_lines import one_line_errors
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ def summary(description):
     return "\n".join(lines)
 
 
-def main(arguments=None):
-    """Runs the script; errors are one line on stderr and exit status 1."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the script."""
     parser = argparse.ArgumentParser(
         description="Build the demo corpus from recordings in Debian packages."
     )
@@ -123,16 +123,12 @@ def main(arguments=None):
     # One thread for each clip read; more would only wait for each other.
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with one_line_errors():
         description = build_demo_corpus(
             options.output_folder, options.cache, options.synthetic
         )
-    except (CorpusError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     print(summary(description))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

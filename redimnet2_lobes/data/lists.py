@@ -1,0 +1,110 @@
+"""The text of lists: lines, and rows of a CSV file that names utterances.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import csv
+import os
+import string
+from collections.abc import Collection, Iterator, Mapping
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    r"""Yields (line number, line with its end) of a text in UTF-8.
+
+    A byte-order mark is left out.
+
+    Raises
+    ------
+    ValueError
+        If a line is not UTF-8.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "list.txt"
+    >>> _ = path.write_bytes(b"\xef\xbb\xbfa\nb")
+    >>> list(read_lines(path))
+    [(1, 'a\n'), (2, 'b')]
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            encoding = "utf-8-sig" if number == 1 else "utf-8"
+            try:
+                yield number, line.decode(encoding)
+            except UnicodeDecodeError:
+                raise ValueError(
+                    f"{path}, line {number}: not UTF-8 text; save the list as "
+                    "such"
+                ) from None
+
+
+def read_rows(
+    path: str | os.PathLike,
+    columns: Collection[str],
+    replacements: Mapping[str, str | os.PathLike],
+) -> Iterator[tuple[int, dict[str, str]]]:
+    r"""Yields (line number, row) of a CSV file that names utterances.
+
+    Arguments
+    ---------
+    path
+    columns
+        Those that it must have, wav among them; a row has a value for each.
+    replacements
+        For each variable in the column wav, such as ``$data_root``, what stands
+        for it.
+
+    Raises
+    ------
+    ValueError
+        If the file has other columns or a faulty row: one line that names it.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "list.csv"
+    >>> _ = path.write_text("ID,wav\na1,$data_root/a.wav\n")
+    >>> list(read_rows(path, ["ID", "wav"], {"data_root": "/corpus"}))
+    [(2, {'ID': 'a1', 'wav': '/corpus/a.wav'})]
+    """
+    rows = csv.DictReader((line for _, line in read_lines(path)), strict=True)
+
+    def fault(problem: str, line: int) -> ValueError:
+        return ValueError(f"{path}, line {line}: {problem}")
+
+    try:
+        for column in columns:
+            if column not in (rows.fieldnames or ()):
+                raise fault(
+                    f"column {column} is missing; expected "
+                    f"{', '.join(columns)}, separated by commas",
+                    1,
+                )
+        for row in rows:
+            line = rows.line_num
+            if None in row or None in row.values():
+                count = len(rows.fieldnames)
+                raise fault(
+                    f"expected {count} columns as in the first line", line
+                )
+            if not all(row[column] for column in columns):
+                raise fault(
+                    f"{' or '.join(columns)} is empty; fill it in", line
+                )
+            if "$" in row["wav"]:
+                try:
+                    template = string.Template(row["wav"])
+                    row["wav"] = template.substitute(replacements)
+                except (KeyError, ValueError):
+                    names = " and ".join(f"${name}" for name in replacements)
+                    raise fault(
+                        f"wav: of {row['wav']!r} only {names or 'nothing'} can "
+                        "be replaced; write $$ for the sign itself",
+                        line,
+                    ) from None
+            yield line, row
+    except csv.Error as error:
+        # Where the row begins; a quote that is left open goes on to the end.
+        raise fault(
+            f"not a row of a CSV ({error}); check its quotes", rows.line_num + 1
+        ) from None
