@@ -6,22 +6,27 @@ Authors
 
 import os
 
+from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.utils.run_opts import RunOptions
+
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.pretrained.convert import released_folder
 from redimnet2_lobes.pretrained.loading import find_model, load_model
 from redimnet2_lobes.pretrained.releases import RELEASED
 
 
-def load(source, run_opts=None):
+def load(
+    source: str | os.PathLike, run_opts: RunOptions | dict | None = None
+) -> EncoderClassifier | OnnxEncoder:
     """Loads a model in any of its forms.
 
     Arguments
     ---------
-    source : str or os.PathLike
+    source
         A model folder, the output folder of a training, the name of a published
         checkpoint such as ``b3-vox2-lm`` (downloaded once), the name
         ``user/name`` of a model on the Hugging Face hub, or a .onnx file.
-    run_opts : RunOptions or dict or None
+    run_opts
         SpeechBrain's run options, such as ``device``; a .onnx file runs on the
         CPU.
 
@@ -49,17 +54,8 @@ def load(source, run_opts=None):
     return load_model(find(source), run_opts)
 
 
-def is_onnx(source):
+def is_onnx(source: str | os.PathLike) -> bool:
     """Whether a model is a .onnx file, by its name.
-
-    Arguments
-    ---------
-    source : str or os.PathLike
-        As for ``load``.
-
-    Returns
-    -------
-    bool
 
     Example
     -------
@@ -69,23 +65,11 @@ def is_onnx(source):
     return os.fspath(source).lower().endswith(".onnx")
 
 
-def find(source):
+def find(source: str | os.PathLike) -> str:
     """The model folder, or the hub name, of a model that is no .onnx file.
 
-    Arguments
-    ---------
-    source : str or os.PathLike
-        As for ``load``. A published checkpoint is downloaded and converted if
-        it has not been yet.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    ValueError, OSError
-        As for ``load``.
+    ``source`` and errors are those of ``load``. A published checkpoint is
+    downloaded and converted if it has not been yet.
 
     Example
     -------

@@ -33,15 +33,15 @@ from redimnet2_lobes.pretrained.releases import (
 )
 
 
-def convert(checkpoint, output):
+def convert(checkpoint: str | Path, output: str | Path) -> None:
     """Converts one checkpoint.
 
     Arguments
     ---------
-    checkpoint : str or pathlib.Path
+    checkpoint
         The name of a published checkpoint, which is downloaded once, or a
         published file, ``{"model_config": dict, "state_dict": dict}``.
-    output : str or pathlib.Path
+    output
         Folder to write; it must not exist, or be empty.
 
     Raises
@@ -73,23 +73,15 @@ def convert(checkpoint, output):
     _write(network, name, output)
 
 
-def released_folder(name):
+def released_folder(name: str) -> str:
     """The model folder of a published checkpoint, made once and kept.
+
+    It is beside torch's own downloads. Errors are those of ``convert``.
 
     Arguments
     ---------
-    name : str
+    name
         A key of ``RELEASED``.
-
-    Returns
-    -------
-    str
-        The folder, beside torch's own downloads.
-
-    Raises
-    ------
-    ValueError, OSError
-        As for ``convert``.
     """
     folder = Path(torch.hub.get_dir(), "redimnet2", name)
     if not (folder / "hyperparams.yaml").is_file():  # which is written last
@@ -97,7 +89,7 @@ def released_folder(name):
     return str(folder)
 
 
-def _write(network, name, folder):
+def _write(network: ReDimNet2, name: str, folder: Path) -> None:
     write_model_folder(
         folder,
         network,
@@ -106,16 +98,16 @@ def _write(network, name, folder):
     )
 
 
-def convert_back(source, output):
+def convert_back(source: str | Path, output: str | Path) -> None:
     """Converts a model folder to a file in the published layout.
 
     The authors' code loads it. Speaker classes are left behind.
 
     Arguments
     ---------
-    source : str or pathlib.Path
+    source
         A model folder, converted or trained, or a hub name.
-    output : str or pathlib.Path
+    output
         File to write; it must not exist.
 
     Raises

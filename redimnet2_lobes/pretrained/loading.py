@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
@@ -20,10 +21,12 @@ from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from speechbrain.utils.fetching import (
     FetchConfig,
     FetchFrom,
+    FetchSource,
     fetch,
     guess_source,
 )
 from speechbrain.utils.parameter_transfer import Pretrainer
+from speechbrain.utils.run_opts import RunOptions
 from torch import nn
 
 SAFETENSORS_EXTENSION = ".safetensors"
@@ -37,7 +40,7 @@ class ModelPretrainer(Pretrainer):
 
     Arguments
     ---------
-    loadables : dict
+    loadables
         What to load, by the name of its file.
 
     Example
@@ -52,7 +55,7 @@ class ModelPretrainer(Pretrainer):
     True
     """
 
-    def __init__(self, loadables):
+    def __init__(self, loadables: dict):
         hooks = {
             name: load_tensors
             for name, loadable in loadables.items()
@@ -60,21 +63,12 @@ class ModelPretrainer(Pretrainer):
         }
         super().__init__(loadables=loadables, custom_hooks=hooks)
 
-    def collect_files(self, default_source=None, **options):
-        """Finds the files; see `Pretrainer.collect_files`.
-
-        Arguments
-        ---------
-        default_source : str, Path or FetchSource
-            Where those lie whose path was not given.
-        **options
-            As for `Pretrainer.collect_files`.
-
-        Returns
-        -------
-        dict
-            The path of each.
-        """
+    def collect_files(
+        self,
+        default_source: str | Path | FetchSource | None = None,
+        **options: Any,
+    ) -> dict[str, str]:
+        """Finds the files, as `Pretrainer.collect_files` does."""
         # SpeechBrain alone does not bring it.
         if importlib.util.find_spec("safetensors") is not None:
             for name in self.custom_hooks:
@@ -82,7 +76,9 @@ class ModelPretrainer(Pretrainer):
                     self._find_safetensors(name, default_source, **options)
         return super().collect_files(default_source, **options)
 
-    def _find_safetensors(self, name, source, **options):
+    def _find_safetensors(
+        self, name: str, source: str | Path | FetchSource | None, **options: Any
+    ) -> None:
         filename = name + SAFETENSORS_EXTENSION
         where, place = guess_source(source)
         if where is FetchFrom.LOCAL and not (Path(place) / filename).is_file():
@@ -98,19 +94,14 @@ class ModelPretrainer(Pretrainer):
             self.paths[name] = str(path)
 
 
-def read_tensors(path):
-    """Reads a file of tensors by name. No code in it is run.
+def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Reads a file of tensors by name, onto the CPU. No code in it is run.
 
     Arguments
     ---------
-    path : str or os.PathLike
+    path
         A state dict as torch or safetensors writes it; which of them, its
         content tells, since SpeechBrain gives both the same name.
-
-    Returns
-    -------
-    dict
-        Tensors by name, on the CPU.
 
     Raises
     ------
@@ -157,18 +148,20 @@ def read_tensors(path):
     return tensors
 
 
-def check_tensors(tensors, network, path, origin):
+def check_tensors(
+    tensors: dict[str, torch.Tensor],
+    network: nn.Module,
+    path: str | os.PathLike,
+    origin: str,
+) -> None:
     """Checks that weights fit a network exactly.
 
     Arguments
     ---------
-    tensors : dict
-        Tensors by name.
-    network : torch.nn.Module
-        The network.
-    path : str or os.PathLike
+    tensors, network
+    path
         The file that the weights are from.
-    origin : str
+    origin
         The file that the network was built from.
 
     Raises
@@ -196,20 +189,10 @@ def check_tensors(tensors, network, path, origin):
         raise ValueError(f"{path} does not fit {origin}: {faults[0]}{others}")
 
 
-def load_tensors(network, path):
+def load_tensors(network: nn.Module, path: str | os.PathLike) -> None:
     """Loads a file of weights into the network that it fits.
 
-    Arguments
-    ---------
-    network : torch.nn.Module
-        The network.
-    path : str or os.PathLike
-        As for `read_tensors`.
-
-    Raises
-    ------
-    ValueError
-        As `read_tensors` and `check_tensors`.
+    A ValueError is that of `read_tensors` or `check_tensors`.
 
     Example
     -------
@@ -222,22 +205,23 @@ def load_tensors(network, path):
     network.load_state_dict(tensors)
 
 
-def load_model(source, run_opts=None):
+def load_model(
+    source: str | os.PathLike, run_opts: RunOptions | dict | None = None
+) -> EncoderClassifier:
     """Loads a model that SpeechBrain's `EncoderClassifier` can load.
 
     Arguments
     ---------
-    source : str
+    source
         A model folder, the output folder of a training, or a hub name
         ``user/name``.
-    run_opts : RunOptions or dict, optional
+    run_opts
         SpeechBrain's run options, such as ``device``.
 
     Returns
     -------
     EncoderClassifier
-        The model, in evaluation mode; its network is
-        ``mods.embedding_model``.
+        In evaluation mode; its network is ``mods.embedding_model``.
 
     Raises
     ------
@@ -276,8 +260,8 @@ def load_model(source, run_opts=None):
     return encoder
 
 
-def find_model(source):
-    """Finds the model folder in the output of a training.
+def find_model(source: str | os.PathLike) -> str:
+    """The model folder in the output of a training, or a hub name.
 
     What exists is a path, and what cannot be a hub name is one too: it begins
     with ``.``, ``/`` or ``~``, or has not exactly one slash. Anything else is a
@@ -285,18 +269,8 @@ def find_model(source):
 
     Arguments
     ---------
-    source : str
-        As for `load_model`.
-
-    Returns
-    -------
-    str
-        The model folder, or the hub name.
-
-    Raises
-    ------
-    ValueError
-        If it is neither.
+    source
+        As for `load_model`. A ValueError says that it is neither.
 
     Example
     -------

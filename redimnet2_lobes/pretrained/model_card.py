@@ -6,6 +6,7 @@ Authors
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.standalone import FILE_NAME
 from redimnet2_lobes.scoring.results import (
     ENTRIES,
@@ -93,50 +94,43 @@ Please cite SpeechBrain as well (https://speechbrain.github.io).
 
 
 def write_model_card(
-    repository,
-    network,
-    variant,
-    speakers,
-    results,
-    license,
-    training_data,
-    datasets,
-):
+    repository: str,
+    network: ReDimNet2,
+    variant: str | None,
+    speakers: int | None,
+    results: dict | None,
+    license: str,
+    training_data: str | None,
+    datasets: list[str],
+) -> ModelCard:
     """Writes the card of a model.
 
     Arguments
     ---------
-    repository : str
+    repository
         Its name on the hub.
-    network : ReDimNet2
-        The network.
-    variant : str or None
-        b0 to b6.
-    speakers : int or None
+    network
+    variant
+        b0 to b6, or None.
+    speakers
         Number of speaker classes; None for none.
-    results : dict or None
+    results
         From ``read_results``; None where nothing was evaluated.
-    license : str
+    license
         The hub's name of the licence, such as apache-2.0.
-    training_data : str or None
+    training_data
         What it was trained on, in words.
-    datasets : list of str
+    datasets
         The hub's names of what it was trained on.
 
     Returns
     -------
     ModelCard
-        The card; ``str`` of it is README.md.
-
-    Raises
-    ------
-    ValueError
-        If the results make no card.
+        ``str`` of it is README.md.
 
     Example
     -------
     >>> from redimnet2_lobes.models.front_end import LogMel
-    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
     >>> stage = dict(blocks=1, expansion=1, reduction=8)
     >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
     >>> network = ReDimNet2(LogMel(), 4, stages)
@@ -180,7 +174,7 @@ def write_model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def _eval_results(results):
+def _eval_results(results: dict) -> list[EvalResult]:
     """The hub's form of the error rates."""
     return [
         EvalResult(
@@ -196,7 +190,7 @@ def _eval_results(results):
     ]
 
 
-def _results(results):
+def _results(results: dict) -> str:
     """The table, and what it was measured on."""
     table = markdown_table(results_table(results["results"], ENTRIES))
     return (

@@ -11,8 +11,11 @@ Authors
 """
 
 import io
+import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import yaml
@@ -21,6 +24,7 @@ from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from torch import nn
 
 from redimnet2_lobes.files.atomic import replace_when_synced
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.loading import SAFETENSORS_EXTENSION
 
 HYPERPARAMS = """\
@@ -83,14 +87,8 @@ class NoSpeakerClasses(nn.Module):
 verify_files, or train a classifier
     """
 
-    def forward(self, embeddings):
-        """Raises a ValueError.
-
-        Arguments
-        ---------
-        embeddings : torch.Tensor
-            Embeddings [batch, 1, embedding].
-        """
+    def forward(self, embeddings: torch.Tensor) -> NoReturn:
+        """Raises a ValueError."""
         raise ValueError(
             "this checkpoint has no speaker classes: use encode_batch or "
             "verify_files, or train a classifier"
@@ -98,14 +96,14 @@ verify_files, or train a classifier
 
 
 def write_model_folder(
-    folder,
-    network,
-    title,
-    variant=None,
-    class_weights=None,
-    speakers=None,
-    loss=None,
-):
+    folder: str | os.PathLike,
+    network: ReDimNet2,
+    title: str,
+    variant: str | None = None,
+    class_weights: torch.Tensor | None = None,
+    speakers: Sequence[str] | None = None,
+    loss: nn.Module | None = None,
+) -> None:
     """Writes a network in the form that SpeechBrain loads.
 
     Each file appears under its final name when it is complete,
@@ -113,19 +111,18 @@ def write_model_folder(
 
     Arguments
     ---------
-    folder : str or pathlib.Path
-        Where to write; made if it does not exist.
-    network : ReDimNet2
-        The network.
-    title : str
+    folder
+        Made if it does not exist.
+    network
+    title
         One line that says what the folder holds.
-    variant : str or None
+    variant
         b0 to b6; None for another architecture.
-    class_weights : torch.Tensor or None
+    class_weights
         Classifier weights [speakers, embedding]; None for no classes.
-    speakers : list of str or None
+    speakers
         Names of the speakers, in the order of ``class_weights``.
-    loss : torch.nn.Module or None
+    loss
         The training loss: what it has learned (the bias of ``SphereFace2``)
         goes into compute_cost, for fine-tuning alone. None for no file.
 
@@ -138,7 +135,6 @@ def write_model_folder(
     -------
     >>> from speechbrain.inference.classifiers import EncoderClassifier
     >>> from redimnet2_lobes.models.front_end import LogMel
-    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
     >>> stage = dict(blocks=1, expansion=1, reduction=8)
     >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
     >>> folder = getfixture("tmp_path") / "model"
@@ -191,7 +187,7 @@ def write_model_folder(
         raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
-def _save(tensors, path):
+def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Writes tensors in both formats, under a name without extension."""
     # SpeechBrain alone does not bring it, and loads NoSpeakerClasses from here.
     from safetensors.torch import save
@@ -206,7 +202,13 @@ def _save(tensors, path):
     )
 
 
-def _hyperparams(network, title, variant, classifier, loadables):
+def _hyperparams(
+    network: ReDimNet2,
+    title: str,
+    variant: str | None,
+    classifier: str,
+    loadables: str,
+) -> str:
     arguments = network.arguments()
     front_end = arguments.pop("front_end")
     return HYPERPARAMS.format(
@@ -220,7 +222,7 @@ def _hyperparams(network, title, variant, classifier, loadables):
     )
 
 
-def _yaml_block(arguments, indent):
+def _yaml_block(arguments: Mapping[str, object], indent: int) -> str:
     lines = []
     for key, value in arguments.items():
         if key == "stages":
@@ -231,7 +233,7 @@ def _yaml_block(arguments, indent):
     return "\n".join(" " * indent + line for line in lines)
 
 
-def _flow(value):
+def _flow(value: object) -> str:
     """One line of YAML."""
     text = yaml.safe_dump(
         value, default_flow_style=True, sort_keys=False, width=1000
@@ -239,7 +241,7 @@ def _flow(value):
     return text.removesuffix("...\n").strip()
 
 
-def _readme(title, speakers):
+def _readme(title: str, speakers: Sequence[str] | None) -> str:
     classes = (
         "It has no speaker classes."
         if speakers is None

@@ -10,8 +10,9 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,9 @@ from redimnet2_lobes.models.front_end import (
     WINDOW,
     LogMel,
 )
-from redimnet2_lobes.models.redimnet2 import TIME_KERNELS, ReDimNet2
+from redimnet2_lobes.models.redimnet2 import TIME_KERNELS, ReDimNet2, Stage
+
+Weights = dict[str, torch.Tensor]
 
 # Settings that every released checkpoint shares: key, the only value there is,
 # and whether a file may leave it out (where that value is the default).
@@ -47,17 +50,7 @@ SHARED_SETTINGS = (
     ("before_pool_offset", None, True),
     ("return_all_outputs", False, True),
 )
-ARCHITECTURE_SETTINGS = {
-    "F",
-    "C",
-    "out_channels",
-    "stages_setup",
-    "agg_gnorm",
-    "dual_agg",
-    "embed_dim",
-    "feat_type",
-    "spec_params",
-}
+# The others, with their types.
 TYPES = {
     "F": int,
     "C": int,
@@ -83,18 +76,8 @@ PUBLISHED_NAMES = {
 MASK_SETTINGS = {"freq_mask_width", "time_mask_width"}
 
 
-def load_published(path):
+def load_published(path: str | os.PathLike) -> ReDimNet2:
     """Loads a published checkpoint, without running code from it.
-
-    Arguments
-    ---------
-    path : str or os.PathLike
-        The file.
-
-    Returns
-    -------
-    ReDimNet2
-        The network, with the file's weights.
 
     Raises
     ------
@@ -125,7 +108,7 @@ model_config and state_dict
     return network
 
 
-def _read(path):
+def _read(path: str | os.PathLike) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         # torch does not compare the checksums that it writes.
@@ -154,20 +137,12 @@ def _read(path):
     return content
 
 
-def published_checkpoint(network):
+def published_checkpoint(network: ReDimNet2) -> dict:
     """What the authors' code would store of a network.
 
-    Arguments
-    ---------
-    network : ReDimNet2
-        The network.
-
-    Returns
-    -------
-    dict
-        ``model_config``, a dict, and ``state_dict``, tensors by name, with the
-        constants of the front-end. ``minimum_seconds`` has no place in it: the
-        published code does not repeat short utterances.
+    That is ``model_config``, a dict, and ``state_dict``, tensors by name, with
+    the constants of the front-end. ``minimum_seconds`` has no place in it: the
+    published code does not repeat short utterances.
 
     Example
     -------
@@ -188,18 +163,8 @@ def published_checkpoint(network):
     }
 
 
-def published_config(network):
-    """What the published code calls the arguments of a network.
-
-    Arguments
-    ---------
-    network : ReDimNet2
-        The network.
-
-    Returns
-    -------
-    dict
-        As stored in a published checkpoint.
+def published_config(network: ReDimNet2) -> dict:
+    """The ``model_config`` of a network in a published checkpoint.
 
     Example
     -------
@@ -246,18 +211,10 @@ def published_config(network):
     return config
 
 
-def build_network(model_config):
+def build_network(model_config: dict) -> ReDimNet2:
     """Builds the network that a published ``model_config`` describes.
 
-    Arguments
-    ---------
-    model_config : dict
-        As stored in a published checkpoint.
-
-    Returns
-    -------
-    ReDimNet2
-        With fresh weights. A ValueError names what is not supported.
+    Its weights are fresh. A ValueError names what is not supported.
 
     Example
     -------
@@ -275,7 +232,7 @@ def build_network(model_config):
     >>> network.eval()(torch.randn(1, 16000)).shape
     torch.Size([1, 1, 192])
     """
-    known = ARCHITECTURE_SETTINGS | {key for key, _, _ in SHARED_SETTINGS}
+    known = set(TYPES) | {key for key, _, _ in SHARED_SETTINGS}
     unknown = sorted(set(model_config) - known)
     if unknown:
         raise ValueError(f"model_config.{unknown[0]}: unknown option")
@@ -314,7 +271,7 @@ def build_network(model_config):
     )
 
 
-def _front_end(model_config):
+def _front_end(model_config: dict) -> LogMel:
     settings = dict(model_config.get("spec_params", {}))
     for key, value, default in (
         ("norm_signal", True, False),
@@ -341,7 +298,7 @@ def _front_end(model_config):
     return LogMel(model_config["F"])
 
 
-def _stage(index, entry):
+def _stage(index: int, entry: Sequence) -> dict[str, int]:
     try:
         (frequency, time), blocks, expansion, _, reduction = entry
     except (TypeError, ValueError):
@@ -358,14 +315,14 @@ def _stage(index, entry):
     }
 
 
-def check_front_end(front_end, constants):
+def check_front_end(front_end: LogMel, constants: Weights) -> None:
     """Compares the front-end constants of a published file with ours.
 
     Arguments
     ---------
-    front_end : LogMel
-        Our front-end.
-    constants : dict of str to torch.Tensor
+    front_end
+        Ours.
+    constants
         The tensors of the file whose names begin with ``spec.``; none at all
         is fine. A ValueError names the first that differs.
 
@@ -392,7 +349,7 @@ def check_front_end(front_end, constants):
             )
 
 
-def _front_end_constants(front_end):
+def _front_end_constants(front_end: LogMel) -> Weights:
     """Bit for bit what the published code builds, by their names there."""
     # It computes its DFT by products with windowed kernels. The order of
     # operations decides the last bit.
@@ -410,14 +367,14 @@ def _front_end_constants(front_end):
     }
 
 
-def take_weights(network, state_dict):
+def take_weights(network: ReDimNet2, state_dict: Weights) -> None:
     """Loads a published state dict into a network of the same architecture.
 
     Arguments
     ---------
-    network : ReDimNet2
+    network
         From ``build_network``.
-    state_dict : dict of str to torch.Tensor
+    state_dict
         Published weights, without front-end constants. A ValueError names
         missing or surplus tensors and wrong shapes.
 
@@ -454,7 +411,7 @@ def take_weights(network, state_dict):
     network.load_state_dict(weights)
 
 
-def _published_weights(network):
+def _published_weights(network: ReDimNet2) -> Weights:
     """The inverse of ``take_weights``."""
     ours = network.state_dict()
     weights = {}
@@ -476,9 +433,9 @@ class Transform:
 
     Arguments
     ---------
-    to_ours : callable
+    to_ours
         The published tensor to ours.
-    to_published : callable
+    to_published
         Its inverse.
 
     Example
@@ -489,26 +446,19 @@ class Transform:
     (torch.Size([2, 3]), torch.Size([2, 3, 1, 1]))
     """
 
-    to_ours: Callable
-    to_published: Callable
+    to_ours: Callable[[torch.Tensor], torch.Tensor]
+    to_published: Callable[[torch.Tensor], torch.Tensor]
 
-    def then(self, other):
-        """Chains this transform and another on what it gives.
-
-        Arguments
-        ---------
-        other : Transform
-            The other.
-
-        Returns
-        -------
-        Transform
-        """
+    def then(self, other: "Transform") -> "Transform":
+        """Does this, then another on what it gives."""
         return Transform(
             lambda x: other.to_ours(self.to_ours(x)),
             lambda x: self.to_published(other.to_published(x)),
         )
 
+
+# Our name, their names, and how a tensor of theirs becomes ours.
+Layout = Iterator[tuple[str, tuple[str, ...], Transform]]
 
 SAME = Transform(lambda x: x, lambda x: x)
 # [out, in, frequency, time] to [out, in, time, frequency].
@@ -524,10 +474,10 @@ DROP_OUTER_AXES = Transform(
 )
 
 
-def _bins_first(axis, parts, bins):
+def _bins_first(axis: int, parts: int, bins: int) -> Transform:
     """Of each part, channel * bins + bin to bin * channels + channel."""
 
-    def reorder(x, sizes):
+    def reorder(x: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor:
         x = x.unflatten(axis, (parts, *sizes))
         return x.transpose(axis + 1, axis + 2).flatten(axis, axis + 2)
 
@@ -536,22 +486,17 @@ def _bins_first(axis, parts, bins):
     )
 
 
-def published_layout(network):
+def published_layout(network: ReDimNet2) -> Layout:
     """Pairs each tensor of a network with its published counterparts.
-
-    Arguments
-    ---------
-    network : ReDimNet2
-        The network.
 
     Yields
     ------
-    name : str
+    name
         Name in our state dict.
-    published : tuple of str
+    published
         Names in the published state dict. Where they are several, ours is
         these tensors one below the other.
-    transform : Transform
+    transform
         Each of them to ours, and back.
 
     Example
@@ -599,7 +544,7 @@ def published_layout(network):
     yield "projection.bias", ("linear.bias",), SAME
 
 
-def _stage_layout(index, stage):
+def _stage_layout(index: int, stage: Stage) -> Layout:
     ours = f"stages.{index}"
     dual = stage.dual_aggregation
     # The published stage is one sequence, cut in three by dual aggregation.
@@ -637,7 +582,7 @@ def _stage_layout(index, stage):
             yield from _weight_and_bias(f"{ours}.map_norms.{i}", name)
 
 
-def _time_context(ours, theirs):
+def _time_context(ours: str, theirs: str) -> Layout:
     contract = f"{theirs}.red_dim_conv"
     yield from _weight_and_bias(
         f"{ours}.contract", f"{contract}.0", POINTWISE_1D
@@ -677,12 +622,14 @@ def _time_context(ours, theirs):
     )
 
 
-def _weight_and_bias(ours, theirs, transform=SAME):
+def _weight_and_bias(
+    ours: str, theirs: str, transform: Transform = SAME
+) -> Layout:
     yield f"{ours}.weight", (f"{theirs}.weight",), transform
     yield f"{ours}.bias", (f"{theirs}.bias",), SAME
 
 
-def _batch_norm(ours, theirs, transform=SAME):
+def _batch_norm(ours: str, theirs: str, transform: Transform = SAME) -> Layout:
     for name in ("weight", "bias", "running_mean", "running_var"):
         yield f"{ours}.{name}", (f"{theirs}.{name}",), transform
     counter = "num_batches_tracked"

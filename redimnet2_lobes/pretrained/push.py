@@ -44,6 +44,9 @@ CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
 CONFIG = {"speechbrain_interface": "SpeakerRecognition"}
 
+# The content of each file by its name.
+Files = dict[str, bytes | Path]
+
 REMEDIES = {
     401: "the token is missing or not valid; log in by `hf auth login`, or set "
     "HF_TOKEN",
@@ -55,30 +58,37 @@ REMEDIES = {
 }
 
 
-def collect(folder, repository, results_file, license, training_data, datasets):
+def collect(
+    folder: str | os.PathLike,
+    repository: str,
+    results_file: str | os.PathLike | None,
+    license: str,
+    training_data: str | None,
+    datasets: list[str],
+) -> tuple[Files, list[str]]:
     """Loads a model folder, and lists what a push would upload.
 
     Arguments
     ---------
-    folder : str or os.PathLike
+    folder
         A model folder, or the output folder of a training.
-    repository : str
+    repository
         USER/NAME on the hub.
-    results_file : str or os.PathLike or None
+    results_file
         What a verification script has written as results.json; None takes
         that of the folder, if it has one.
-    license : str
+    license
         The hub's name of the licence.
-    training_data : str or None
+    training_data
         What it was trained on, in words.
-    datasets : list of str
+    datasets
         The hub's names of what it was trained on.
 
     Returns
     -------
-    files : dict
-        The name of each file to its content, bytes or a Path.
-    left_out : list of str
+    files
+        Content by name.
+    left_out
         What else is in the folder.
 
     Raises
@@ -142,17 +152,12 @@ def collect(folder, repository, results_file, license, training_data, datasets):
     return files, left_out
 
 
-def _json(content):
+def _json(content: object) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def check_repository(name):
-    """Refuses what is no name of a repository.
-
-    Arguments
-    ---------
-    name : str
-        The name.
+def check_repository(name: str) -> None:
+    """Refuses, with a ValueError, what is no name of a repository.
 
     Example
     -------
@@ -169,24 +174,24 @@ def check_repository(name):
     raise ValueError(f"{name}: not a name USER/NAME on the hub")
 
 
-def push(files, repository, private=False, revision=None):
-    """Uploads files in one commit.
+def push(
+    files: Files,
+    repository: str,
+    private: bool = False,
+    revision: str | None = None,
+) -> str:
+    """Uploads files in one commit, and gives its address.
 
     Arguments
     ---------
-    files : dict
+    files
         From ``collect``.
-    repository : str
+    repository
         USER/NAME on the hub; made if it does not exist.
-    private : bool
+    private
         Whether a new repository is private.
-    revision : str or None
+    revision
         A branch, made if it does not exist; None for the main one.
-
-    Returns
-    -------
-    str
-        The address of the commit.
 
     Raises
     ------
@@ -218,7 +223,7 @@ def push(files, repository, private=False, revision=None):
     return str(commit.commit_url)
 
 
-def _explain(error, repository, token):
+def _explain(error: Exception, repository: str, token: str) -> str:
     """One line on why a push failed, without the token."""
     refused = error
     while refused is not None and not isinstance(refused, HfHubHTTPError):
@@ -241,18 +246,13 @@ def _explain(error, repository, token):
     return f"{repository}: {problem}".replace(token, "<token>")
 
 
-def list_files(files, left_out):
-    """What a push would upload, with sizes.
+def list_files(files: Files, left_out: list[str]) -> str:
+    """What a push would upload, with sizes: a line for each file.
 
     Arguments
     ---------
     files, left_out
         From ``collect``.
-
-    Returns
-    -------
-    str
-        A line for each file.
 
     Example
     -------

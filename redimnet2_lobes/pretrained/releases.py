@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from redimnet2_lobes.files.download import download
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import difference
 from redimnet2_lobes.pretrained.published_layout import (
     PUBLISHED_NAMES,
@@ -51,17 +52,19 @@ class Released:
 
     Arguments
     ---------
-    variant : str
+    variant
         b0 to b6.
-    corpora : str
+    corpora
         What it was trained on, a key of ``CORPORA``.
-    stage : str
+    stage
         ptn (pretraining) or lm (large-margin fine-tuning after it).
-    parameters : str
+
+    Parameters
+    ----------
         Number of parameters.
-    gmacs : str
+    gmacs
         Billions of multiply-accumulates for 2 s.
-    error_rates : tuple of str
+    error_rates
         EERs in % on VoxCeleb1-O, -E and -H.
 
     Example
@@ -75,15 +78,15 @@ class Released:
     stage: str
     parameters: str
     gmacs: str
-    error_rates: tuple
+    error_rates: tuple[str, str, str]
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The name by which it is asked for."""
         return f"{self.variant}-{self.corpora}-{self.stage}"
 
     @property
-    def file_name(self):
+    def file_name(self) -> str:
         """The name of the published file."""
         return f"{self.name}.pt"
 
@@ -98,18 +101,13 @@ RELEASED = {
 }
 
 
-def load_released(name):
+def load_released(name: str) -> ReDimNet2:
     """Loads a published checkpoint by name; downloads it the first time.
 
     Arguments
     ---------
-    name : str
+    name
         A key of ``RELEASED``.
-
-    Returns
-    -------
-    ReDimNet2
-        The network, with the published weights.
 
     Raises
     ------
@@ -153,7 +151,7 @@ name; did you mean b3-vox2-lm? See redimnet2 convert --list
         ) from error
 
 
-def _load(path, released):
+def _load(path: str | os.PathLike, released: Released) -> ReDimNet2:
     network = load_published(path)
     name = difference(network, released.variant)
     if name is not None:
@@ -170,13 +168,8 @@ def _load(path, released):
     return network
 
 
-def list_released():
-    """The published checkpoints and their figures, to be read.
-
-    Returns
-    -------
-    str
-        A table of up to 80 columns.
+def list_released() -> str:
+    """The published checkpoints and their figures, in up to 80 columns.
 
     Example
     -------

@@ -14,6 +14,7 @@ import ast
 import importlib.util
 import pprint
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from redimnet2_lobes import HOMES
@@ -81,19 +82,16 @@ from speechbrain.inference.speaker import SpeakerRecognition
 '''
 
 
-def single_file(hyperparams):
-    """Writes the code that a model needs as one module.
+def single_file(hyperparams: str) -> str:
+    """The source of a module ``redimnet2_lobes`` with what a model needs.
+
+    Its classes ``EncoderClassifier`` and ``SpeakerRecognition`` are
+    SpeechBrain's.
 
     Arguments
     ---------
-    hyperparams : str
-        The text of its hyperparams.yaml.
-
-    Returns
-    -------
-    str
-        The source of a module ``redimnet2_lobes``, whose classes
-        ``EncoderClassifier`` and ``SpeakerRecognition`` are SpeechBrain's.
+    hyperparams
+        The text of the model's hyperparams.yaml.
 
     Example
     -------
@@ -120,7 +118,7 @@ def single_file(hyperparams):
     return "".join(parts) + FOOTER
 
 
-def _collect(names, sources):
+def _collect(names: Iterable[str], sources: dict[str, str]) -> None:
     """Adds the sources of modules and of what they import of the package."""
     for name in names:
         if name in sources:
@@ -130,7 +128,7 @@ def _collect(names, sources):
         _collect(_imports(sources[name]), sources)
 
 
-def _imports(source):
+def _imports(source: str) -> list[str]:
     return [
         node.module
         for node in ast.walk(ast.parse(source))
