@@ -24,7 +24,8 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-# torch and SpeechBrain take seconds to import: not before they are needed.
+from __future__ import annotations
+
 import contextlib
 import functools
 import io
@@ -32,7 +33,9 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -42,6 +45,18 @@ from redimnet2_lobes.files.error_lines import one_line, one_line_errors
 from redimnet2_lobes.scoring.results import RESULTS_FILE
 from redimnet2_lobes.scoring.threshold import Threshold, kept_threshold
 
+# torch and SpeechBrain take seconds to import: not before they are needed.
+if TYPE_CHECKING:
+    import torch
+    from speechbrain.inference.classifiers import EncoderClassifier
+
+    from redimnet2_lobes.onnx.encoder import OnnxEncoder
+
+    Encoder = EncoderClassifier | OnnxEncoder
+    Embeddings = dict[str, torch.Tensor]  # of each path [embedding]
+
+Command = Callable[..., str | None]  # returns what to print
+
 MODEL_VARIABLE = "REDIMNET2_MODEL"
 OUTPUT_FORMATS = (".npz", ".json")
 NO_THRESHOLD = (
@@ -50,13 +65,13 @@ NO_THRESHOLD = (
 )
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     """Runs a command, or prints one line that says why not.
 
     Arguments
     ---------
-    arguments : list of str or None
-        Command line; None for the program's own.
+    arguments
+        Those of the command line; None for the program's own.
 
     Example
     -------
@@ -82,7 +97,7 @@ def main(arguments=None):
 )
 @click.version_option(__version__)
 @click.pass_context
-def redimnet2(context):
+def redimnet2(context: click.Context) -> None:
     """Compares voices, and takes models from one form to another.
 
     Audio may have any format that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF
@@ -92,12 +107,12 @@ def redimnet2(context):
         raise click.UsageError("missing COMMAND", context)
 
 
-def command(example):
+def command(example: str) -> Callable[[Command], click.Command]:
     """Adds a command, which prints what its function returns."""
 
-    def add(function):
+    def add(function: Command) -> click.Command:
         @functools.wraps(function)
-        def run(**options):
+        def run(**options: Any) -> None:
             with one_line_errors():
                 text = function(**options)
                 if text is not None:
@@ -110,10 +125,16 @@ def command(example):
     return add
 
 
-def _number(convert, fits, expected):
+def _number(
+    convert: Callable[[str], float],
+    fits: Callable[[float], bool],
+    expected: str,
+) -> Callable:
     """A callback that checks a number."""
 
-    def check(context, parameter, text):
+    def check(
+        context: click.Context, parameter: click.Parameter, text: str | None
+    ) -> float | None:
         if text is None:
             return None
         try:
@@ -129,7 +150,9 @@ def _number(convert, fits, expected):
     return check
 
 
-def _output(context, parameter, text):
+def _output(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> Path | None:
     if text is None:
         return None
     path = Path(text)
@@ -140,7 +163,7 @@ def _output(context, parameter, text):
     return path
 
 
-def embedding_options(function):
+def embedding_options(function: Command) -> Command:
     """The options of whatever computes embeddings."""
     for option in (
         click.option(
@@ -199,8 +222,14 @@ threshold_option = click.option(
 @threshold_option
 @json_option
 def verify(
-    enrolment, test, model, device, seconds_per_piece, threshold, as_json
-):
+    enrolment: str,
+    test: str,
+    model: str | None,
+    device: str | None,
+    seconds_per_piece: float,
+    threshold: float | None,
+    as_json: bool,
+) -> str:
     """Says whether two recordings are of the same speaker."""
     paths = [enrolment, test]
     for path in paths:
@@ -248,7 +277,14 @@ def verify(
     "tab, and the numbers.",
 )
 @json_option
-def embed(files, model, device, seconds_per_piece, output, as_json):
+def embed(
+    files: tuple[str, ...],
+    model: str | None,
+    device: str | None,
+    seconds_per_piece: float,
+    output: Path | None,
+    as_json: bool,
+) -> str:
     """Computes the embeddings of recordings.
 
     A folder stands for all recordings below it.
@@ -304,8 +340,15 @@ def embed(files, model, device, seconds_per_piece, output, as_json):
 )
 @json_option
 def identify(
-    files, model, device, seconds_per_piece, enrol, threshold, top, as_json
-):
+    files: tuple[str, ...],
+    model: str | None,
+    device: str | None,
+    seconds_per_piece: float,
+    enrol: str,
+    threshold: float | None,
+    top: int,
+    as_json: bool,
+) -> str:
     """Says which of the enrolled speakers each recording is of.
 
     A folder stands for all recordings below it.
@@ -365,7 +408,9 @@ def identify(
 @click.option(
     "--list", "list_all", is_flag=True, help="Show the published checkpoints."
 )
-def convert(source, output, form, list_all):
+def convert(
+    source: str | None, output: str | None, form: str, list_all: bool
+) -> str:
     """Converts a published checkpoint to a model folder, or back.
 
     SOURCE is the name of a published checkpoint, which is downloaded once, its
@@ -421,16 +466,16 @@ def convert(source, output, form, list_all):
     help="List the files and print the card, and upload nothing.",
 )
 def push(
-    folder,
-    repository,
-    results,
-    training_data,
-    datasets,
-    license,
-    revision,
-    private,
-    dry_run,
-):
+    folder: str,
+    repository: str,
+    results: str | None,
+    training_data: str | None,
+    datasets: tuple[str, ...],
+    license: str,
+    revision: str | None,
+    private: bool,
+    dry_run: bool,
+) -> str:
     """Pushes a model folder to the Hugging Face hub, in one commit.
 
     FOLDER is a model folder, or the output folder of a training. The token is
@@ -467,7 +512,7 @@ def push(
     is_flag=True,
     help="Store the weights in eight bits: a third of the size.",
 )
-def export(model, output, features, int8):
+def export(model: str, output: str, features: bool, int8: bool) -> str:
     """Exports a model to ONNX, and verifies the file.
 
     MODEL is a model folder, the output folder of a training, the name of a
@@ -493,7 +538,7 @@ def export(model, output, features, int8):
 @command("b3 --output=my_b3.yaml")
 @click.argument("name", required=False)
 @click.option("--output", metavar="FILE.yaml", help="Copy it to a new file.")
-def hparams(name, output):
+def hparams(name: str | None, output: str | None) -> str:
     """Shows where the hyperparameters of a configuration are.
 
     NAME is that of a file of hparams/, such as verification_redimnet2, or a
@@ -519,7 +564,7 @@ def hparams(name, output):
     return f"Hyperparameters: {output}"
 
 
-def _find_files(arguments):
+def _find_files(arguments: Iterable[str]) -> list[str]:
     """Files, and those below folders, each once."""
     from redimnet2_lobes.data.audio import find_audio
 
@@ -534,13 +579,13 @@ def _find_files(arguments):
     return list(files)
 
 
-def _is_audio(name):
+def _is_audio(name: str) -> bool:
     from redimnet2_lobes.data.audio import audio_rank
 
     return name[0] != "." and audio_rank(name) is not None
 
 
-def _check_file(path):
+def _check_file(path: str) -> None:
     """Refuses what is no file, before anything is loaded."""
     from redimnet2_lobes.data.audio import check_name
 
@@ -554,7 +599,7 @@ def _check_file(path):
         raise ValueError(f"{path}: missing; check the path") from None
 
 
-def _enrolled_speakers(folder):
+def _enrolled_speakers(folder: str) -> dict[str, list[str]]:
     """The recordings of each speaker."""
     speakers = {}
     for entry in sorted(os.listdir(folder)):
@@ -579,7 +624,7 @@ def _enrolled_speakers(folder):
     return speakers
 
 
-def _load_encoder(model, device):
+def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
     """The model as SpeechBrain names it, and what embeds."""
     model = model or os.environ.get(MODEL_VARIABLE)
     if not model:
@@ -628,7 +673,7 @@ def _load_encoder(model, device):
     return model, encoder
 
 
-def _threshold(given, model, encoder):
+def _threshold(given: float | None, model: str, encoder: Encoder) -> Threshold:
     if given is not None:
         return Threshold(given, "given by --threshold")
     from redimnet2_lobes import door
@@ -645,13 +690,15 @@ def _threshold(given, model, encoder):
     return threshold._replace(origin=f"{threshold.origin}; {holder}")
 
 
-def _threshold_line(threshold):
+def _threshold_line(threshold: Threshold) -> str:
     if threshold.value is None:
         return f"threshold  {NO_THRESHOLD}"
     return f"threshold  {threshold.value:.4f} ({threshold.origin})"
 
 
-def _embed(encoder, paths, seconds_per_piece):
+def _embed(
+    encoder: Encoder, paths: list[str], seconds_per_piece: float
+) -> Embeddings:
     """Each path to its embedding, in the order of the paths."""
     from redimnet2_lobes.inference.long_files import encode_files
 
@@ -666,7 +713,7 @@ def _embed(encoder, paths, seconds_per_piece):
     return {path: embeddings[path] for path in paths}
 
 
-def _directions(embeddings):
+def _directions(embeddings: list[torch.Tensor]) -> torch.Tensor:
     """Rows of length 1 [embeddings, embedding]."""
     import torch
 
@@ -675,7 +722,9 @@ def _directions(embeddings):
     return CosineBackend().test_side(torch.stack(embeddings))
 
 
-def _scores(speakers, tests, embeddings):
+def _scores(
+    speakers: dict[str, list[str]], tests: list[str], embeddings: Embeddings
+) -> torch.Tensor:
     """Scores [tests, speakers]."""
     import torch
 
@@ -691,11 +740,11 @@ def _scores(speakers, tests, embeddings):
     return _directions([embeddings[path] for path in tests]) @ enrolments.T
 
 
-def _json(**values):
+def _json(**values: object) -> str:
     return json.dumps(values, indent=2)
 
 
-def _rows_as_json(embeddings):
+def _rows_as_json(embeddings: Embeddings) -> str:
     rows = (
         json.dumps({"name": path, "embedding": values.tolist()})
         for path, values in embeddings.items()
@@ -703,7 +752,7 @@ def _rows_as_json(embeddings):
     return "[\n" + ",\n".join(rows) + "\n]"
 
 
-def _rows_as_npz(embeddings):
+def _rows_as_npz(embeddings: Embeddings) -> bytes:
     import numpy as np
 
     content = io.BytesIO()
@@ -715,7 +764,7 @@ def _rows_as_npz(embeddings):
     return content.getvalue()
 
 
-def _write(output, partial, content):
+def _write(output: Path, partial: Path, content: bytes) -> None:
     try:
         partial.write_bytes(content)
     except OSError as error:
@@ -724,11 +773,11 @@ def _write(output, partial, content):
         ) from None
 
 
-def _note(text):
+def _note(text: str) -> None:
     print(f"note: {' '.join(text.split())}", file=sys.stderr)
 
 
-def _print(text):
+def _print(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError as error:

@@ -34,6 +34,7 @@ import math
 import os
 import signal
 import tarfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -47,43 +48,48 @@ from redimnet2_lobes.data.lists import read_rows
 from redimnet2_lobes.data.training_set import COLUMNS
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line_errors
+from redimnet2_lobes.recipe.settings import check_at_least
+
+Row = tuple[str, float, str, str]  # ID, duration, wav, spk_id
+Task = tuple[Path, list[Row]]  # a shard and its utterances
+Place = tuple[int, int]  # offset and size in a shard, in bytes
 
 
 def make_shards(
-    train_csv,
-    output,
-    data_folder,
-    save_folder=None,
-    utterances_per_shard=4000,
-    workers=None,
-    seed=0,
-):
+    train_csv: str | Path,
+    output: str | Path,
+    data_folder: str,
+    save_folder: str | None = None,
+    utterances_per_shard: int = 4000,
+    workers: int | None = None,
+    seed: int = 0,
+) -> None:
     r"""Writes shards and their index.
 
     Arguments
     ---------
-    train_csv : str
+    train_csv
         The utterances, as ``prepare_voxceleb`` lists them.
-    output : str
+    output
         A new folder, or that of an interrupted run with the same arguments.
-    data_folder : str
+    data_folder
         The folder of the corpus, ``$data_root`` in ``train_csv``.
-    save_folder : str, optional
+    save_folder
         The folder of converted files, ``$save_root`` in ``train_csv``; by
         default the one that holds ``train_csv``.
-    utterances_per_shard : int
+    utterances_per_shard
         Largest number of utterances of a shard. The default makes shards of
         1 GB of VoxCeleb2.
-    workers : int, optional
+    workers
         Number of processes; by default one for each available CPU.
-    seed : int
+    seed
         Seed of the random order.
 
     Raises
     ------
     ValueError
         If ``train_csv`` is of another form, a name cannot be written, or
-        ``output`` holds something else. The message is one line.
+        ``output`` holds something else.
     OSError
         If a file cannot be read or written.
 
@@ -100,12 +106,10 @@ def make_shards(
     ID,duration,wav,spk_id
     alice/home/a,1.5,$data_root/shard-000000.tar:1536:50,alice
     """
-    for name, value in (
-        ("utterances_per_shard", utterances_per_shard),
-        ("workers", workers),
-    ):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: {value} is less than 1")
+    counts = {"utterances_per_shard": utterances_per_shard}
+    if workers is not None:
+        counts["workers"] = workers
+    check_at_least(counts, **dict.fromkeys(counts, 1))
     output = Path(output)
     utterances = _read_utterances(
         train_csv, data_folder, save_folder or Path(train_csv).parent
@@ -143,8 +147,9 @@ def make_shards(
             index.writerow([name, duration, source, speaker])
 
 
-def _read_utterances(train_csv, data_folder, save_folder):
-    """A tuple of the columns for each utterance."""
+def _read_utterances(
+    train_csv: str, data_folder: str, save_folder: str | Path
+) -> list[Row]:
     replacements = {"data_root": data_folder, "save_root": save_folder}
     try:
         utterances = [
@@ -173,7 +178,7 @@ def _read_utterances(train_csv, data_folder, save_folder):
     return utterances
 
 
-def _claim(output, plan):
+def _claim(output: Path, plan: dict[str, object]) -> None:
     """Notes the plan in a new folder, or compares it with that of the last."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / "plan.json"
@@ -194,8 +199,8 @@ def _claim(output, plan):
             partial.write_text(json.dumps(plan), encoding="utf-8")
 
 
-def _make_all(tasks, workers):
-    """Makes the shards, with a progress bar."""
+def _make_all(tasks: list[Task], workers: int | None) -> list[list[Place]]:
+    """Makes the shards; gives what ``_make_shard`` gives for each."""
     workers = min(workers or get_available_cpu_count(), len(tasks))
     try:
         with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
@@ -214,18 +219,15 @@ def _make_all(tasks, workers):
         ) from None
 
 
-def _start_worker():
+def _start_worker() -> None:
     # Ctrl-C reaches the whole group; the parent then stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _make_shard(task):
+def _make_shard(task: Task) -> list[Place]:
     """Writes a shard if it is not there yet (in a worker process).
 
-    Returns
-    -------
-    list of (int, int)
-        Where each utterance begins and its size, in bytes.
+    Gives where each utterance begins and its size, in bytes.
     """
     path, utterances = task
     audio = [
@@ -239,8 +241,8 @@ def _make_shard(task):
     return [ranges[name] for name in audio]
 
 
-def _read_shard(path):
-    """The place of each member, {name: (offset, size)}."""
+def _read_shard(path: Path) -> dict[str, Place]:
+    """The offset and size of each member, in bytes."""
     try:
         with tarfile.open(path) as shard:
             return {
@@ -251,7 +253,7 @@ def _read_shard(path):
         return {}
 
 
-def _write_shard(path, utterances):
+def _write_shard(path: Path, utterances: list[Row]) -> None:
     with (
         _whole_file(path) as partial,
         open(partial, "wb") as stream,
@@ -269,7 +271,7 @@ def _write_shard(path, utterances):
 
 
 @contextlib.contextmanager
-def _whole_file(path):
+def _whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary name, and says how to go on if that fails."""
     try:
         with complete_or_absent(path) as partial:

@@ -23,10 +23,12 @@ import re
 import signal
 import struct
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
+import soundfile
 import torch
 from speechbrain.dataio import audio_io
 from speechbrain.utils.logger import get_logger
@@ -40,6 +42,10 @@ from redimnet2_lobes.data.audio import (
     utterance_name,
 )
 from redimnet2_lobes.data.trials import has_published_sum, read_trials
+from redimnet2_lobes.files.atomic import (
+    complete_or_absent,
+    replace_when_synced,
+)
 
 logger = get_logger(__name__)
 
@@ -68,18 +74,21 @@ VOXCELEB1 = range(10001, 11252)
 VOXCELEB1_TEST = range(10270, 10310)
 
 
+Path = str | os.PathLike
+
+
 def prepare_voxceleb(
-    data_folder,
-    save_folder,
-    test_trials=None,
-    validation_trials=None,
-    minimum_seconds=1.0,
-    check_audio=True,
-    corpora=None,
-    allow_incomplete=False,
-    workers=None,
-):
-    """Check a corpus and list its training utterances.
+    data_folder: Path,
+    save_folder: Path,
+    test_trials: Path | list[Path] | None = None,
+    validation_trials: Path | None = None,
+    minimum_seconds: float = 1.0,
+    check_audio: bool = True,
+    corpora: list[str] | None = None,
+    allow_incomplete: bool = False,
+    workers: int | None = None,
+) -> None:
+    """Checks a corpus and lists its training utterances.
 
     The corpus holds ``wav/<speaker>/<session>/<utterance>.<extension>``; its
     files are only read. The save folder receives:
@@ -101,27 +110,27 @@ def prepare_voxceleb(
 
     Arguments
     ---------
-    data_folder : str
+    data_folder
         The folder that holds ``wav/``.
-    save_folder : str
+    save_folder
         The folder for the results.
-    test_trials : str or list of str, optional
+    test_trials
         Trial lists; their *speakers* stay out of training.
-    validation_trials : str, optional
+    validation_trials
         A trial list; its *utterances* stay out of training.
-    minimum_seconds : float
+    minimum_seconds
         Shorter files are skipped.
-    check_audio : bool
+    check_audio
         Whether all files are decoded, to skip those that are silent, hold NaN
         or cannot be decoded. If not, only headers are read, and files that
         need a conversion are decoded.
-    corpora : list of str, optional
+    corpora
         What the folder is meant to hold in full: names in ``CORPORA``. Their
         speakers and utterances are counted. VoxCeleb2's parts cannot be told
         from each other by the speakers' names: their sum is checked.
-    allow_incomplete : bool
+    allow_incomplete
         Whether other counts are a warning, not an error.
-    workers : int, optional
+    workers
         Number of processes; by default one for each available CPU.
 
     Raises
@@ -130,7 +139,7 @@ def prepare_voxceleb(
         If there is no ``wav/``, no utterance is left for training, a corpus
         is not complete, the test trials are about VoxCeleb1's training
         speakers and the folder holds VoxCeleb1, or a setting or a trial list
-        is wrong. The message is one line.
+        is wrong.
     OSError
         If the save folder cannot be written.
 
@@ -229,8 +238,13 @@ id00012
     )
 
 
-def _check_settings(minimum_seconds, check_audio, corpora, workers):
-    """Refuse wrong settings by the name that they have in a YAML file."""
+def _check_settings(
+    minimum_seconds: object,
+    check_audio: object,
+    corpora: object,
+    workers: object,
+) -> None:
+    """Refuses wrong settings by the name that they have in a YAML file."""
     if not (isinstance(minimum_seconds, (int, float)) and minimum_seconds >= 0):
         raise ValueError(
             "minimum_seconds must be a number of seconds from 0 on, "
@@ -251,8 +265,13 @@ def _check_settings(minimum_seconds, check_audio, corpora, workers):
         )
 
 
-def _read_held_out(test_trials, validation_trials, data_folder, speakers):
-    """Give the test speakers, and the validation utterances by speaker."""
+def _read_held_out(
+    test_trials: Path | list[Path] | None,
+    validation_trials: Path | None,
+    data_folder: Path,
+    speakers: list[str],
+) -> tuple[set[str], dict[str, set[str]]]:
+    """Gives the test speakers, and the validation utterances by speaker."""
     if isinstance(test_trials, (str, os.PathLike)):
         test_trials = [test_trials]
     test_speakers = set()
@@ -272,8 +291,8 @@ def _read_held_out(test_trials, validation_trials, data_folder, speakers):
     return test_speakers, validation_utterances
 
 
-def _utterances_of(trial_list):
-    """Give the set of utterance IDs that a trial list (or None) names."""
+def _utterances_of(trial_list: Path | None) -> set[str]:
+    """Gives the IDs of the utterances that a trial list (or None) names."""
     if trial_list is None:
         return set()
     trials = read_trials(trial_list)
@@ -299,8 +318,8 @@ def _utterances_of(trial_list):
     return utterances
 
 
-def _corpus_of(speaker):
-    """Give the part of VoxCeleb that a speaker's name belongs to, or None."""
+def _corpus_of(speaker: str) -> str | None:
+    """Gives the part of VoxCeleb that a speaker's name belongs to, or None."""
     if not re.fullmatch(r"id\d{5}", speaker):
         return None
     number = int(speaker[2:])
@@ -309,8 +328,10 @@ def _corpus_of(speaker):
     return "voxceleb1-dev" if number in VOXCELEB1 else "voxceleb2"
 
 
-def _check_voxceleb1_training(trial_list, tested, data_folder, speakers):
-    """Refuse VoxCeleb1-E, -H and -B if VoxCeleb1 is there for training."""
+def _check_voxceleb1_training(
+    trial_list: Path, tested: set[str], data_folder: Path, speakers: list[str]
+) -> None:
+    """Refuses VoxCeleb1-E, -H and -B if VoxCeleb1 is there for training."""
     if any(_corpus_of(speaker) == "voxceleb1-dev" for speaker in tested):
         for speaker in speakers:
             if (_corpus_of(speaker) or "").startswith("voxceleb1"):
@@ -322,8 +343,13 @@ def _check_voxceleb1_training(trial_list, tested, data_folder, speakers):
                 )
 
 
-def _check_complete(found, corpora, allow_incomplete, data_folder):
-    """Compare the speakers and utterances found with the published counts."""
+def _check_complete(
+    found: dict[str, int],
+    corpora: list[str],
+    allow_incomplete: bool,
+    data_folder: Path,
+) -> None:
+    """Compares the speakers and utterances found with the published counts."""
     by_corpus = {}
     for name in corpora:
         # VoxCeleb2's test speakers have names among those of dev.
@@ -352,8 +378,8 @@ def _check_complete(found, corpora, allow_incomplete, data_folder):
         logger.warning("Preparation: %s", message)
 
 
-def _find_speakers(wav_folder):
-    """Give the folders in ``wav/``, and the audio files beside them."""
+def _find_speakers(wav_folder: str) -> tuple[list[str], list[str]]:
+    """Gives the folders in ``wav/``, and the audio files beside them."""
     speakers, misplaced = [], []
     with os.scandir(wav_folder) as entries:
         for entry in entries:
@@ -371,12 +397,21 @@ def _find_speakers(wav_folder):
 NOT_CHECKED = "", "", 0.0
 
 
+class Header(NamedTuple):
+    """What the header of a file says."""
+
+    rate: int  # Hz
+    channels: int
+    frames: int
+    end: int  # the size in bytes that the file must have at least
+
+
 class Task(NamedTuple):
     """What a worker process needs to know of a speaker."""
 
     speaker: str
     is_test_speaker: bool
-    validation_utterances: frozenset
+    validation_utterances: frozenset[str]
     earlier: str  # lines of the index
 
 
@@ -391,15 +426,17 @@ class Result(NamedTuple):
     index: str
 
 
-def _start_worker():
+def _start_worker() -> None:
     # Ctrl-C reaches the whole group; the parent then stops the workers, between
     # two speakers. One thread each: the processes share the cores already.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
-def _check_speakers(check, tasks, workers):
-    """Yield ``check(task)`` for all tasks, with a progress bar."""
+def _check_speakers(
+    check: Callable[[Task], Result], tasks: list[Task], workers: int | None
+) -> Iterator[Result]:
+    """Yields ``check(task)`` for all tasks, with a progress bar."""
     workers = min(workers or get_available_cpu_count(), max(len(tasks), 1))
     try:
         with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
@@ -424,8 +461,14 @@ def _check_speakers(check, tasks, workers):
         ) from None
 
 
-def _check_speaker(task, wav_folder, save_folder, minimum_seconds, check_audio):
-    """Check the files of one speaker (in a worker process)."""
+def _check_speaker(
+    task: Task,
+    wav_folder: str,
+    save_folder: Path,
+    minimum_seconds: float,
+    check_audio: bool,
+) -> Result:
+    """Checks the files of one speaker (in a worker process)."""
     utterances, counts, seconds = 0, Counter(), 0.0
     train, report, index = io.StringIO(), io.StringIO(), []
     write_train = csv.writer(train, lineterminator="\n").writerow
@@ -496,8 +539,10 @@ def _check_speaker(task, wav_folder, save_folder, minimum_seconds, check_audio):
     )
 
 
-def _find_audio(folder, prefix, depth=1):
-    """Yield (utterance, rank of extension, name, size, mtime in ns).
+def _find_audio(
+    folder: str, prefix: str, depth: int = 1
+) -> Iterator[tuple[str, int, str, int, int]]:
+    """Yields (utterance, rank of extension, name, size, mtime in ns).
 
     Names are relative to ``wav/``. The search goes one level too deep, to
     report what lies there, but not further: links could go in circles.
@@ -525,7 +570,7 @@ def _find_audio(folder, prefix, depth=1):
             yield utterance_name(name), rank, name, size, mtime_ns
 
 
-def _fault_of_name(name, is_second):
+def _fault_of_name(name: str, is_second: bool) -> str | None:
     if "$" in name or not name.isprintable() or name != name.strip():
         # SpeechBrain's CSV reader would change it.
         return "name with $, control or odd characters"
@@ -534,26 +579,27 @@ def _fault_of_name(name, is_second):
     return "second file of one utterance" if is_second else None
 
 
-def _printable(name):
+def _printable(name: str) -> str:
     if name.isprintable():
         return name
     return name.encode("unicode_escape").decode("ascii")
 
 
-def _converted_path(save_folder, utterance):
+def _converted_path(save_folder: Path, utterance: str) -> str:
     return f"{save_folder}/converted/{utterance}.wav"
 
 
-def _check_file(path, size, converted, minimum_seconds, check_audio):
-    """Check one file and convert it if need be.
+def _check_file(
+    path: str,
+    size: int,
+    converted: str,
+    minimum_seconds: float,
+    check_audio: bool,
+) -> tuple[str, str, float]:
+    """Checks one file and converts it if need be.
 
-    Returns
-    -------
-    action : {"used", "converted", "skipped"}
-    reason : str
-        Empty if the file is used as it is.
-    duration : float
-        In seconds, at 16 kHz.
+    Gives what was done (used, converted or skipped), the reason, which is empty
+    if the file is used as it is, and the duration in seconds.
     """
     if size < 0:
         return "skipped", "missing", 0.0
@@ -583,26 +629,23 @@ def _check_file(path, size, converted, minimum_seconds, check_audio):
         return "used", "", duration
     os.makedirs(os.path.dirname(converted), exist_ok=True)
     try:
-        with _complete_or_absent(converted) as temporary:
+        with complete_or_absent(converted) as partial:
             # As float, nothing is clipped and faint recordings keep all bits:
             # training hears exactly what inference makes of the original.
-            audio_io.save(temporary, waveform, SAMPLE_RATE, subtype="FLOAT")
+            samples = waveform.numpy()
+            soundfile.write(partial, samples, SAMPLE_RATE, "FLOAT", None, "WAV")
     except RuntimeError as error:
         raise OSError(
             f"{converted}: cannot write the converted copy "
-            f"({error.__cause__}); check the free space and permissions"
+            f"({error}); check the free space and permissions"
         ) from None
     return "converted", ", ".join(deviations), duration
 
 
-def _read_plain_header(path):
-    """Read the usual headers of wav and flac; 15 times as fast as libsndfile.
+def _read_plain_header(path: str) -> Header | None:
+    """Reads the usual headers of wav and flac; 15 times as fast as libsndfile.
 
-    Returns
-    -------
-    tuple or None
-        Rate in Hz, channels, frames, and the size in bytes that the file must
-        have at least. None for any other header.
+    Gives None for any other header.
     """
     try:
         file = os.open(path, os.O_RDONLY)
@@ -623,25 +666,25 @@ def _read_plain_header(path):
             and block
             and body < 2**31 - 2**16  # above it is what streams have
         ):
-            return rate, channels, body // block, HEADER_BYTES + body
+            return Header(rate, channels, body // block, HEADER_BYTES + body)
     elif header.startswith(b"fLaC"):
         _, packed = FLAC_HEADER.unpack_from(header)
         frames = packed & (2**36 - 1)
         if frames:  # 0 stands for unknown
-            return packed >> 44, (packed >> 41 & 7) + 1, frames, 0
+            return Header(packed >> 44, (packed >> 41 & 7) + 1, frames, 0)
     return None
 
 
-def _read_any_header(path):
+def _read_any_header(path: str) -> Header:
     try:
         header = audio_io.info(path)
     except RuntimeError:
         raise AudioError("unreadable", "convert it", path) from None
-    return header.sample_rate, header.channels, header.frames, 0
+    return Header(header.sample_rate, header.channels, header.frames, 0)
 
 
-def _earlier_verdicts(save_folder):
-    """Give the lines of the index for each speaker.
+def _earlier_verdicts(save_folder: Path) -> dict[str, str]:
+    """Gives the lines of the index for each speaker.
 
     What an interrupted call has left is put into the index first, so that it
     outlives a second interruption.
@@ -661,38 +704,26 @@ def _earlier_verdicts(save_folder):
             ):
                 lines[speaker] = lines.get(speaker, "") + "".join(group)
     if os.path.exists(f"{path}.part"):
-        with _text_file(path) as index:
+        with _text_file(f"{path}.merged") as index:
             index.writelines(lines.values())
+        os.replace(f"{path}.merged", path)
         os.remove(f"{path}.part")
     return lines
 
 
 @contextlib.contextmanager
-def _index_file(path):
-    """Yield a text file; incomplete, it keeps the ending ``.part``."""
+def _index_file(path: str) -> Iterator[TextIO]:
+    """Yields a text file; incomplete, it keeps the ending ``.part``."""
     with open(f"{path}.part", "w", encoding="utf-8") as stream:
         yield stream
-    os.replace(f"{path}.part", path)
+    replace_when_synced(f"{path}.part", path)
 
 
 @contextlib.contextmanager
-def _complete_or_absent(path):
-    """Yield a temporary name; what it holds becomes ``path`` on success."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{os.getpid()}.{name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-
-
-@contextlib.contextmanager
-def _text_file(path):
-    """Yield a text file that appears when it is complete."""
+def _text_file(path: str) -> Iterator[TextIO]:
+    """Yields a text file that appears when it is complete."""
     with (
-        _complete_or_absent(path) as temporary,
-        open(temporary, "w", encoding="utf-8") as stream,
+        complete_or_absent(path) as partial,
+        open(partial, "w", encoding="utf-8") as stream,
     ):
         yield stream

@@ -45,12 +45,14 @@ import sys
 import threading
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import imageio_ffmpeg
 from tqdm import tqdm
 
+from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line_errors
 from redimnet2_lobes.files.folder_lock import only_writer
 
@@ -70,12 +72,17 @@ class Recording(NamedTuple):
     archive: zipfile.ZipFile | None = None
 
 
+Place = str | tuple[str, ...]  # a folder, or the parts of an archive
+# What is found in a place: a recording, and the reason if it cannot be used.
+Found = Iterator[tuple[Recording, str | None]]
+
+
 class JoinedFiles(io.RawIOBase):
     """Reads several files as if they were one.
 
     Arguments
     ---------
-    paths : list of str
+    paths
         The files, in order.
 
     Example
@@ -88,21 +95,21 @@ class JoinedFiles(io.RawIOBase):
     (1, b'b', b'cde')
     """
 
-    def __init__(self, paths):
+    def __init__(self, paths: Sequence[str | os.PathLike]):
         self._files = [io.FileIO(path) for path in paths]
         sizes = [os.fstat(file.fileno()).st_size for file in self._files]
         self._ends = list(itertools.accumulate(sizes))
         self._position = 0
 
-    def readable(self):
-        """It can be read."""
+    def readable(self) -> bool:
+        """True."""
         return True
 
-    def seekable(self):
-        """It can be sought in."""
+    def seekable(self) -> bool:
+        """True."""
         return True
 
-    def seek(self, offset, whence=io.SEEK_SET):
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Moves to a place, as in any file."""
         start = {
             io.SEEK_SET: 0,
@@ -112,11 +119,11 @@ class JoinedFiles(io.RawIOBase):
         self._position = start[whence] + offset
         return self._position
 
-    def tell(self):
+    def tell(self) -> int:
         """The place, in bytes from the start."""
         return self._position
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: bytearray) -> int:
         """Reads up to the end of one of the files."""
         start = 0
         for file, end in zip(self._files, self._ends, strict=True):
@@ -128,35 +135,40 @@ class JoinedFiles(io.RawIOBase):
             start = end
         return 0
 
-    def close(self):
+    def close(self) -> None:
         """Closes the files."""
         for file in self._files:
             file.close()
         super().close()
 
 
-def unpack(output, sources, audio_format="wav", workers=None):
+def unpack(
+    output: str,
+    sources: list[str],
+    audio_format: str = "wav",
+    workers: int | None = None,
+) -> tuple[int, int, int]:
     """Unpacks archives and extracted trees; see the top of this file.
 
     Arguments
     ---------
-    output : str
+    output
         The folder that gets ``wav/``.
-    sources : list of str
+    sources
         Archives and folders.
-    audio_format : {"wav", "flac"}
+    audio_format
         What .m4a files become.
-    workers : int, optional
+    workers
         Conversions at a time; by default one for each available CPU.
 
     Returns
     -------
-    unpacked : int
-        Number of new utterances.
-    present : int
-        Number of utterances that were there before.
-    failures : int
-        Number of files in the report.
+    unpacked
+        How many new utterances.
+    present
+        How many were there before.
+    failures
+        How many files are in the report.
 
     Raises
     ------
@@ -224,18 +236,19 @@ def unpack(output, sources, audio_format="wav", workers=None):
                 archive = recording.archive
                 source = archive.filename if archive else ""
                 failures.append((source, recording.path, fault))
-        report = os.path.join(work_folder, REPORT_CSV)
-        with open(report, "w", newline="", encoding="utf-8") as stream:
+        with (
+            complete_or_absent(os.path.join(output, REPORT_CSV)) as report,
+            open(report, "w", newline="", encoding="utf-8") as stream,
+        ):
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(["source", "file", "reason"])
             writer.writerows(failures)
-        os.replace(report, os.path.join(output, REPORT_CSV))
     return len(recordings) - sum(map(bool, faults)), present, len(failures)
 
 
 @contextlib.contextmanager
-def _work_folder(output):
-    """Give a folder for unfinished files, to one process at a time."""
+def _work_folder(output: str) -> Iterator[str]:
+    """Gives a folder for unfinished files, to one process at a time."""
     with only_writer(output, "voxceleb_unpack.py"):
         folder = os.path.join(output, ".unpacking")
         shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
@@ -244,8 +257,8 @@ def _work_folder(output):
         shutil.rmtree(folder)
 
 
-def _places(source):
-    """Yield the archives of a source, each as its parts, and the folder."""
+def _places(source: str) -> Iterator[Place]:
+    """Yields the archives of a source, each as its parts, and the folder."""
     if os.path.isfile(source):
         yield _all_parts(source)
     elif os.path.isdir(source):
@@ -257,15 +270,17 @@ def _places(source):
         raise ValueError(f"{source}: no such file or folder")
 
 
-def _recordings(place, output, archives):
-    """Yield (recording, fault or None) for the audio files of a place."""
+def _recordings(
+    place: Place, output: str, archives: contextlib.ExitStack
+) -> Found:
+    """Yields (recording, fault or None) for the audio files of a place."""
     if isinstance(place, tuple):
         return _in_archive(place, archives)
     return _in_folder(place, os.path.join(output, "wav"))
 
 
-def _all_parts(path):
-    """Give the paths of all parts of an archive, in order."""
+def _all_parts(path: str) -> tuple[str, ...]:
+    """Gives the paths of all parts of an archive, in order."""
     folder, name = os.path.split(path)
     match = PART.fullmatch(name)
     if not match:
@@ -288,7 +303,9 @@ def _all_parts(path):
     return tuple(os.path.join(folder, part) for part in parts)
 
 
-def _in_archive(paths, archives):
+def _in_archive(
+    paths: tuple[str, ...], archives: contextlib.ExitStack
+) -> Found:
     try:
         joined = archives.enter_context(io.BufferedReader(JoinedFiles(paths)))
         archive = archives.enter_context(zipfile.ZipFile(joined))
@@ -302,7 +319,7 @@ def _in_archive(paths, archives):
         yield from _recording(member, member, archive)
 
 
-def _in_folder(folder, left_out=None):
+def _in_folder(folder: str, left_out: str | None = None) -> Found:
     for path, folders, names in os.walk(folder, followlinks=True):
         inner = os.path.relpath(path, folder)
         too_deep = inner.count(os.sep) >= DEEPEST
@@ -324,8 +341,10 @@ def _in_folder(folder, left_out=None):
             )
 
 
-def _recording(inner, path, archive=None):
-    """Yield the recording that a path names, if it is one."""
+def _recording(
+    inner: str, path: str, archive: zipfile.ZipFile | None = None
+) -> Found:
+    """Yields the recording that a path names, if it is one."""
     stem, extension = os.path.splitext(inner)
     parts = stem.split("/")
     if extension.lower() not in AUDIO_EXTENSIONS or parts[-1][:1] == ".":
@@ -337,8 +356,10 @@ def _recording(inner, path, archive=None):
     yield Recording(utterance, extension.lower(), path, archive), fault
 
 
-def _unpack_one(recording, wav_folder, work_folder, audio_format):
-    """Unpack one file; give None, or the reason why it failed."""
+def _unpack_one(
+    recording: Recording, wav_folder: str, work_folder: str, audio_format: str
+) -> str | None:
+    """Unpacks one file; gives None, or the reason why it failed."""
     target = os.path.join(wav_folder, f"{recording.utterance}.{audio_format}")
     working = os.path.join(work_folder, str(threading.get_ident()))
     try:
@@ -372,7 +393,7 @@ def _unpack_one(recording, wav_folder, work_folder, audio_format):
     return None
 
 
-def _link_or_copy(original, target, working):
+def _link_or_copy(original: str, target: str, working: str) -> None:
     try:
         os.link(os.path.realpath(original), target)
     except OSError:  # another file system, or one without links
@@ -380,8 +401,8 @@ def _link_or_copy(original, target, working):
         os.replace(working, target)
 
 
-def _convert(original, converted, audio_format):
-    """Convert to 16 kHz, mono, 16 bit."""
+def _convert(original: str, converted: str, audio_format: str) -> None:
+    """Converts to 16 kHz, mono, 16 bit."""
     completed = subprocess.run(
         [
             imageio_ffmpeg.get_ffmpeg_exe(),

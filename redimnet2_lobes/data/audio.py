@@ -10,6 +10,7 @@ Authors
 
 import functools
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 
 import torch
@@ -48,11 +49,11 @@ class AudioError(ValueError):
 
     Arguments
     ---------
-    reason : str
+    reason
         What is wrong, in a few words that are the same for all such files.
-    remedy : str
+    remedy
         What to do about it, with details of this file if there are any.
-    path : str, optional
+    path
         The file, where it is known.
 
     Example
@@ -61,28 +62,20 @@ class AudioError(ValueError):
     take1.wav: silent; record it again
     """
 
-    def __init__(self, reason, remedy, path=None):
+    def __init__(self, reason: str, remedy: str, path: str | None = None):
         super().__init__(reason, remedy, path)
         self.reason = reason
         self.remedy = remedy
         self.path = path
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.path or 'audio'}: {self.reason}; {self.remedy}"
 
 
-def utterance_name(file):
+def utterance_name(file: str) -> str:
     """The name of an utterance, which its file may have in any format.
 
-    Arguments
-    ---------
-    file : str
-        Name or path of a file, or already that of an utterance.
-
-    Returns
-    -------
-    str
-        The same without an extension of audio files, in capitals or not.
+    That is ``file`` without an extension of audio files, in capitals or not.
 
     Example
     -------
@@ -93,18 +86,10 @@ def utterance_name(file):
     return stem if extension.lower() in RANK else file
 
 
-def audio_rank(file):
+def audio_rank(file: str) -> int | None:
     """Which of several files of one utterance to take.
 
-    Arguments
-    ---------
-    file : str
-        Name or path of a file.
-
-    Returns
-    -------
-    int or None
-        The lowest is the most usual format; None if it is no audio file.
+    The lowest is the most usual format; None if it is no audio file.
 
     Example
     -------
@@ -114,21 +99,23 @@ def audio_rank(file):
     return RANK.get(os.path.splitext(file)[1].lower())
 
 
-def match_utterances(names, files):
+def match_utterances(
+    names: Iterable[str], files: Iterable[str]
+) -> dict[str, str]:
     """The file of each utterance, in whatever format it is.
 
     Trial lists name ``.wav`` files, which a corpus may have as ``.flac``.
 
     Arguments
     ---------
-    names : iterable of str
+    names
         Utterances, with an extension or without.
-    files : iterable of str
+    files
         What there is, named in the same way.
 
     Returns
     -------
-    dict
+    dict[str, str]
         Each of ``names`` that was found to one of ``files``: itself, or else
         of those that differ in the extension the most usual one.
 
@@ -226,21 +213,21 @@ class CheckedAudioNormalizer(AudioNormalizer):
 equal, so record it again or leave it out
     """
 
-    def __call__(self, audio, sample_rate):
+    def __call__(self, audio: torch.Tensor, sample_rate: int) -> torch.Tensor:
         """Check, mix down and resample.
 
         Arguments
         ---------
-        audio : torch.Tensor
-            The waveform, [time, channels] or [time].
-        sample_rate : int
-            Its sampling rate in Hz.
+        audio
+            [time, channels] or [time].
+        sample_rate
+            In Hz.
 
         Returns
         -------
         torch.Tensor
-            The waveform at ``self.sample_rate``: [time], or [time, channels]
-            if the channels of such an input are kept.
+            At ``self.sample_rate``: [time], or [time, channels] if the channels
+            of such an input are kept.
 
         Raises
         ------
@@ -289,27 +276,27 @@ equal, so record it again or leave it out
 
 
 @functools.lru_cache
-def _normalizer(sample_rate):
+def _normalizer(sample_rate: int) -> CheckedAudioNormalizer:
     """Keep one normalizer per rate, since it caches its resamplers."""
     return CheckedAudioNormalizer(sample_rate)
 
 
-def load_waveform(path, sample_rate=16000):
-    """Read an audio file of any format that libsndfile knows.
-
-    The network repeats a short utterance up to its stated minimum.
+def load_waveform(
+    path: str | os.PathLike, sample_rate: int = 16000
+) -> torch.Tensor:
+    """Reads an audio file of any format that libsndfile knows, as mono.
 
     Arguments
     ---------
-    path : str or os.PathLike
-        The audio file: any number of channels, any usual sampling rate.
-    sample_rate : int
-        The sampling rate of the output in Hz.
+    path
+        Any number of channels, any usual sampling rate.
+    sample_rate
+        That of the output in Hz.
 
     Returns
     -------
     torch.Tensor
-        The waveform, mono, float32, [samples].
+        The waveform, float32, [samples].
 
     Raises
     ------

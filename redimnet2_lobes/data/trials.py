@@ -5,7 +5,6 @@ Authors
 """
 
 import csv
-import hashlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from speechbrain.utils.logger import get_logger
 
 from redimnet2_lobes.data.lists import read_lines
+from redimnet2_lobes.files.download import md5_of
 
 logger = get_logger(__name__)
 
@@ -30,8 +30,8 @@ FORMS = (
 )
 
 
-def read_trials(path):
-    """Read a trial list in any of three forms.
+def read_trials(path: str | os.PathLike) -> list[tuple[int, str, str]]:
+    """Reads a trial list in any of three forms.
 
     - VoxCeleb: ``label enrol test``, the label 1 for the same speaker and 0 for
       different ones;
@@ -46,15 +46,15 @@ def read_trials(path):
 
     Arguments
     ---------
-    path : str or os.PathLike
+    path
         A text file in UTF-8. enrol and test name utterances, such as
         ``id10270/5r0dWxy17C8/00001.wav``, or enrol a model of several
         (``read_enrolments``).
 
     Returns
     -------
-    list of tuple
-        One (label: int, enrol: str, test: str) for each trial, in file order.
+    list[tuple[int, str, str]]
+        The label, enrolment and test utterance of each trial, in file order.
 
     Raises
     ------
@@ -96,19 +96,14 @@ def read_trials(path):
     return trials
 
 
-def read_enrolments(path):
-    """Read which utterances enrol a speaker model, as Kaldi's spk2utt.
+def read_enrolments(path: str | os.PathLike) -> dict[str, list[str]]:
+    """Reads the utterances of each enrolled model, as Kaldi's spk2utt.
 
     Arguments
     ---------
-    path : str or os.PathLike
+    path
         A text file in UTF-8 with lines ``model utterance [utterance ...]``. A
         model may have several lines.
-
-    Returns
-    -------
-    dict
-        Each model to the list of its utterances.
 
     Raises
     ------
@@ -146,8 +141,11 @@ def read_enrolments(path):
     return models
 
 
-def _rows(path):
-    """Yields (line number, label, enrol, test)."""
+Lines = Iterator[tuple[int, str]]  # with their numbers
+Row = tuple[int, int, str, str]  # line number, label, enrolment, test
+
+
+def _rows(path: str | os.PathLike) -> Iterator[Row]:
     lines = _lines(path)
     first = next(lines, None)
     if first is None:
@@ -162,7 +160,12 @@ def _rows(path):
         yield from _columns(path, lines, (0, 1, 2), ("0", "1"))
 
 
-def _columns(path, lines, order, labels):
+def _columns(
+    path: str | os.PathLike,
+    lines: Lines,
+    order: tuple[int, int, int],
+    labels: tuple[str, str],
+) -> Iterator[Row]:
     for number, line in lines:
         fields = line.split()
         if len(fields) != 3 or fields[order[0]] not in labels:
@@ -174,7 +177,7 @@ def _columns(path, lines, order, labels):
         yield number, LABELS[label], enrolment, test
 
 
-def _csv_rows(path, lines):
+def _csv_rows(path: str | os.PathLike, lines: Lines) -> Iterator[Row]:
     number, line = next(lines)
     header = [name.strip() for name in next(csv.reader([line]))]
     if not {"enrol", "test", "label"} <= set(header):
@@ -206,18 +209,8 @@ def _lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
         ) from None
 
 
-def has_published_sum(path):
-    """Compare a file with the published list of its name.
-
-    Arguments
-    ---------
-    path : str or os.PathLike
-        A trial list.
-
-    Returns
-    -------
-    bool
-        False if its name is in ``MD5_SUMS`` and its own MD5 sum is another.
+def has_published_sum(path: str | os.PathLike) -> bool:
+    """Whether a trial list is the published one of its name, if there is one.
 
     Example
     -------
@@ -227,8 +220,4 @@ def has_published_sum(path):
     False
     """
     published = MD5_SUMS.get(os.path.basename(path))
-    if published is None:
-        return True
-    with open(path, "rb") as stream:
-        found = hashlib.md5(stream.read(), usedforsecurity=False)
-    return found.hexdigest() == published
+    return published is None or md5_of(path) == published

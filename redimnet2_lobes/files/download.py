@@ -10,6 +10,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -19,7 +20,12 @@ BLOCK = 2**20  # bytes
 TIMEOUT = 60  # seconds without a byte
 
 
-def download(url, path, md5=None, check=None):
+def download(
+    url: str,
+    path: str | os.PathLike,
+    md5: str | None = None,
+    check: Callable[[str], object] | None = None,
+) -> None:
     """Downloads a file, unless it is there already.
 
     What has arrived stays in ``path.partial``; after a cut connection the next
@@ -27,13 +33,12 @@ def download(url, path, md5=None, check=None):
 
     Arguments
     ---------
-    url : str
-        Where the file is.
-    path : str or os.PathLike
+    url
+    path
         Where it goes. It appears when it is complete.
-    md5 : str, optional
+    md5
         The MD5 sum that it must have.
-    check : callable, optional
+    check
         Called with the path of what has arrived, before it takes its name. A
         ValueError says what is wrong with it.
 
@@ -65,7 +70,7 @@ def download(url, path, md5=None, check=None):
             f"to go on from there, or fetch it by hand and save it as {path}"
         ) from error
     try:
-        if md5 is not None and (found := _md5_of(partial)) != md5:
+        if md5 is not None and (found := md5_of(partial)) != md5:
             raise ValueError(f"the MD5 sum is {found}, not {md5}")
         if check is not None:
             check(partial)
@@ -78,7 +83,7 @@ def download(url, path, md5=None, check=None):
     replace_when_synced(partial, path)
 
 
-def _fetch(url, partial):
+def _fetch(url: str, partial: str) -> None:
     """Append what is missing to a partial file, or begin anew."""
     start = os.path.getsize(partial) if os.path.exists(partial) else 0
     headers = {"Range": f"bytes={start}-"} if start else {}
@@ -115,7 +120,8 @@ def _fetch(url, partial):
         raise OSError(f"the connection ended at {arrived} of {total} bytes")
 
 
-def _md5_of(path):
+def md5_of(path: str | os.PathLike) -> str:
+    """The MD5 sum of a file, in hexadecimal digits."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as stream:
         while block := stream.read(BLOCK):

@@ -7,14 +7,15 @@ Authors
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 
 from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
-_locked = set()  # descriptors of folders
+_locked: set[int] = set()  # descriptors of folders
 
 
-def _close_in_child():
+def _close_in_child() -> None:
     # A worker may outlive its killed parent, and would keep the lock.
     while _locked:
         os.close(_locked.pop())
@@ -24,7 +25,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 @contextlib.contextmanager
-def only_writer(folder, writer):
+def only_writer(folder: str | os.PathLike, writer: str) -> Iterator[None]:
     """Locks a folder, so that no second process writes it.
 
     The kernel lets go of the lock whatever ends the process. On a file system
@@ -32,9 +33,9 @@ def only_writer(folder, writer):
 
     Arguments
     ---------
-    folder : str or os.PathLike
-        The folder; made if it does not exist.
-    writer : str
+    folder
+        Made if it does not exist.
+    writer
         What writes it, for messages.
 
     Raises

@@ -33,16 +33,11 @@ HERE = Path(os.path.relpath(Path(__file__).parent))
 HPARAMS = HERE / "hparams" / "demo_redimnet2_b0.yaml"
 
 
-def run(script, *arguments):
-    """Runs one of the recipe's scripts, as a user would.
+Trial = tuple[int, str, str]  # label, enrolment, test
 
-    Arguments
-    ---------
-    script : pathlib.Path
-        The script.
-    *arguments : tuple
-        Its command line.
-    """
+
+def run(script: str | Path, *arguments: object) -> None:
+    """Runs one of the recipe's scripts, as a user would."""
     command = [str(argument) for argument in (script, *arguments)]
     print("\n$ python", *command, flush=True)
     process = subprocess.run([sys.executable, *command])
@@ -50,22 +45,11 @@ def run(script, *arguments):
         sys.exit(process.returncode)
 
 
-def verify(corpus, model, output):
+def verify(corpus: Path, model: Path, output: Path) -> dict:
     """Runs the cosine verification on the test trials.
 
-    Arguments
-    ---------
-    corpus : pathlib.Path
-        The demo corpus.
-    model : pathlib.Path
-        A model folder.
-    output : pathlib.Path
-        Where scores and plots go.
-
-    Returns
-    -------
-    dict
-        The entry of results.json.
+    Scores and plots go to ``output``; what comes back is the entry of
+    results.json.
     """
     run(
         HERE / "speaker_verification_cosine.py",
@@ -79,21 +63,10 @@ def verify(corpus, model, output):
     return results["results"][0]
 
 
-def pick_pairs(trials):
-    """Two pairs of one speaker and one pair of two, of different speakers.
+def pick_pairs(trials: list[Trial]) -> list[Trial]:
+    """Two pairs of one speaker and one pair of two, of different speakers."""
 
-    Arguments
-    ---------
-    trials : list of tuple
-        Trials (label, enrolment, test).
-
-    Returns
-    -------
-    list of tuple
-        Three trials.
-    """
-
-    def speaker(trial):
+    def speaker(trial: Trial) -> str:
         return trial[1].split("/")[0]
 
     same = [trial for trial in trials if trial[0] == 1]
@@ -107,14 +80,8 @@ def pick_pairs(trials):
     ]
 
 
-def main(arguments):
-    """Runs the demo.
-
-    Arguments
-    ---------
-    arguments : list of str
-        The command line.
-    """
+def main(arguments: list[str]) -> None:
+    """Runs the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where everything goes")
     parser.add_argument(

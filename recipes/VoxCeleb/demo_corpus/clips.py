@@ -9,9 +9,11 @@ Authors
 
 import collections
 import concurrent.futures
+from pathlib import Path
 
 import torch
 from settings import SETTINGS
+from speakers import Source
 from speechbrain.dataio import audio_io
 from speechbrain.utils.parallel import get_available_cpu_count, parallel_map
 from torchaudio.functional import resample
@@ -23,23 +25,20 @@ class DroppedFile(ValueError):
     """A source file is of no use; the message is the reason to count."""
 
 
-def read_clips(sources):
+def read_clips(
+    sources: list[Source],
+) -> tuple[dict[str, dict[str, list[torch.Tensor]]], dict[Path, str]]:
     """Reads the clips of all speakers.
-
-    Arguments
-    ---------
-    sources : list of Source
-        The files to read.
 
     Returns
     -------
-    speakers : collections.defaultdict
+    speakers
         speaker -> session -> list of clips.
-    dropped_files : dict
+    dropped_files
         path -> reason of each file of no use.
     """
 
-    def read(source):
+    def read(source: Source) -> tuple[Source, torch.Tensor | None, str | None]:
         try:
             return source, read_clip(source.path), None
         except DroppedFile as error:
@@ -64,17 +63,17 @@ def read_clips(sources):
     return speakers, dropped_files
 
 
-def read_clip(path):
+def read_clip(path: Path) -> torch.Tensor:
     """Reads a source file as a trimmed clip.
 
     Arguments
     ---------
-    path : pathlib.Path
+    path
         An audio file that soundfile reads, of any rate, mono or stereo.
 
     Returns
     -------
-    clip : torch.Tensor
+    torch.Tensor
         Mono waveform at 16 kHz without the silence at both ends [time].
 
     Raises
@@ -107,18 +106,18 @@ def read_clip(path):
     return clip
 
 
-def _samples(setting):
+def _samples(setting: str) -> int:
     return round(SETTINGS[setting] * SETTINGS["sample_rate"])
 
 
-def _frame_powers(waveform):
+def _frame_powers(waveform: torch.Tensor) -> torch.Tensor:
     """Mean power of frames of 20 ms every 10 ms [frames]."""
     frames = waveform.unfold(0, min(len(waveform), 2 * HOP), HOP)
     # The variance: a constant offset and its slow drift are no sound.
     return frames.var(dim=1, correction=0)
 
 
-def trim_silence(waveform):
+def trim_silence(waveform: torch.Tensor) -> torch.Tensor:
     """Cuts silence and background noise off both ends of a clip.
 
     Silence is what lies 35 dB under the loudest part of the clip. Where the
@@ -130,13 +129,8 @@ def trim_silence(waveform):
 
     Arguments
     ---------
-    waveform : torch.Tensor
-        Mono waveform at 16 kHz, not empty [time].
-
-    Returns
-    -------
-    waveform : torch.Tensor
-        The part from the first to the last sound [time].
+    waveform
+        Mono, at 16 kHz, not empty [time].
     """
     powers = _frame_powers(waveform)
     around = 3
@@ -156,19 +150,16 @@ def trim_silence(waveform):
     return waveform[max(0, start) : stop]
 
 
-def split_long_clip(clip):
+def split_long_clip(clip: torch.Tensor) -> list[torch.Tensor]:
     """Cuts a long clip into pieces at its most silent places.
+
+    One of no more than 8 s stays whole; the pieces of others are shorter than
+    that.
 
     Arguments
     ---------
-    clip : torch.Tensor
+    clip
         Mono waveform at 16 kHz [time].
-
-    Returns
-    -------
-    pieces : list of torch.Tensor
-        The clip itself if it is no longer than 8 s; else pieces shorter than
-        that, which together are the clip.
     """
     if len(clip) <= _samples("longest_clip_seconds"):
         return [clip]
@@ -180,17 +171,17 @@ def split_long_clip(clip):
     return [*split_long_clip(clip[:cut]), *split_long_clip(clip[cut:])]
 
 
-def join_clips(clips):
+def join_clips(clips: list[torch.Tensor]) -> list[torch.Tensor]:
     """Joins clips, in the order given, into utterances of about 3 s.
 
     Arguments
     ---------
-    clips : list of torch.Tensor
+    clips
         Mono waveforms at 16 kHz of one speaker and session [time].
 
     Returns
     -------
-    utterances : list of torch.Tensor
+    list[torch.Tensor]
         Waveforms within -1 and 1 of at least 3 s, but one shorter one if all
         clips together are shorter [time].
     """

@@ -12,7 +12,11 @@ import json
 import logging
 import random
 import shutil
+from collections.abc import Iterable
+from pathlib import Path
 
+import numpy as np
+import torch
 from settings import FORMAT_VERSION, SETTINGS
 from speechbrain.dataio import audio_io
 
@@ -31,9 +35,9 @@ class Utterance:
 
     Arguments
     ---------
-    path : str
+    path
         Of its file, relative to the folder ``wav``.
-    part : str
+    part
         ``train``, ``validation`` or ``test``.
     """
 
@@ -41,25 +45,27 @@ class Utterance:
     part: str
 
     @property
-    def speaker(self):
+    def speaker(self) -> str:
         """The speaker, who is the first folder of the path."""
         return self.path.split("/")[0]
 
 
-def make_trials(utterances, most_trials=None):
+def make_trials(
+    utterances: list[Utterance], most_trials: int | None = None
+) -> list[str]:
     """Pairs utterances for verification.
 
     Arguments
     ---------
-    utterances : list of Utterance
-        Utterances of several speakers.
-    most_trials : int or None
+    utterances
+        Of several speakers.
+    most_trials
         If there are more pairs, all target pairs stay and as many nontarget
         pairs, chosen by the seed, as fill this number.
 
     Returns
     -------
-    trials : list of str
+    list[str]
         Lines of a trial list of VoxCeleb: ``1`` for a target trial or ``0``,
         the enrolment utterance, the test utterance.
 
@@ -84,21 +90,23 @@ def make_trials(utterances, most_trials=None):
     ]
 
 
-def find_corpus(output_folder, origin, settings):
+def find_corpus(
+    output_folder: Path, origin: str, settings: dict
+) -> dict | None:
     """Looks for a corpus that need not be built again.
 
     Arguments
     ---------
-    output_folder : pathlib.Path
+    output_folder
         Where the corpus would be.
-    origin : str
+    origin
         ``real`` or ``synthetic``.
-    settings : dict
+    settings
         The settings that the corpus has to be built with.
 
     Returns
     -------
-    description : dict or None
+    dict | None
         The content of its ``corpus.json``; None if a corpus is to be built.
 
     Raises
@@ -128,8 +136,8 @@ def find_corpus(output_folder, origin, settings):
     return None
 
 
-def _read_description(output_folder):
-    """The content of corpus.json, or None if there is none of ours."""
+def _read_description(output_folder: Path) -> dict | None:
+    """The content of corpus.json, if there is one of ours."""
     try:
         text = (output_folder / "corpus.json").read_text(encoding="utf-8")
         description = json.loads(text)
@@ -139,7 +147,12 @@ def _read_description(output_folder):
     return description if ours else None
 
 
-def write_corpus(output_folder, utterances, description, report=""):
+def write_corpus(
+    output_folder: Path,
+    utterances: Iterable[tuple[Utterance, torch.Tensor | np.ndarray]],
+    description: dict,
+    report: str = "",
+) -> dict:
     """Writes all files of a corpus, ``corpus.json`` last.
 
     Everything is written into a folder ``.building`` and moved from there, so
@@ -147,18 +160,18 @@ def write_corpus(output_folder, utterances, description, report=""):
 
     Arguments
     ---------
-    output_folder : pathlib.Path
+    output_folder
         The folder of the corpus; what it held of another one is replaced.
-    utterances : iterable of tuple
+    utterances
         Each one an Utterance and its waveform at 16 kHz [time].
-    description : dict
+    description
         What to put into ``corpus.json`` besides the figures counted here.
-    report : str
+    report
         The content of ``dropped_files.txt``.
 
     Returns
     -------
-    description : dict
+    dict
         The content of ``corpus.json``.
     """
     building = _building(output_folder)
@@ -218,5 +231,5 @@ def write_corpus(output_folder, utterances, description, report=""):
     return description
 
 
-def _building(output_folder):
+def _building(output_folder: Path) -> Path:
     return output_folder / ".building"

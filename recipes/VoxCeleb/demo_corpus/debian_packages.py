@@ -6,10 +6,10 @@ Authors
 """
 
 import logging
-import pathlib
 import shutil
 import subprocess
 import tempfile
+from pathlib import Path
 
 from redimnet2_lobes.files.atomic import replace_when_synced
 
@@ -20,19 +20,18 @@ class PackageError(ValueError):
     """A Debian package cannot be had here; the message is one line."""
 
 
-def unpacked_package(package, cache_folder):
+def unpacked_package(package: str, cache_folder: Path) -> Path:
     """Downloads and unpacks a Debian package, or finds it in the cache.
 
     Arguments
     ---------
-    package : str
-        Name of the package.
-    cache_folder : pathlib.Path
+    package
+    cache_folder
         Where packages and their unpacked trees stay.
 
     Returns
     -------
-    tree : pathlib.Path
+    Path
         The folder that holds the ``usr`` of the package; its name tells the
         version.
 
@@ -55,7 +54,7 @@ def unpacked_package(package, cache_folder):
     return _unpack(_download(package, cache_folder), cache_folder)
 
 
-def _download(package, cache_folder):
+def _download(package: str, cache_folder: Path) -> Path:
     cache_folder.mkdir(parents=True, exist_ok=True)
     # apt-get writes under the final name from the start.
     with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
@@ -65,7 +64,7 @@ def _download(package, cache_folder):
             # The package lists are missing or older than the archive.
             _run(["apt-get", "update"], folder)
             _run(["apt-get", "download", package], folder)
-        found = list(pathlib.Path(folder).glob(f"{package}_*.deb"))
+        found = list(Path(folder).glob(f"{package}_*.deb"))
         if len(found) != 1:
             raise PackageError(f"apt-get download {package} left no package")
         target = cache_folder / found[0].name
@@ -73,18 +72,18 @@ def _download(package, cache_folder):
     return target
 
 
-def _unpack(deb, cache_folder):
+def _unpack(deb: Path, cache_folder: Path) -> Path:
     tree = cache_folder / "unpacked" / deb.stem
     tree.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
-        unpacked = pathlib.Path(folder) / "tree"
+        unpacked = Path(folder) / "tree"
         paths = [str(path.resolve()) for path in (deb, unpacked)]
         _run(["dpkg-deb", "-x", *paths], folder)
         replace_when_synced(unpacked, tree)
     return tree
 
 
-def _run(command, folder):
+def _run(command: list[str], folder: str) -> None:
     """Runs a program of Debian; its last line of complaint is the error."""
     try:
         subprocess.run(

@@ -27,6 +27,7 @@ Authors
 
 import argparse
 import logging
+from pathlib import Path
 
 import torch
 from debian_packages import PackageError
@@ -38,21 +39,23 @@ from redimnet2_lobes.files.error_lines import one_line_errors
 logger = logging.getLogger(__name__)
 
 
-def build_demo_corpus(output_folder, cache_folder, synthetic=False):
+def build_demo_corpus(
+    output_folder: str | Path, cache_folder: str | Path, synthetic: bool = False
+) -> dict:
     """Builds the corpus, or returns at once if it is there.
 
     Arguments
     ---------
-    output_folder : str or pathlib.Path
+    output_folder
         Where to write the corpus.
-    cache_folder : str or pathlib.Path
+    cache_folder
         Where downloaded packages stay for the next run.
-    synthetic : bool
+    synthetic
         Whether to build the synthetic stand-in without trying the packages.
 
     Returns
     -------
-    description : dict
+    dict
         The content of ``corpus.json``.
 
     Raises
@@ -72,19 +75,8 @@ def build_demo_corpus(output_folder, cache_folder, synthetic=False):
     return write_synthetic_corpus(output_folder)
 
 
-def summary(description):
-    """Describes a corpus in a few lines.
-
-    Arguments
-    ---------
-    description : dict
-        The content of ``corpus.json``.
-
-    Returns
-    -------
-    text : str
-        A table of the parts and the numbers of trials and dropped files.
-    """
+def summary(description: dict) -> str:
+    """The parts, trials and dropped files of a corpus, to be read."""
     lines = [f"{description['origin'].upper()} voices"]
     for part, row in description["split"].items():
         lines.append(

@@ -7,7 +7,7 @@ Authors
 
 import collections
 import itertools
-import pathlib
+from pathlib import Path
 
 from clips import read_clips
 from corpus_folder import find_corpus, write_corpus
@@ -22,19 +22,21 @@ from split import choose_speakers, make_utterances
 from tqdm import tqdm
 
 
-def write_real_corpus(output_folder, cache_folder):
+def write_real_corpus(
+    output_folder: str | Path, cache_folder: str | Path
+) -> dict:
     """Writes a corpus of the voices in the packages.
 
     Arguments
     ---------
-    output_folder : str or pathlib.Path
+    output_folder
         Where to write the corpus; if this corpus is already there, it stays.
-    cache_folder : str or pathlib.Path
+    cache_folder
         Where downloaded packages stay for the next run.
 
     Returns
     -------
-    description : dict
+    dict
         The content of ``corpus.json``.
 
     Raises
@@ -44,8 +46,8 @@ def write_real_corpus(output_folder, cache_folder):
     CorpusError
         If there are too few speakers, or the folder holds something else.
     """
-    output_folder = pathlib.Path(output_folder)
-    cache_folder = pathlib.Path(cache_folder)
+    output_folder = Path(output_folder)
+    cache_folder = Path(cache_folder)
     found = find_corpus(output_folder, "real", SETTINGS)
     if found:
         return found

@@ -8,8 +8,9 @@ Authors
 import collections
 import dataclasses
 import hashlib
-import pathlib
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -22,41 +23,36 @@ class Source:
 
     Arguments
     ---------
-    path : pathlib.Path
+    path
         The audio file.
-    speaker : str
+    speaker
         For example ``klettres-pt_BR``.
-    session : str
+    session
         Occasion of the recording, as far as the folders tell.
-    language : str
+    language
         For example ``pt_BR``.
     """
 
-    path: pathlib.Path
+    path: Path
     speaker: str
     session: str
     language: str
 
 
-def find_sources(package, tree):
-    """Lists the spoken clips of an unpacked package.
+def find_sources(package: str, tree: Path) -> list[Source]:
+    """Lists the spoken clips of an unpacked package, sorted by path.
 
     Arguments
     ---------
-    package : str
+    package
         One of ``PACKAGES``.
-    tree : pathlib.Path
+    tree
         Folder that holds the ``usr`` of the package.
-
-    Returns
-    -------
-    sources : list of Source
-        Sorted by path.
     """
     return list(PACKAGES[package](tree))
 
 
-def _ktuberling_sources(tree):
+def _ktuberling_sources(tree: Path) -> Iterator[Source]:
     """Sources in ``ktuberling/sounds/<language>/<word>``."""
     folder = tree / "usr/share/ktuberling/sounds"
     for path in _audio_files(folder, "*/*"):
@@ -64,7 +60,7 @@ def _ktuberling_sources(tree):
         yield Source(path, f"ktuberling-{language}", "ktuberling", language)
 
 
-def _klettres_sources(tree):
+def _klettres_sources(tree: Path) -> Iterator[Source]:
     """Sources in ``klettres/<language>/{alpha,syllab}/<sound>``."""
     folder = tree / "usr/share/klettres"
     for path in _audio_files(folder, "*/*/*"):
@@ -74,7 +70,7 @@ def _klettres_sources(tree):
             yield Source(path, f"klettres-{language}", session, language)
 
 
-def _tuxpaint_sources(tree):
+def _tuxpaint_sources(tree: Path) -> Iterator[Source]:
     """Sources ``tuxpaint/stamps/**/<stamp>_desc[_<language>]``."""
     folder = tree / "usr/share/tuxpaint/stamps"
     for path in _audio_files(folder, "**/*_desc*"):
@@ -84,7 +80,7 @@ def _tuxpaint_sources(tree):
             yield Source(path, f"tuxpaint-{language}", "tuxpaint", language)
 
 
-def _hedgewars_sources(tree):
+def _hedgewars_sources(tree: Path) -> Iterator[Source]:
     """Sources in ``voices/<voice>[_<language>]/<phrase>``, else English."""
     folder = tree / "usr/share/games/hedgewars/Data/Sounds/voices"
     for path in _audio_files(folder, "*/*"):
@@ -102,7 +98,7 @@ PACKAGES = {
 }
 
 
-def _audio_files(folder, pattern):
+def _audio_files(folder: Path, pattern: str) -> list[Path]:
     return sorted(
         path
         for path in folder.glob(pattern)
@@ -110,21 +106,11 @@ def _audio_files(folder, pattern):
     )
 
 
-def normalize_language(code):
+def normalize_language(code: str) -> str:
     """Writes a language code in one form.
 
     The four ``sr`` folders of ktuberling differ in script and dialect only and
     hold the same voice, so what follows ``@`` is left out.
-
-    Arguments
-    ---------
-    code : str
-        For example ``pt-br`` or ``sr@ijekavianlatin``.
-
-    Returns
-    -------
-    code : str
-        For example ``pt_BR`` or ``sr``.
 
     Example
     -------
@@ -137,20 +123,22 @@ def normalize_language(code):
     )
 
 
-def drop_duplicates(sources):
+def drop_duplicates(
+    sources: list[Source],
+) -> tuple[list[Source], dict[Path, str]]:
     """Leaves out recordings that occur again.
 
     Arguments
     ---------
-    sources : list of Source
-        Files of all packages.
+    sources
+        Of all packages.
 
     Returns
     -------
-    distinct : list of Source
+    distinct
         The first of equal files of one speaker, but none of equal files of
         two.
-    dropped_files : dict
+    dropped_files
         path -> reason of each of the other files.
     """
     equal_sources = collections.defaultdict(list)
@@ -169,7 +157,7 @@ def drop_duplicates(sources):
     return distinct, dropped_files
 
 
-def _digest(path):
+def _digest(path: Path) -> bytes:
     """What is equal for equal files, and for them only."""
     try:
         content = path.read_bytes()

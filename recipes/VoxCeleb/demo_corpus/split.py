@@ -8,6 +8,7 @@ Authors
 import collections
 import random
 
+import torch
 from clips import join_clips, split_long_clip
 from corpus_folder import CorpusError, Utterance
 from settings import SETTINGS
@@ -16,22 +17,24 @@ from settings import SETTINGS
 ROBOT = "hedgewars-Robot"
 
 
-def choose_speakers(seconds, languages):
+def choose_speakers(
+    seconds: dict[str, float], languages: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
     """Decides which speakers are for training and which for testing.
 
     Arguments
     ---------
-    seconds : dict
+    seconds
         speaker -> seconds of clips.
-    languages : dict
+    languages
         speaker -> language.
 
     Returns
     -------
-    parts : dict
+    parts
         speaker -> ``train`` or ``test``. No language is in both, and no test
         language has two speakers, since they may be one person.
-    dropped_speakers : dict
+    dropped_speakers
         speaker -> reason of each one left out.
 
     Raises
@@ -70,26 +73,27 @@ def choose_speakers(seconds, languages):
     return dict(sorted(parts.items())), dict(sorted(dropped_speakers.items()))
 
 
-def _base_language(language):
+def _base_language(language: str) -> str:
     """A volunteer may well have recorded two regions' forms of a language."""
     return language.split("_")[0]
 
 
-def make_utterances(speaker, part, sessions):
+def make_utterances(
+    speaker: str, part: str, sessions: dict[str, list[torch.Tensor]]
+) -> list[tuple[Utterance, torch.Tensor]]:
     """Makes the utterances of one speaker.
 
     Arguments
     ---------
-    speaker : str
-        Name of the speaker.
-    part : str
+    speaker
+    part
         ``train`` or ``test``.
-    sessions : dict
+    sessions
         session -> list of clips.
 
     Returns
     -------
-    utterances : list of tuple
+    list[tuple[Utterance, torch.Tensor]]
         Each one an Utterance and its waveform. For testing at most 12; for
         training all, some of them held out for validation.
     """

@@ -5,8 +5,10 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import pathlib
+from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 from corpus_folder import (
     Utterance,
     find_corpus,
@@ -18,31 +20,31 @@ from tqdm import tqdm
 
 
 def write_synthetic_corpus(
-    output_folder,
-    training_speakers=45,
-    test_speakers=15,
-    utterances_per_speaker=12,
-    seconds=3.0,
-):
+    output_folder: str | Path,
+    training_speakers: int = 45,
+    test_speakers: int = 15,
+    utterances_per_speaker: int = 12,
+    seconds: float = 3.0,
+) -> dict:
     """Writes a corpus of synthetic voices in the same layout.
 
     Arguments
     ---------
-    output_folder : str or pathlib.Path
+    output_folder
         Where to write the corpus; if this corpus is already there, it stays.
-    training_speakers : int
+    training_speakers
         Number of voices for training. Two utterances of each (or half, if that
         is less) are for validation.
-    test_speakers : int
+    test_speakers
         Number of voices for testing.
-    utterances_per_speaker : int
+    utterances_per_speaker
         Utterances of each voice.
-    seconds : float
+    seconds
         Length of each utterance.
 
     Returns
     -------
-    description : dict
+    dict
         The content of ``corpus.json``.
 
     Raises
@@ -50,7 +52,7 @@ def write_synthetic_corpus(
     CorpusError
         If the folder holds something else.
     """
-    output_folder = pathlib.Path(output_folder)
+    output_folder = Path(output_folder)
     settings = {
         "training_speakers": training_speakers,
         "test_speakers": test_speakers,
@@ -67,7 +69,7 @@ def write_synthetic_corpus(
     }
     held_out = min(2, utterances_per_speaker // 2)
 
-    def speak():
+    def speak() -> Iterator[tuple[Utterance, np.ndarray]]:
         for seed, (speaker, part) in enumerate(
             tqdm(parts.items(), desc="writing utterances", unit="speaker")
         ):

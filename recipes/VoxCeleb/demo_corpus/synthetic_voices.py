@@ -69,18 +69,8 @@ class Voice:
     pause_probability: float  # of a pause after a syllable
 
 
-def draw_voice(speaker_seed):
-    """Draws the voice of one speaker.
-
-    Arguments
-    ---------
-    speaker_seed : int
-        The same seed gives the same voice.
-
-    Returns
-    -------
-    voice : Voice
-        The parameters of the voice.
+def draw_voice(speaker_seed: int) -> Voice:
+    """Draws the voice of one speaker, the same from the same seed.
 
     Example
     -------
@@ -113,24 +103,27 @@ def draw_voice(speaker_seed):
 
 
 def synthetic_utterance(
-    speaker_seed, utterance_seed, seconds, sample_rate=16000
-):
+    speaker_seed: int,
+    utterance_seed: int,
+    seconds: float,
+    sample_rate: int = 16000,
+) -> np.ndarray:
     """Speaks a random sequence of syllables with one synthetic voice.
 
     Arguments
     ---------
-    speaker_seed : int
+    speaker_seed
         Chooses the voice.
-    utterance_seed : int
+    utterance_seed
         Chooses what is spoken, how loud and over how much noise.
-    seconds : float
+    seconds
         Length of the utterance, more than 0.
-    sample_rate : int
+    sample_rate
         Samples per second.
 
     Returns
     -------
-    waveform : numpy.ndarray
+    np.ndarray
         Mono waveform within -1 and 1, float32 [time].
 
     Example
@@ -169,7 +162,9 @@ def synthetic_utterance(
     return np.clip(waveform, -1.0, 1.0).astype(np.float32)
 
 
-def _syllables(voice, random, seconds):
+def _syllables(
+    voice: Voice, random: np.random.Generator, seconds: float
+) -> np.ndarray:
     """Draws sounds until `seconds` are filled.
 
     Returns the sounds as an array with a row for each: the second at which it
@@ -199,7 +194,9 @@ def _syllables(voice, random, seconds):
     return np.stack([starts, kinds, which], axis=1)[sounding]
 
 
-def _frame_track(voice, random, spoken, frames):
+def _frame_track(
+    voice: Voice, random: np.random.Generator, spoken: np.ndarray, frames: int
+) -> dict[str, np.ndarray]:
     """Turns the sounds into one row of parameters for each frame."""
     times = np.arange(frames) * HOP_SECONDS
     sound = np.searchsorted(spoken[:, 0], times, side="right") - 1
@@ -230,7 +227,7 @@ def _frame_track(voice, random, spoken, frames):
     }
 
 
-def _smooth(values, width):
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     """Smooths along the first axis by a Hann window of `width` frames."""
     window = np.hanning(width + 2)[1:-1]
     window /= window.sum()
@@ -243,7 +240,14 @@ def _smooth(values, width):
     return windows @ window
 
 
-def _pulses(voice, random, pitch, hop, samples, sample_rate):
+def _pulses(
+    voice: Voice,
+    random: np.random.Generator,
+    pitch: np.ndarray,
+    hop: int,
+    samples: int,
+    sample_rate: int,
+) -> np.ndarray:
     """Places one pulse per glottal cycle, between samples where need be."""
     per_sample = np.interp(
         np.arange(samples), np.arange(len(pitch)) * hop, pitch
@@ -262,7 +266,9 @@ def _pulses(voice, random, pitch, hop, samples, sample_rate):
     return source
 
 
-def _vowel_filter(voice, track, frequencies):
+def _vowel_filter(
+    voice: Voice, track: dict[str, np.ndarray], frequencies: np.ndarray
+) -> np.ndarray:
     """Magnitude of formants and source tilt [frames, frequencies]."""
     response = np.ones((len(track["voicing"]), len(frequencies)))
     squares = frequencies**2
@@ -278,14 +284,18 @@ def _vowel_filter(voice, track, frequencies):
     return response * track["voicing"][:, None]
 
 
-def _consonant_filter(voice, track, frequencies):
+def _consonant_filter(
+    voice: Voice, track: dict[str, np.ndarray], frequencies: np.ndarray
+) -> np.ndarray:
     """Magnitude of the noise of consonants [frames, frequencies]."""
     centre, width = voice.consonants[track["consonant"]].T[:, :, None]
     response = np.exp(-0.5 * ((frequencies - centre) / width) ** 2)
     return 0.5 * response * track["friction"][:, None]
 
 
-def _filter_frames(signal, response, frame, hop):
+def _filter_frames(
+    signal: np.ndarray, response: np.ndarray, frame: int, hop: int
+) -> np.ndarray:
     """Filters each windowed frame by its own response and adds them up."""
     frames = np.lib.stride_tricks.sliding_window_view(signal, frame)[::hop]
     frames = frames[: len(response)] * np.hanning(frame)
