@@ -12,7 +12,7 @@ The rooms, each of which imports from those below it only:
  * inference: embeddings of many utterances and of long files
  * data: from corpora to crops
  * models: the network, its front-end and parts, and its variants
- * files: files that appear when they are complete, downloads, error lines
+ * files: files that appear when complete, downloads, error lines, checks
 
 What most users need, and each class that a YAML file or a model folder names,
 is an attribute of this package, so that modules may move. An attribute is

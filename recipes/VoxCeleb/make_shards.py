@@ -48,7 +48,7 @@ from redimnet2_lobes.data.lists import read_rows
 from redimnet2_lobes.data.training_set import COLUMNS
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line_errors
-from redimnet2_lobes.recipe.settings import check_at_least
+from redimnet2_lobes.files.settings import check_at_least
 
 Row = tuple[str, float, str, str]  # ID, duration, wav, spk_id
 Task = tuple[Path, list[Row]]  # a shard and its utterances

@@ -1,4 +1,4 @@
-"""Files that appear when they are complete, downloads, error lines.
+"""Files that appear when complete, downloads, error lines, checks of settings.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026

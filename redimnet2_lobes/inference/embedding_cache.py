@@ -28,6 +28,7 @@ from redimnet2_lobes.data.audio import AudioError
 from redimnet2_lobes.data.shards import SHARD_SOURCE
 from redimnet2_lobes.files.arrays import read_arrays
 from redimnet2_lobes.files.atomic import replace_when_synced
+from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.inference.encode import (
     AveragedCrops,
     EncodeBatch,
@@ -203,10 +204,9 @@ seconds=tensor([0.0500]))
                 "maximum_seconds: missing; crops needs it, the seconds of each"
             )
         encode_batch = AveragedCrops(encode_batch, maximum_seconds, crops)
-    if not utterances_per_part >= 1:
-        raise ValueError(
-            f"utterances_per_part: {utterances_per_part} is less than 1"
-        )
+    check_at_least(
+        {"utterances_per_part": utterances_per_part}, utterances_per_part=1
+    )
     sources = {name: os.fspath(path) for name, path in utterances.items()}
     # One order for all, so that the order of a list is not part of its key.
     names = sorted(sources)

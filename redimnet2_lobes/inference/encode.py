@@ -21,6 +21,7 @@ from redimnet2_lobes.data.audio import (
     load_waveform,
 )
 from redimnet2_lobes.data.shards import SHARD_SOURCE, open_audio
+from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 from redimnet2_lobes.models.lengths import valid_samples
 
@@ -199,8 +200,7 @@ class AveragedCrops:
     def __init__(self, encode_batch: EncodeBatch, seconds: float, crops: int):
         if not seconds > 0:
             raise ValueError(f"seconds: must be above 0, not {seconds}")
-        if not crops >= 1:
-            raise ValueError(f"crops: {crops} is less than 1")
+        check_at_least({"crops": crops}, crops=1)
         self.encode_batch = encode_batch
         self.samples = max(1, round(seconds * SAMPLE_RATE))
         self.crops = crops

@@ -24,6 +24,7 @@ from redimnet2_lobes.data.audio import (
     CheckedAudioNormalizer,
     load_waveform,
 )
+from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.inference.encode import EncodeBatch, encode_utterances
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 
@@ -90,8 +91,9 @@ def encode_files(
     >>> embeddings[path].shape, pieces[path]
     (torch.Size([2]), 3)
     """
-    if not seconds_per_piece >= 1:
-        raise ValueError(f"seconds_per_piece: {seconds_per_piece} is below 1")
+    check_at_least(
+        {"seconds_per_piece": seconds_per_piece}, seconds_per_piece=1
+    )
     whole, long = [], []
     for path in dict.fromkeys(paths):
         is_long = _seconds(path) > seconds_per_piece

@@ -16,6 +16,11 @@ from speechbrain.utils.distributed import ddp_init_group, infer_device
 from speechbrain.utils.run_opts import RunOptions
 
 from redimnet2_lobes import door
+from redimnet2_lobes.files.settings import (
+    check_at_least,
+    check_choices,
+    check_types,
+)
 from redimnet2_lobes.inference.embedding_cache import network_fingerprint
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
@@ -32,11 +37,6 @@ from redimnet2_lobes.recipe.command_line import (
     refuse_run_options,
 )
 from redimnet2_lobes.recipe.hparams import load_hparams
-from redimnet2_lobes.recipe.settings import (
-    check_at_least,
-    check_choices,
-    check_types,
-)
 
 WEIGHTS_FILE = "embedding_model.ckpt"  # of a training checkpoint
 

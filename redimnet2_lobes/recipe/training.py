@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from speechbrain.utils.run_opts import RunOptions
 
+from redimnet2_lobes.files.settings import check_at_least, check_types
 from redimnet2_lobes.models.variants import check_variant
 from redimnet2_lobes.recipe.command_line import refuse_run_options
-from redimnet2_lobes.recipe.settings import check_at_least, check_types
 
 UNUSED_RUN_OPTIONS = {
     "test_only": "a trained model is for speaker_verification_cosine.py",

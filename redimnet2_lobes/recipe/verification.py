@@ -19,12 +19,12 @@ from redimnet2_lobes.data.utterances import (
     paths_of,
     read_utterances,
 )
-from redimnet2_lobes.pretrained.loading import find_model
-from redimnet2_lobes.recipe.settings import (
+from redimnet2_lobes.files.settings import (
     check_at_least,
     check_choices,
     check_types,
 )
+from redimnet2_lobes.pretrained.loading import find_model
 from redimnet2_lobes.scoring.calibration import (
     Calibration,
     load_calibrations,

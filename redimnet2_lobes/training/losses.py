@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from redimnet2_lobes.files.settings import require_number
 from redimnet2_lobes.models.precision import at_least_float32
-from redimnet2_lobes.training.settings import require_number
 
 # SphereFace2 holds its intermediate results for so many classes at a time: with
 # 160 utterances each of them takes 5 MB.

@@ -18,7 +18,7 @@ import torch
 from speechbrain.nnet.losses import AdditiveAngularMargin
 from speechbrain.utils import checkpoints
 
-from redimnet2_lobes.training.settings import require_number, require_positive
+from redimnet2_lobes.files.settings import require_number, require_positive
 
 
 @checkpoints.register_checkpoint_hooks

@@ -18,10 +18,10 @@ import argparse
 from pathlib import Path
 
 from redimnet2_lobes.files.atomic import check_absent
+from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.hparams import build_hparam
-from redimnet2_lobes.recipe.settings import check_at_least
 from redimnet2_lobes.training.averaging import average_weights, last_epochs
 from redimnet2_lobes.training.fine_tuning import read_speakers
 

@@ -21,6 +21,7 @@ import shutil
 from speechbrain.utils.distributed import run_on_main
 
 from redimnet2_lobes.data.utterances import paths_of, read_utterances
+from redimnet2_lobes.files.settings import check_at_least, check_types
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.inference.embedding_files import (
     check_names,
@@ -29,7 +30,6 @@ from redimnet2_lobes.inference.embedding_files import (
 )
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.encoder import load_folded_encoder, parse_arguments
-from redimnet2_lobes.recipe.settings import check_at_least, check_types
 
 
 def main(arguments):

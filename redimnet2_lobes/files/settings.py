@@ -1,10 +1,14 @@
-"""Checks of hyperparameters that are used as they are.
+"""Checks of settings, so that a wrong one is named before it does harm.
+
+Those of a YAML are checked together by key, arguments of a class one by one.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import math
 import typing
+from numbers import Real
 
 TYPES = {
     str: "text",
@@ -94,3 +98,35 @@ def check_choices(hparams: dict, **choices: typing.Iterable) -> None:
                     f"{key}: unknown value {value!r}, expected one of "
                     f"{', '.join(filter(None, known))}"
                 )
+
+
+def require_number(
+    key: str, value: object, lowest: float = 0, highest: float = math.inf
+) -> None:
+    """Refuses, with a ValueError, what is no number within the limits.
+
+    Example
+    -------
+    >>> require_number("margin", -1)
+    Traceback (most recent call last):
+    ValueError: margin must be a number from 0 to inf, got -1
+    """
+    if not isinstance(value, Real) or not lowest <= value <= highest:
+        raise ValueError(
+            f"{key} must be a number from {lowest} to {highest}, got {value!r}"
+        )
+
+
+def require_positive(key: str, value: object) -> None:
+    """Refuses, with a ValueError, what is no number greater than 0.
+
+    Example
+    -------
+    >>> require_positive("epochs", None)
+    Traceback (most recent call last):
+    ValueError: epochs must be a number greater than 0, got None
+    """
+    if not isinstance(value, Real) or not value > 0:
+        raise ValueError(
+            f"{key} must be a number greater than 0, got {value!r}"
+        )
