@@ -247,6 +247,12 @@ def no_utterances(corpus):
     return "no utterances"
 
 
+def twice(corpus):
+    lines = corpus.csv.read_text().splitlines()
+    corpus.csv.write_text("\n".join([*lines, lines[1]]))
+    return f"utterance {lines[1].split(',')[0]} is there twice"
+
+
 def dot_in_a_name(corpus):
     corpus.csv.write_text(corpus.csv.read_text().replace("/00001,", "/0.1,"))
     return "utterance id00001/-a_1/0.1 has a dot"
@@ -267,7 +273,7 @@ def lost_file(corpus):
     "change",
     [
         *(other_list, other_form, unknown_root, no_utterances),
-        *(dot_in_a_name, strange_folder, lost_file),
+        *(twice, dot_in_a_name, strange_folder, lost_file),
     ],
 )
 def test_errors_are_one_line(corpus, capsys, change):
