@@ -63,7 +63,6 @@ HOMES = {
     "load": "door",
     "NoSpeakerClasses": "pretrained.model_folder",
 }
-__all__ = list(HOMES)
 
 
 def __getattr__(name):

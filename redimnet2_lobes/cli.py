@@ -235,20 +235,20 @@ def verify(
     for path in paths:
         _check_file(path)
     model, encoder = _load_encoder(model, device)
-    threshold = _threshold(threshold, model, encoder)
+    operating_point = _threshold(threshold, model, encoder)
     embeddings = _embed(encoder, paths, seconds_per_piece)
     enrolled, tested = _directions([embeddings[path] for path in paths])
     score = float(enrolled @ tested)
     decision = None
-    if threshold.value is not None:
-        decision = score > threshold.value
+    if operating_point.value is not None:
+        decision = score > operating_point.value
     if as_json:
         return _json(
             enrolment=enrolment,
             test=test,
             score=score,
-            threshold=threshold.value,
-            threshold_origin=threshold.origin,
+            threshold=operating_point.value,
+            threshold_origin=operating_point.origin,
             same_speaker=decision,
         )
     words = {
@@ -259,7 +259,7 @@ def verify(
     return "\n".join(
         (
             f"score      {score:.4f}",
-            _threshold_line(threshold),
+            _threshold_line(operating_point),
             f"decision   {words[decision]}",
         )
     )
@@ -356,7 +356,7 @@ def identify(
     speakers = _enrolled_speakers(enrol)
     tests = _find_files(files)
     model, encoder = _load_encoder(model, device)
-    threshold = _threshold(threshold, model, encoder)
+    operating_point = _threshold(threshold, model, encoder)
     enrolled = [path for paths in speakers.values() for path in paths]
     embeddings = _embed(encoder, [*enrolled, *tests], seconds_per_piece)
     scores = _scores(speakers, tests, embeddings)
@@ -366,13 +366,16 @@ def identify(
             zip(speakers, row, strict=True), key=lambda pair: -pair[1]
         )
         best, score = candidates[0]
-        if threshold.value is not None and not score > threshold.value:
+        if (
+            operating_point.value is not None
+            and not score > operating_point.value
+        ):
             best = None
         found.append((path, best, candidates[:top]))
     if as_json:
         return _json(
-            threshold=threshold.value,
-            threshold_origin=threshold.origin,
+            threshold=operating_point.value,
+            threshold_origin=operating_point.origin,
             files=[
                 {
                     "name": path,
@@ -385,7 +388,7 @@ def identify(
                 for path, best, candidates in found
             ],
         )
-    lines = [str(threshold)]
+    lines = [_threshold_line(operating_point)]
     for path, best, candidates in found:
         closest = ", ".join(
             f"{speaker} {score:.4f}" for speaker, score in candidates
@@ -416,16 +419,16 @@ def convert(
     SOURCE is the name of a published checkpoint, which is downloaded once, its
     file, or a model folder.
     """
-    if not list_all and (source is None or output is None):
-        raise click.UsageError(
-            "SOURCE and --output are needed, or --list",
-            click.get_current_context(),
-        )
     from redimnet2_lobes.pretrained.convert import convert, convert_back
     from redimnet2_lobes.pretrained.releases import list_released
 
     if list_all:
         return list_released()
+    if source is None or output is None:
+        raise click.UsageError(
+            "SOURCE and --output are needed, or --list",
+            click.get_current_context(),
+        )
     if form == "published":
         convert_back(source, output)
         return f"Published checkpoint: {output}"
@@ -492,8 +495,9 @@ def push(
         folder, repository, results, license, training_data, list(datasets)
     )
     if dry_run:
-        card = files[CARD_FILE].decode()
-        return f"{list_files(files, left_out)}\n{CARD_FILE}:\n\n{card}"
+        card = files[CARD_FILE]
+        assert isinstance(card, bytes)  # made here, no file
+        return f"{list_files(files, left_out)}\n{CARD_FILE}:\n\n{card.decode()}"
     for name in left_out:
         print(f"left out: {name}", file=sys.stderr)
     return push(files, repository, private, revision)

@@ -416,6 +416,7 @@ def test_speakers_are_identified(run, model, encoder, speakers, tmp_path):
     lines = run(*command, f"--threshold={best - 1e-6}", "--top=1").splitlines()
     assert lines[1:] == [f"{test}: {order[0]} (closest: {order[0]} {best:.4f})"]
     lines = run(*command, f"--threshold={best!r}", "--top=2").splitlines()
+    assert lines[0] == f"threshold  {best:.4f} (given by --threshold)"
     assert lines[1].startswith(f"{test}: unknown (closest: {order[0]} ")
     assert lines[1].count(",") == 1
     found = json.loads(run(*command, f"--threshold={best!r}", "--json"))

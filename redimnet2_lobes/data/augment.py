@@ -14,7 +14,7 @@ Authors
 """
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.fft
@@ -37,7 +37,7 @@ LEAST_VOICES, MOST_VOICES = 3, 6  # of babble
 class Step:
     """Changes one waveform at random; the base of all steps."""
 
-    parts: Collection = ()  # steps or recordings that it is made of
+    parts: Sequence = ()  # steps or recordings that it is made of
 
     def check(self) -> None:
         """Checks and lists the folders that are read, if any.
@@ -160,7 +160,7 @@ class Noise(Step):
             kind: Recordings("musan_folder", musan_folder, MUSAN_FOLDERS[kind])
             for kind in snr
         }
-        self.parts = self._recordings.values()
+        self.parts = list(self._recordings.values())
 
     def __call__(self, waveform, random):
         """Adds noise, see `Step`."""
@@ -173,7 +173,8 @@ class Noise(Step):
             voices = random.integers(LEAST_VOICES, MOST_VOICES + 1)
             for _ in range(voices - 1):
                 noise += recordings.excerpt(len(waveform), random)
-        return add_noise(waveform, noise, random.uniform(*self.snr[kind]))
+        lowest, highest = self.snr[kind]
+        return add_noise(waveform, noise, random.uniform(lowest, highest))
 
 
 class Reverberation(Step):
@@ -248,7 +249,8 @@ class Gain(Step):
 
     def __call__(self, waveform, random):
         """Changes the level, see `Step`."""
-        waveform = waveform * 10 ** (random.uniform(*self.gain) / 20)
+        lowest, highest = self.gain
+        waveform = waveform * 10 ** (random.uniform(lowest, highest) / 20)
         return waveform / waveform.abs().max().clamp(min=1.0)
 
 

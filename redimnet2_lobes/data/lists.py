@@ -83,7 +83,7 @@ def read_rows(
         for row in rows:
             line = rows.line_num
             if None in row or None in row.values():
-                count = len(rows.fieldnames)
+                count = len(rows.fieldnames or ())
                 raise fault(
                     f"expected {count} columns as in the first line", line
                 )

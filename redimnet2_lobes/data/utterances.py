@@ -167,7 +167,7 @@ def _read_pairs(path: Path, second: str) -> Iterator[tuple[int, str, str]]:
                 f"{path}, line {line}: expected 'name {second}', found "
                 f"{text.strip()[:80]!r}"
             )
-        yield line, *fields
+        yield line, fields[0], fields[1]
 
 
 def _read_scp(path: Path, _: object) -> Iterator[tuple[int, Utterance]]:
@@ -189,7 +189,8 @@ def _read_scp(path: Path, _: object) -> Iterator[tuple[int, Utterance]]:
                 f"{utt2spk}: no speaker for {name} ({path.name}, line "
                 f"{line}); add it, or remove the file to do without speakers"
             )
-        yield line, Utterance(name, audio, speakers and speakers[name])
+        speaker = None if speakers is None else speakers[name]
+        yield line, Utterance(name, audio, speaker)
 
 
 def _check_files(

@@ -106,14 +106,14 @@ def _fetch(url: str, partial: str) -> None:
         with (
             open(partial, "ab" if start else "wb") as stream,
             tqdm.wrapattr(
-                stream,
-                "write",
+                response,
+                "read",
                 total=total,
                 initial=start,
                 desc=os.path.basename(partial).removesuffix(".partial"),
-            ) as watched_stream,
+            ) as watched_response,
         ):
-            shutil.copyfileobj(response, watched_stream, BLOCK)
+            shutil.copyfileobj(watched_response, stream, BLOCK)
     arrived = os.path.getsize(partial)
     # A connection that is cut looks like the end of the file.
     if total is not None and arrived != total:

@@ -8,7 +8,7 @@ Authors
 
 import math
 import typing
-from numbers import Real
+from collections.abc import Mapping
 
 TYPES = {
     str: "text",
@@ -19,7 +19,7 @@ TYPES = {
 }
 
 
-def check_types(hparams: dict, **types: typing.Any) -> None:
+def check_types(hparams: Mapping, **types: typing.Any) -> None:
     """Checks values that are used as they are, so that none fails later.
 
     Arguments
@@ -57,7 +57,7 @@ def check_types(hparams: dict, **types: typing.Any) -> None:
             )
 
 
-def check_at_least(hparams: dict, **lowest: float) -> None:
+def check_at_least(hparams: Mapping, **lowest: float) -> None:
     """Checks numbers, unless they are None, against their lowest value.
 
     Raises
@@ -76,7 +76,7 @@ def check_at_least(hparams: dict, **lowest: float) -> None:
             raise ValueError(f"{key}: {hparams[key]} is less than {limit}")
 
 
-def check_choices(hparams: dict, **choices: typing.Iterable) -> None:
+def check_choices(hparams: Mapping, **choices: typing.Iterable) -> None:
     """Checks values, or each value of a list, against those that there are.
 
     Raises
@@ -111,7 +111,7 @@ def require_number(
     Traceback (most recent call last):
     ValueError: margin must be a number from 0 to inf, got -1
     """
-    if not isinstance(value, Real) or not lowest <= value <= highest:
+    if not isinstance(value, int | float) or not lowest <= value <= highest:
         raise ValueError(
             f"{key} must be a number from {lowest} to {highest}, got {value!r}"
         )
@@ -126,7 +126,7 @@ def require_positive(key: str, value: object) -> None:
     Traceback (most recent call last):
     ValueError: epochs must be a number greater than 0, got None
     """
-    if not isinstance(value, Real) or not value > 0:
+    if not isinstance(value, int | float) or not value > 0:
         raise ValueError(
             f"{key} must be a number greater than 0, got {value!r}"
         )

@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -152,7 +152,7 @@ def write_model_folder(
             partial = Path(partial)
             _save(network.state_dict(), partial / "embedding_model")
             classifier, loadables = NO_CLASSIFIER, ""
-            if class_weights is not None:
+            if class_weights is not None and speakers is not None:
                 count, embedding_size = class_weights.shape
                 classifier = CLASSIFIER.format(
                     embedding_size=embedding_size, speakers=count
@@ -222,7 +222,7 @@ def _hyperparams(
     )
 
 
-def _yaml_block(arguments: Mapping[str, object], indent: int) -> str:
+def _yaml_block(arguments: Mapping[str, Any], indent: int) -> str:
     lines = []
     for key, value in arguments.items():
         if key == "stages":

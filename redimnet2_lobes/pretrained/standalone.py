@@ -11,11 +11,11 @@ Authors
 """
 
 import ast
-import importlib.util
+import importlib
+import inspect
 import pprint
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from redimnet2_lobes import HOMES
 
@@ -123,8 +123,7 @@ def _collect(names: Iterable[str], sources: dict[str, str]) -> None:
     for name in names:
         if name in sources:
             continue
-        spec = importlib.util.find_spec(name)
-        sources[name] = Path(spec.origin).read_text(encoding="utf-8")
+        sources[name] = inspect.getsource(importlib.import_module(name))
         _collect(_imports(sources[name]), sources)
 
 
@@ -133,5 +132,6 @@ def _imports(source: str) -> list[str]:
         node.module
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.ImportFrom)
-        and (node.module or "").startswith(f"{PACKAGE}.")
+        and node.module is not None
+        and node.module.startswith(f"{PACKAGE}.")
     ]

@@ -54,7 +54,7 @@ class CompleteCheckpointer(Checkpointer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.settings: dict = {}
+        self.settings: Mapping[str, object] = {}
         self.before_saving: Callable[[], None] = lambda: None
 
     def keep_settings(self, settings: Mapping[str, object]) -> None:
@@ -221,8 +221,8 @@ another, or delete it
         self.before_saving()
         folder = self.checkpoints_dir
         if name is None:
-            name = self._new_checkpoint_dirpath().name
-            name = name.removeprefix(f"{CKPT_PREFIX}+")
+            new = self._new_checkpoint_dirpath().name
+            name = new.removeprefix(f"{CKPT_PREFIX}+")
         partial = folder / ".partial"
         if if_main_process():
             shutil.rmtree(partial, ignore_errors=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from speechbrain.utils.logger import get_logger
 from torch import nn
@@ -24,7 +25,7 @@ logger = get_logger(__name__)
 def load_pretrained(
     folder: str | Path,
     network: nn.Module,
-    classifier: nn.Module,
+    classifier: Classifier,
     speakers: CategoricalEncoder,
     loss: nn.Module,
 ) -> tuple[int, int]:
@@ -66,7 +67,6 @@ def load_pretrained(
 
     Example
     -------
-    >>> from speechbrain.lobes.models.ECAPA_TDNN import Classifier
     >>> from redimnet2_lobes.models.front_end import LogMel
     >>> from redimnet2_lobes.training.losses import SphereFace2
     >>> from redimnet2_lobes.pretrained.model_folder import write_model_folder

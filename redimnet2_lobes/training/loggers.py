@@ -47,7 +47,7 @@ def build_loggers(
         if tensorboard:
             loggers.append(TensorboardLogger(f"{folder}/tensorboard"))
         if wandb_project is not None:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
 
             loggers.append(
                 WandBLogger(

@@ -162,10 +162,11 @@ class _SumOfBlocks(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.function = function
         ctx.save_for_backward(cosines, labels, bias)
-        return sum(
+        losses = (
             function(labels - start, block, bias)
             for start, block in _blocks(cosines)
         )
+        return sum(losses, cosines.new_zeros(()))
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
@@ -176,7 +177,7 @@ class _SumOfBlocks(torch.autograd.Function):
             _blocks(cosines), _blocks(to_cosines), strict=True
         ):
             function = partial(ctx.function, labels - start)
-            _, vjp = torch.func.vjp(function, block, bias)
+            vjp = torch.func.vjp(function, block, bias)[1]
             block_gradient, bias_gradient = vjp(gradient)
             to_block.copy_(block_gradient)
             to_bias += bias_gradient

@@ -13,6 +13,7 @@ Authors
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from speechbrain.nnet.losses import AdditiveAngularMargin
@@ -326,7 +327,7 @@ class MarginSchedule(_StepSchedule):
         )
 
 
-def _with_margin(loss: torch.nn.Module) -> torch.nn.Module:
+def _with_margin(loss: torch.nn.Module) -> Any:
     """The module that holds the margin."""
     inner = getattr(loss, "module", loss)
     inner = getattr(inner, "loss_fn", inner)
