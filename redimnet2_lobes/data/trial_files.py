@@ -93,13 +93,14 @@ def read_trial_lists(
         trials = read_trials(path)
         check_labels(trials, key, path)
         enrolled = {enrolment: [enrolment] for _, enrolment, _ in trials}
-        for model in enrolled if enrolments is not None else ():
-            if model not in enrolments:
-                raise ValueError(
-                    f"enrolment_file: there is no model {model}, which {path} "
-                    "names"
-                )
-            enrolled[model] = enrolments[model]
+        if enrolments is not None:
+            for model in enrolled:
+                if model not in enrolments:
+                    raise ValueError(
+                        f"enrolment_file: there is no model {model}, which "
+                        f"{path} names"
+                    )
+                enrolled[model] = enrolments[model]
         names = [
             utterance
             for _, enrolment, test in trials
@@ -113,7 +114,7 @@ def read_trial_lists(
     return list(lists.values())
 
 
-def files_of(lists: list[TrialList]) -> dict[str, str]:
+def files_of(lists: Iterable[TrialList]) -> dict[str, str]:
     """All utterances of trial lists, each with its file."""
     return {name: path for each in lists for name, path in each.paths.items()}
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,9 +120,9 @@ def network_fingerprint(network: torch.nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, module in network.named_modules():
-        architecture = [name, type(module).__qualname__]
-        if hasattr(module, "arguments"):
-            architecture.append(module.arguments())
+        architecture: list = [name, type(module).__qualname__]
+        if callable(arguments := getattr(module, "arguments", None)):
+            architecture.append(arguments())
         digest.update(str(architecture).encode())
     for name, tensor in network.state_dict().items():
         # With the sizes, no two state dicts make the same bytes.
@@ -135,7 +135,7 @@ def network_fingerprint(network: torch.nn.Module) -> str:
 
 def extract_embeddings(
     encode_batch: EncodeBatch,
-    utterances: dict[str, str | os.PathLike],
+    utterances: Mapping[str, str | os.PathLike],
     folder: str | os.PathLike,
     fingerprint: str,
     *,
@@ -219,7 +219,10 @@ seconds=tensor([0.0500]))
         for start in range(0, len(names), size)
     ]
 
-    def encode(paths, load, progress):
+    def encode(
+        paths: list[str], load: Callable, progress: tqdm
+    ) -> dict[str, torch.Tensor]:
+        """Embeds the paths of a part."""
         return encode_utterances(
             encode_batch,
             paths,
@@ -295,16 +298,17 @@ def _make_parts(
         for path, names in missing:
             paths = [sources[name] for name in names]
             arrays = _compute(paths, encode, most_samples, progress)
-            _write_part(path, names=np.array(names), **arrays)
+            _write_part(path, np.array(names), *arrays)
 
 
 def _compute(
     paths: list[str], encode: Callable, most_samples: float, progress: tqdm
-) -> dict[str, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """The vectors and the seconds of a part."""
     samples = {}
 
-    def load(path):
+    def load(path: str) -> torch.Tensor:
+        """Notes how much of it counts."""
         waveform = load_source(path)
         samples[path] = min(len(waveform), most_samples)
         return waveform
@@ -313,18 +317,18 @@ def _compute(
     # Two names may stand for one file, which was read once.
     progress.update(len(paths) - len(vectors))
     seconds = [samples[path] / SAMPLE_RATE for path in paths]
-    return {
-        "vectors": torch.stack([vectors[path] for path in paths]).numpy(),
-        "seconds": np.array(seconds, np.float32),
-    }
+    stacked = torch.stack([vectors[path] for path in paths]).numpy()
+    return stacked, np.array(seconds, np.float32)
 
 
-def _write_part(path: Path, **arrays: np.ndarray) -> None:
+def _write_part(
+    path: Path, names: np.ndarray, vectors: np.ndarray, seconds: np.ndarray
+) -> None:
     # The process in the name: another extraction may be at work here as well.
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, names=names, vectors=vectors, seconds=seconds)
         replace_when_synced(partial, path)
     except OSError as error:
         raise OSError(
@@ -354,8 +358,7 @@ def _read_part(
 def _read_parts(parts: list[Part], order: list[str]) -> Embeddings:
     """The embeddings of all parts, in an order of names."""
     row = {name: index for index, name in enumerate(order)}
-    vectors = None
-    seconds = torch.empty(len(order))
+    vectors, seconds = torch.empty(len(order), 0), torch.empty(len(order))
     for path, names in parts:
         part = _read_part(path, names)
         if part is None:
@@ -363,7 +366,7 @@ def _read_parts(parts: list[Part], order: list[str]) -> Embeddings:
                 f"{path}: missing or damaged since it was written; run the "
                 "same command again, with a folder that all processes see"
             )
-        if vectors is None:
+        if not vectors.shape[1]:
             vectors = torch.empty(len(order), part[0].shape[1])
         rows = torch.tensor([row[name] for name in names])
         vectors[rows], seconds[rows] = part

@@ -89,7 +89,9 @@ def write_embeddings(
         ) from None
 
 
-def _write_numpy(outputs, embeddings, _):
+def _write_numpy(
+    outputs: list[Path], embeddings: Embeddings, _: list[str | None]
+) -> None:
     """Writes the arrays names and embeddings [utterances, embedding]."""
     with (
         complete_or_absent(outputs[0]) as partial,
@@ -102,7 +104,9 @@ def _write_numpy(outputs, embeddings, _):
         )
 
 
-def _write_kaldi(outputs, embeddings, _):
+def _write_kaldi(
+    outputs: list[Path], embeddings: Embeddings, _: list[str | None]
+) -> None:
     """Writes vectors, and the list of where they are."""
     from kaldiio import save_ark
 
@@ -123,7 +127,9 @@ def _write_kaldi(outputs, embeddings, _):
             lines.write(f"{name} {ark}:{offset}\n")
 
 
-def _write_parquet(outputs, embeddings, speakers):
+def _write_parquet(
+    outputs: list[Path], embeddings: Embeddings, speakers: list[str | None]
+) -> None:
     """Writes the columns name, speaker, embedding and seconds."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter

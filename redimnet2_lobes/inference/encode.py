@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from speechbrain.dataio import audio_io
@@ -30,14 +31,17 @@ from redimnet2_lobes.models.lengths import valid_samples
 EncodeBatch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+AnyPath = TypeVar("AnyPath", bound=str | os.PathLike)
+
+
 def encode_utterances(
     encode_batch: EncodeBatch,
-    utterances: Iterable[str | os.PathLike],
+    utterances: Iterable[AnyPath],
     seconds_per_batch: float = 60.0,
-    load: Callable[[str | os.PathLike], torch.Tensor] = load_waveform,
+    load: Callable[[AnyPath], torch.Tensor] = load_waveform,
     maximum_seconds: float | None = None,
     progress: tqdm | None = None,
-) -> dict[str | os.PathLike, torch.Tensor]:
+) -> dict[AnyPath, torch.Tensor]:
     """Maps each distinct utterance to its embedding [embedding].
 
     Embeddings are float32 on the CPU, and the keys are the paths as given.
@@ -210,9 +214,10 @@ class AveragedCrops:
     ) -> torch.Tensor:
         """Embeds a batch as ``encode_batch`` does."""
         samples = valid_samples(wavs, wav_lens)
-        if samples is not None:
-            wavs = [wav[:n] for wav, n in zip(wavs, samples, strict=True)]
-        return torch.stack([self._average(wav) for wav in wavs])
+        if samples is None:
+            return torch.stack([self._average(wav) for wav in wavs])
+        pairs = zip(wavs, samples, strict=True)
+        return torch.stack([self._average(wav[:n]) for wav, n in pairs])
 
     def _average(self, waveform: torch.Tensor) -> torch.Tensor:
         """The embedding of a waveform [samples], [1, embedding]."""

@@ -176,6 +176,7 @@ class _InOrder(soundfile.SoundFile):
     """
 
     def seekable(self) -> bool:
+        """No."""
         return False
 
 
@@ -232,7 +233,8 @@ def _encode_long(
     encode_batch: EncodeBatch, path: str, seconds_per_piece: float
 ) -> tuple[torch.Tensor, int]:
     """The embedding of a long file, and the number of its pieces."""
-    directions, length, samples, pieces = 0, 0, 0, 0
+    directions = length = torch.zeros(())
+    samples = pieces = 0
     waveforms = read_pieces(path, seconds_per_piece)
     for waveform in tqdm(
         waveforms, desc=path, unit="piece", disable=None, leave=False
@@ -245,8 +247,8 @@ def _encode_long(
                 f"{path}: its embedding is not finite; check the weights, or "
                 "leave the file out"
             )
-        directions += len(waveform) * normalize(embedding, dim=0)
-        length += len(waveform) * embedding.norm()
+        directions = directions + len(waveform) * normalize(embedding, dim=0)
+        length = length + len(waveform) * embedding.norm()
         samples += len(waveform)
         pieces += 1
     return directions / samples * (length / samples), pieces

@@ -28,7 +28,11 @@ from redimnet2_lobes.files.error_lines import one_line, one_line_errors
 logger = get_logger(__name__)
 
 # All run options of SpeechBrain that a command line can have.
-RUN_OPTIONS = (*HELP_TEXTS, "jit_module_keys", "compile_module_keys")
+RUN_OPTIONS: tuple[str, ...] = (
+    *HELP_TEXTS,
+    "jit_module_keys",
+    "compile_module_keys",
+)
 
 # What torch.distributed says where another process is gone.
 LOST_CONNECTION = re.compile("(closed|reset) by peer|Broken pipe")

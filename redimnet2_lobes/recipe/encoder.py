@@ -118,7 +118,9 @@ def check_embedding_options(run_opts: RunOptions, *used: str) -> None:
 
     The arguments are those of `parse_arguments`.
     """
-    unused = dict.fromkeys(RUN_OPTIONS, "leave it out, it is for training")
+    unused: dict[str, str] = dict.fromkeys(
+        RUN_OPTIONS, "leave it out, it is for training"
+    )
     for name in ("device", "eval_precision", *used):
         del unused[name]
     for name in TRAINING_PRECISIONS:
@@ -168,7 +170,10 @@ def load_folded_encoder(
         dtype=AMPConfig.from_name(precision).dtype,
     )
 
-    def encode_batch(wavs, wav_lens):
+    def encode_batch(
+        wavs: torch.Tensor, wav_lens: torch.Tensor
+    ) -> torch.Tensor:
+        """That of the encoder, in the precision."""
         with context:
             return encoder.encode_batch(wavs, wav_lens)
 

@@ -14,6 +14,7 @@ import typing
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml.error import MarkedYAMLError
 
 from redimnet2_lobes.files.error_lines import one_line
 
@@ -54,7 +55,7 @@ PLACEHOLDERS = {
 }
 
 
-def load_hparams(param_file: str, overrides: str | dict) -> dict:
+def load_hparams(param_file: str | os.PathLike, overrides: str | dict) -> dict:
     r"""``load_hyperpyyaml`` on a file, but errors name the key.
 
     Arguments
@@ -102,7 +103,7 @@ def load_hparams(param_file: str, overrides: str | dict) -> dict:
 
 
 def build_hparam(
-    param_file: str, key: str, overrides: str | dict | None = None
+    param_file: str | os.PathLike, key: str, overrides: str | dict | None = None
 ) -> typing.Any:
     r"""Builds the value of one key of a YAML file, and nothing else of it.
 
@@ -143,7 +144,7 @@ def build_hparam(
 
 
 def _read_documents(
-    param_file: str, overrides: str | dict | None
+    param_file: str | os.PathLike, overrides: str | dict | None
 ) -> tuple[dict, dict]:
     """Both as mappings, checked against each other."""
     name = os.path.basename(param_file)
@@ -163,7 +164,7 @@ def _read_documents(
 def _read_mapping(text: str, name: str) -> dict:
     try:
         mapping = ruamel.yaml.YAML().load(text) or {}
-    except ruamel.yaml.error.MarkedYAMLError as error:
+    except MarkedYAMLError as error:
         line = (error.context_mark or error.problem_mark).line
         content = text.splitlines()[line].strip()
         raise ValueError(

@@ -238,7 +238,8 @@ def warn_of_known_speakers(
     trial's utterance is the first folder in its name.
     """
 
-    def speakers_of(lists):
+    def speakers_of(lists: list[TrialList]) -> set[str]:
+        """By the names of utterances."""
         return {name.split("/")[0] for name in files_of(lists)}
 
     speakers = speakers_of(trials.tested)

@@ -9,6 +9,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -22,9 +23,11 @@ class Backend(Protocol):
 
     def enrolment_side(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Rows of enrolments [enrolments, row]."""
+        ...
 
     def test_side(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Rows of test utterances [tests, row]."""
+        ...
 
 
 class CosineBackend:
@@ -179,8 +182,8 @@ def cohort_statistics(
 
 def normalize_scores(
     scores: torch.Tensor,
-    enrolment_statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
-    test_statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
+    enrolment_statistics: Sequence[torch.Tensor] | None = None,
+    test_statistics: Sequence[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Normalizes scores by statistics of a cohort.
 
@@ -214,4 +217,4 @@ def normalize_scores(
             None, (enrolment_statistics, test_statistics)
         )
     ]
-    return sum(sides) / len(sides)
+    return torch.stack(sides).mean(dim=0)

@@ -87,9 +87,8 @@ class Calibration(NamedTuple):
                 f"{', '.join(sorted(self.weights))}, not on "
                 f"{', '.join(sorted(features))}; set quality_measures alike"
             )
-        return self.offset + sum(
-            weight * features[name] for name, weight in self.weights.items()
-        )
+        terms = [self.weights[name] * features[name] for name in self.weights]
+        return self.offset + torch.stack(terms).sum(dim=0)
 
 
 def train_calibration(
@@ -144,12 +143,13 @@ def train_calibration(
         labels, 0.5 / labels.sum(), 0.5 / (~labels).sum()
     ).double()
 
-    def cost(weights):
-        weights = torch.from_numpy(weights).requires_grad_()
-        losses = torch.nn.functional.softplus(-(sides @ weights))
-        value = shares @ losses + PENALTY * weights.square().sum()
-        value.backward()
-        return value.item(), weights.grad.numpy()
+    def cost(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        """The cost, and its gradient."""
+        point = torch.from_numpy(weights).requires_grad_()
+        losses = torch.nn.functional.softplus(-(sides @ point))
+        value = shares @ losses + PENALTY * point.square().sum()
+        (gradient,) = torch.autograd.grad(value, point)
+        return value.item(), gradient.numpy()
 
     found = minimize(cost, np.zeros(scaled.shape[1]), jac=True)
     weights = torch.from_numpy(found.x[:-1]) / deviations

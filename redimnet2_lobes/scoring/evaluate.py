@@ -9,7 +9,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -94,7 +94,7 @@ def adaptive_s_norm(
 
 
 def evaluate(
-    backends: dict[str, Backend],
+    backends: Mapping[str, Backend],
     tested: Sequence[TrialList],
     calibrating: Sequence[TrialList],
     calibrations: dict[str, Calibration],
@@ -146,7 +146,8 @@ def evaluate(
         if cohort_entries == "speakers":
             against = average_speakers(against, cohort)
 
-    def score(lists):
+    def score(lists: Sequence[TrialList]) -> list[Scored]:
+        """Embeds and scores."""
         embeddings = embed(files_of(lists))
         options = against, score_norms, cohort_top, measures
         return [
@@ -188,7 +189,7 @@ def average_speakers(
 def score_trials(
     trial_list: TrialList,
     embeddings: Embeddings,
-    backends: dict[str, Backend],
+    backends: Mapping[str, Backend],
     cohort: torch.Tensor | None = None,
     score_norms: Collection[str] = (),
     cohort_top: int = 300,
@@ -231,18 +232,20 @@ def score_trials(
         # Scores are symmetric, and so are the statistics of an utterance.
         enrolments = backend.enrolment_side(voices.vectors)
         tests = backend.test_side(voices.vectors)
-        against = None if cohort is None else backend.test_side(cohort)
-        whole = top = None
-        if {"z", "t", "s"} & set(score_norms):
-            whole = cohort_statistics(enrolments, against)
-        if "adaptive_s" in score_norms or "cohort_means" in measures:
-            top = cohort_statistics(enrolments, against, cohort_top)
+        statistics = {}
+        if cohort is not None:
+            against = backend.test_side(cohort)
+            if {"z", "t", "s"} & set(score_norms):
+                statistics["all"] = cohort_statistics(enrolments, against)
+            if "adaptive_s" in score_norms or "cohort_means" in measures:
+                statistics["top"] = cohort_statistics(
+                    enrolments, against, cohort_top
+                )
         scores = trial_scores(enrolments, tests, *pairs.T)
         of_norms = {name: scores}
         for norm in score_norms:
-            enrolment, test = _of_sides(
-                top if norm == "adaptive_s" else whole, pairs
-            )
+            part = "top" if norm == "adaptive_s" else "all"
+            enrolment, test = _of_sides(statistics[part], pairs)
             title = SCORE_NORMS[norm].format(top=cohort_top)
             of_norms[f"{name}, {title}"] = normalize_scores(
                 scores,
@@ -250,7 +253,7 @@ def score_trials(
                 None if norm == "z" else test,
             )
         if "cohort_means" in measures:
-            sides["cohort mean"] = top[0]
+            sides["cohort mean"] = statistics["top"][0]
         features = quality_measures(
             **{key: values[pairs].unbind(1) for key, values in sides.items()}
         )

@@ -256,7 +256,7 @@ def minCllr(
     return float(nats / (2 * math.log(2)))
 
 
-def _checked_scores(scores, kind):
+def _checked_scores(scores: torch.Tensor, kind: str) -> torch.Tensor:
     """Scores as a flat floating-point tensor on the CPU, all finite."""
     scores = torch.as_tensor(scores).detach().cpu().flatten()
     if len(scores) == 0:

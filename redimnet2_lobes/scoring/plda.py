@@ -11,6 +11,7 @@ Authors
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -181,16 +182,16 @@ class PldaBackend:
         self, embeddings: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What a row is made of: coordinates, own part, and ones."""
-        embeddings = _as_array(embeddings).astype(np.float64)
-        if embeddings.ndim != 2 or embeddings.shape[1] != len(self.mean):
+        vectors = _as_array(embeddings).astype(np.float64)
+        if vectors.ndim != 2 or vectors.shape[1] != len(self.mean):
             raise ValueError(
-                f"embeddings: their shape is {embeddings.shape}, but this PLDA "
+                f"embeddings: their shape is {vectors.shape}, but this PLDA "
                 f"back-end was trained on [utterances, {len(self.mean)}]; take "
                 "those of the network that it was trained on"
             )
-        _check_finite(embeddings)
+        _check_finite(vectors)
         statistics = StatObject_SB()
-        statistics.stat1 = (embeddings - self.mean) @ self.lda
+        statistics.stat1 = (vectors - self.mean) @ self.lda
         statistics.norm_stat1()
         rows = (statistics.stat1 - self.plda_mean) @ self._directions
         own = rows**2 @ self._squares + self._constant / 2
@@ -201,7 +202,7 @@ class PldaBackend:
 
 def train_plda(
     embeddings: torch.Tensor,
-    speakers: list[str],
+    speakers: Sequence[str | None],
     lda_dimension: int | None = None,
     rank: int | None = None,
     iterations: int = 10,
@@ -247,33 +248,32 @@ def train_plda(
     >>> backend.enrolment_side(voices).shape
     torch.Size([100, 4])
     """
-    embeddings = _as_array(embeddings)
-    if embeddings.ndim != 2 or len(embeddings) != len(speakers):
+    vectors = _as_array(embeddings)
+    if vectors.ndim != 2 or len(vectors) != len(speakers):
         raise ValueError(
-            f"embeddings: their shape is {embeddings.shape}, but there are "
+            f"embeddings: their shape is {vectors.shape}, but there are "
             f"{len(speakers)} speaker names; PLDA needs one for each utterance"
         )
-    _check_finite(embeddings)
+    _check_finite(vectors)
     _, speaker_numbers, utterances_of_speakers = np.unique(
         np.asarray(speakers), return_inverse=True, return_counts=True
     )
-    if lda_dimension is None:
-        lda_dimension = min(
-            embeddings.shape[1], len(utterances_of_speakers) - 1
-        )
+    utterances, size = vectors.shape
+    speaker_count = len(utterances_of_speakers)
+    dimension = lda_dimension
+    if dimension is None:
+        dimension = min(size, speaker_count - 1)
     if rank is None:
-        rank = min(lda_dimension, LARGEST_RANK)
-    _check_dimensions(
-        embeddings.shape, len(utterances_of_speakers), lda_dimension, rank
-    )
+        rank = int(min(dimension, LARGEST_RANK))
+    _check_dimensions(utterances, size, speaker_count, dimension, rank)
     statistics = _SortedStatistics(
-        embeddings, speaker_numbers, utterances_of_speakers
+        vectors, speaker_numbers, utterances_of_speakers
     )
     mean = statistics.get_mean_stat1()
     statistics.stat1 -= mean
     lda, plda = LDA(), PLDA(rank_f=rank, nb_iter=iterations)
     try:
-        statistics = lda.do_lda(statistics, reduced_dim=lda_dimension)
+        statistics = lda.do_lda(statistics, reduced_dim=dimension)
         statistics.norm_stat1()
         plda.plda(statistics)
         return PldaBackend(
@@ -282,9 +282,9 @@ def train_plda(
     except (linalg.LinAlgError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"PLDA cannot be trained on these {len(embeddings)} embeddings "
+            f"PLDA cannot be trained on these {len(vectors)} embeddings "
             f"({reason}): are many of them equal, or do they differ in fewer "
-            f"than {lda_dimension} directions? Reduce lda_dimension and "
+            f"than {dimension} directions? Reduce lda_dimension and "
             "plda_rank, or take more utterances"
         ) from error
 
@@ -295,7 +295,12 @@ class _SortedStatistics(StatObject_SB):
     ``StatObject_SB`` compares the names of all utterances with each speaker's.
     """
 
-    def __init__(self, embeddings, speaker_numbers, utterances_of_speakers):
+    def __init__(
+        self,
+        embeddings: np.ndarray,
+        speaker_numbers: np.ndarray,
+        utterances_of_speakers: np.ndarray,
+    ):
         # Stable, so that a speaker's utterances are added up as upstream.
         order = np.argsort(speaker_numbers, kind="stable")
         super().__init__(
@@ -306,10 +311,12 @@ class _SortedStatistics(StatObject_SB):
         self.ends = np.cumsum(utterances_of_speakers)
         self.starts = self.ends - utterances_of_speakers
 
-    def get_model_stat0(self, mod_id):
+    def get_model_stat0(self, mod_id: int) -> np.ndarray:
+        """Ones, for each utterance of a speaker."""
         return self.stat0[self.starts[mod_id] : self.ends[mod_id]]
 
-    def get_model_stat1(self, mod_id):
+    def get_model_stat1(self, mod_id: int) -> np.ndarray:
+        """The embeddings of a speaker."""
         return self.stat1[self.starts[mod_id] : self.ends[mod_id]]
 
 
@@ -327,9 +334,8 @@ def _check_finite(embeddings: np.ndarray) -> None:
 
 
 def _check_dimensions(
-    shape: tuple[int, int], speakers: int, lda_dimension: int, rank: int
+    utterances: int, size: int, speakers: int, lda_dimension: int, rank: int
 ) -> None:
-    utterances, size = shape
     if speakers < 2:
         raise ValueError(
             f"PLDA needs the embeddings of at least 2 speakers, not {speakers}"

@@ -140,7 +140,7 @@ def plot_score_histogram(
     everything = np.concatenate([positive, negative])
     # Few trials get wide bars, so that the shape is seen and not the noise.
     bars = int(np.clip(3 * min(len(positive), len(negative)) ** 0.5, 20, 100))
-    bins = np.histogram_bin_edges(everything, bars)
+    bins = np.histogram_bin_edges(everything, bars).tolist()
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.add_subplot()

@@ -7,6 +7,7 @@ Authors
 import json
 import os
 from collections.abc import Container
+from typing import NoReturn
 
 RESULTS_FILE = "results.json"  # its name in a model folder
 PLAIN_COSINE = "cosine"  # name of the back-end that compares embeddings alone
@@ -59,7 +60,8 @@ def read_results(path: str | os.PathLike) -> dict:
 checkpoint is missing; run the verification again
     """
 
-    def refuse(problem):
+    def refuse(problem: str) -> NoReturn:
+        """Says what is wrong with the file."""
         raise ValueError(
             f"{path}: not the results of a verification script, {problem}; "
             "run the verification again"

@@ -6,6 +6,7 @@ Authors
 
 from pathlib import Path
 
+import torch
 from speechbrain.utils.checkpoints import (
     PARAMFILE_EXT,
     Checkpoint,
@@ -100,7 +101,8 @@ def average_weights(
                 "its recoverables"
             )
 
-    def read(path, map_location):
+    def read(path: str, map_location: None) -> dict[str, torch.Tensor]:
+        """Tensors that fit the module."""
         tensors = read_tensors(path)
         check_tensors(tensors, module, path, "hyperparams.yaml of the training")
         return tensors

@@ -26,9 +26,9 @@ from redimnet2_lobes.training.averaging import average_weights, last_epochs
 from redimnet2_lobes.training.fine_tuning import read_speakers
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     """Averages, and writes the model folder, as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
         "training_folder", type=Path, help="output_folder of a training"
     )

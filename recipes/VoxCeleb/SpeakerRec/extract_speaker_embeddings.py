@@ -32,7 +32,7 @@ from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.encoder import load_folded_encoder, parse_arguments
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     """Embeds and writes, as the command line says."""
     hparams, run_opts = parse_arguments(arguments, "distributed_backend")
     check_types(

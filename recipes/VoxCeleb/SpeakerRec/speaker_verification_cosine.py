@@ -27,7 +27,7 @@ from redimnet2_lobes.scoring.evaluate import evaluate
 from redimnet2_lobes.scoring.report import report
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     """Embeds, scores and reports, as the command line says."""
     hparams, run_opts = parse_arguments(arguments)
     verification.check_hparams(hparams)

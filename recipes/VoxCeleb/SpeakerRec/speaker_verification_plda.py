@@ -28,7 +28,7 @@ from redimnet2_lobes.scoring.plda import PldaBackend, train_plda
 from redimnet2_lobes.scoring.report import report
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     """Embeds, scores and reports, as the command line says."""
     hparams, run_opts = parse_arguments(arguments)
     verification.check_hparams(hparams)
