@@ -523,15 +523,10 @@ def export(model: str, output: str, features: bool, int8: bool) -> str:
     published checkpoint, or a name on the hub.
     """
     from redimnet2_lobes import door
-    from redimnet2_lobes.onnx.export import (
-        check_packages,
-        check_target,
-        export_onnx,
-    )
+    from redimnet2_lobes.onnx.export import check_export, export_onnx
     from redimnet2_lobes.pretrained.loading import load_model
 
-    check_target(output)
-    check_packages()
+    check_export(output)
     model = door.find(model)
     network = load_model(model).mods.embedding_model
     threshold = kept_threshold(model)

@@ -4,6 +4,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -17,14 +18,14 @@ class OnnxEncoder:
 
     Arguments
     ---------
-    path : str or os.PathLike
+    path
         The file; one that takes waveforms.
-    threads : int or None
-        Threads; None for one on each core.
+    threads
+        None for one on each core.
 
     Attributes
     ----------
-    threshold : Threshold
+    threshold
         The cosine above which two voices are one, if the model folder had the
         results of an evaluation when it was exported.
 
@@ -36,18 +37,17 @@ class OnnxEncoder:
     Example
     -------
     >>> from redimnet2_lobes.onnx.export import export_onnx
-    >>> from redimnet2_lobes.models.front_end import LogMel
     >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
-    >>> stage = {"frequency_stride": 2, "time_stride": 2, "blocks": 1}
-    >>> stage = {**stage, "expansion": 2, "reduction": 8}
-    >>> path = getfixture("tmp_path") / "network.onnx"
-    >>> _ = export_onnx(ReDimNet2(LogMel(), 4, [stage]).eval(), path)
+    >>> path = getfixture("tmp_path") / "b0.onnx"
+    >>> _ = export_onnx(ReDimNet2.from_variant("b0").eval(), path)
     >>> encoder = OnnxEncoder(path, threads=1)
     >>> encoder.encode_batch(torch.randn(2, 9000), torch.tensor([1, 0.5])).shape
     torch.Size([2, 1, 192])
     """
 
-    def __init__(self, path, threads=None):
+    def __init__(
+        self, path: str | os.PathLike, threads: int | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ModuleNotFoundError:
@@ -79,14 +79,16 @@ class OnnxEncoder:
             value = float(known["threshold"])
             self.threshold = Threshold(value, known["threshold_origin"])
 
-    def encode_batch(self, wavs, wav_lens=None):
+    def encode_batch(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Computes embeddings, as ``EncoderClassifier.encode_batch``.
 
         Arguments
         ---------
-        wavs : torch.Tensor
+        wavs
             Waveforms at 16 kHz, padded at the end [batch, time].
-        wav_lens : torch.Tensor or None
+        wav_lens
             Lengths relative to ``time`` [batch]; None where none is padded.
 
         Returns
@@ -108,11 +110,9 @@ class OnnxEncoder:
                 f"an utterance has {shortest} samples at 16 kHz; at least "
                 f"{self.minimum_samples} (25 ms) are needed"
             )
-        (embeddings,) = self.session.run(
-            ["embeddings"],
-            {
-                "waveforms": wavs.detach().cpu().float().numpy(),
-                "lengths": samples.cpu().numpy(),
-            },
-        )
+        feed = {
+            "waveforms": wavs.detach().cpu().float().numpy(),
+            "lengths": samples.cpu().numpy(),
+        }
+        (embeddings,) = self.session.run(["embeddings"], feed)
         return torch.from_numpy(embeddings).unsqueeze(1)

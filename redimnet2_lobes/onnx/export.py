@@ -12,15 +12,21 @@ Authors
 """
 
 import importlib.util
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.scoring.threshold import Threshold
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 # Largest difference of embeddings, relative to the largest value.
 TOLERANCE = 1e-4
@@ -33,8 +39,12 @@ NO_THRESHOLD = Threshold()
 
 
 def export_onnx(
-    network, path, features=False, int8=False, threshold=NO_THRESHOLD
-):
+    network: ReDimNet2,
+    path: str | os.PathLike,
+    features: bool = False,
+    int8: bool = False,
+    threshold: Threshold = NO_THRESHOLD,
+) -> float:
     """Writes a network as an ONNX file and verifies it.
 
     The file has opset 20. Its inputs are ``waveforms`` [batch, samples] at
@@ -46,16 +56,16 @@ def export_onnx(
 
     Arguments
     ---------
-    network : ReDimNet2
+    network
         The network in evaluation mode, on the CPU, not folded; it is not
         changed.
-    path : str or os.PathLike
+    path
         The file to write; it must not exist.
-    features : bool
+    features
         Whether to leave out the front-end.
-    int8 : bool
+    int8
         Whether to store the weights in eight bits, see ``quantization``.
-    threshold : Threshold
+    threshold
         What the metadata give as the network's threshold; one without a value
         is left out.
 
@@ -73,17 +83,11 @@ def export_onnx(
 
     Example
     -------
-    >>> from redimnet2_lobes.models.front_end import LogMel
-    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
-    >>> stage = {"frequency_stride": 2, "time_stride": 2, "blocks": 1}
-    >>> stage = {**stage, "expansion": 2, "reduction": 8}
-    >>> network = ReDimNet2(LogMel(), 4, [stage]).eval()
-    >>> path = getfixture("tmp_path") / "network.onnx"
-    >>> export_onnx(network, path) < 1e-4
+    >>> path = getfixture("tmp_path") / "b0.onnx"
+    >>> export_onnx(ReDimNet2.from_variant("b0").eval(), path) < 1e-4
     True
     """
-    check_target(path)
-    check_packages()
+    check_export(path)
     from redimnet2_lobes.onnx.graph import over_batch, write_graph
     from redimnet2_lobes.onnx.quantization import quantize_weights
 
@@ -107,17 +111,17 @@ def export_onnx(
     return difference
 
 
-def check_target(path):
-    """Refuses a file that exists, or whose folder does not.
+def check_export(path: str | os.PathLike) -> None:
+    """Refuses what would fail when the work is done.
 
-    Arguments
-    ---------
-    path : str or os.PathLike
-        The file to write.
+    Raises
+    ------
+    ValueError
+        If the file exists, its folder does not, or a package is missing.
 
     Example
     -------
-    >>> check_target(getfixture("tmp_path"))
+    >>> check_export(getfixture("tmp_path"))
     Traceback (most recent call last):
     ValueError: output: ... exists already; choose another, or delete it
     """
@@ -125,15 +129,6 @@ def check_target(path):
     check_absent(path)
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder; create it first")
-
-
-def check_packages():
-    """Refuses to go on without what an export needs.
-
-    Example
-    -------
-    >>> check_packages()
-    """
     for package in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise ValueError(
@@ -141,29 +136,19 @@ def check_packages():
             )
 
 
-def write_model(model, network, path, threshold=NO_THRESHOLD):
-    """Writes a model with what a user of the file has to know.
-
-    Arguments
-    ---------
-    model : onnx.ModelProto
-        The model.
-    network : ReDimNet2
-        The network that it computes.
-    path : pathlib.Path
-        The file.
-    threshold : Threshold
-        Its threshold.
+def write_model(
+    model: "ModelProto",
+    network: ReDimNet2,
+    path: Path,
+    threshold: Threshold = NO_THRESHOLD,
+) -> None:
+    """Writes a model with what a user of the file has to know of its network.
 
     Example
     -------
     >>> from onnx import ModelProto
-    >>> from redimnet2_lobes.models.front_end import LogMel
-    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
-    >>> stage = {"frequency_stride": 2, "time_stride": 2, "blocks": 1}
-    >>> stage = {**stage, "expansion": 2, "reduction": 8}
     >>> path = getfixture("tmp_path") / "network.onnx"
-    >>> write_model(ModelProto(), ReDimNet2(LogMel(), 4, [stage]), path)
+    >>> write_model(ModelProto(), ReDimNet2.from_variant("b0"), path)
     """
     from onnx.helper import set_model_props
 
@@ -181,16 +166,18 @@ def write_model(model, network, path, threshold=NO_THRESHOLD):
     path.write_bytes(model.SerializeToString())
 
 
-def largest_difference(network, path, features=False):
+def largest_difference(
+    network: ReDimNet2, path: str | os.PathLike, features: bool = False
+) -> float:
     """Compares embeddings by ONNX Runtime with those by torch.
 
     Arguments
     ---------
-    network : ReDimNet2
+    network
         The network, in evaluation mode.
-    path : str or os.PathLike
+    path
         The exported file.
-    features : bool
+    features
         Whether it takes features.
 
     Returns

@@ -15,22 +15,20 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 MINIMUM_SIZE = 1024
 
 
-def quantize_weights(model, exempt="front_end_"):
+def quantize_weights(
+    model: ModelProto, exempt: str = "front_end_"
+) -> ModelProto:
     """Stores the weights of convolutions and products as int8.
 
     Each output channel has a scale of its own.
 
     Arguments
     ---------
-    model : onnx.ModelProto
-        From ``onnx_graph.write_graph``; it is not changed.
-    exempt : str
+    model
+        From ``graph.write_graph``; it is not changed.
+    exempt
         Constants whose name starts so keep their precision. Those of the
         front-end have to: its spectra span many powers of ten.
-
-    Returns
-    -------
-    onnx.ModelProto
 
     Example
     -------
@@ -65,26 +63,24 @@ def quantize_weights(model, exempt="front_end_"):
         largest = np.abs(weight).max(axes, keepdims=True)
         scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
         integers = (weight / scale).round().astype(np.int8)
-        graph.initializer.extend(
-            [
-                numpy_helper.from_array(integers, f"{name}_int8"),
-                numpy_helper.from_array(scale, f"{name}_scale"),
-            ]
+        graph.initializer.append(
+            numpy_helper.from_array(integers, f"{name}_int8")
+        )
+        graph.initializer.append(
+            numpy_helper.from_array(scale, f"{name}_scale")
         )
         # Not DequantizeLinear, which ONNX Runtime keeps for kernels that
         # multiply integers, and computes anew in each run.
-        graph.node.extend(
-            [
-                helper.make_node(
-                    "Cast",
-                    [f"{name}_int8"],
-                    [f"{name}_float"],
-                    to=TensorProto.FLOAT,
-                ),
-                helper.make_node(
-                    "Mul", [f"{name}_float", f"{name}_scale"], [name]
-                ),
-            ]
+        graph.node.append(
+            helper.make_node(
+                "Cast",
+                [f"{name}_int8"],
+                [f"{name}_float"],
+                to=TensorProto.FLOAT,
+            )
+        )
+        graph.node.append(
+            helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name])
         )
     graph.node.extend(model.graph.node)
     return quantized
