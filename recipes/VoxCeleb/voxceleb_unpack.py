@@ -50,6 +50,7 @@ from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import imageio_ffmpeg
+from speechbrain.utils.parallel import get_available_cpu_count
 from tqdm import tqdm
 
 from redimnet2_lobes.files.atomic import complete_or_absent
@@ -222,7 +223,7 @@ def unpack(
             work_folder=work_folder,
             audio_format=audio_format,
         )
-        with ThreadPool(workers or len(os.sched_getaffinity(0))) as pool:
+        with ThreadPool(workers or get_available_cpu_count()) as pool:
             faults = list(
                 tqdm(
                     pool.imap(unpack_one, recordings),
