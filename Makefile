@@ -1,6 +1,8 @@
 # make demo   builds a small corpus of real voices, trains B0 and verifies
 # make test   lint, doctests and the tests not marked slow, with their coverage
 # make test-all  the slow ones as well, as .ci/run does
+# make test-versions [OLDEST=python3.10 NEWEST=python3.13]  the quick tests with the
+#             lowest and the newest versions that pyproject.toml allows
 # make bench  measures speed and memory (tests/benchmarks/README.md)
 # make lint   ruff, codespell, yamllint (.pre-commit-config.yaml)
 # make docs   the documentation, as a site in build/docs
@@ -12,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test test-all bench lint docs mutants
+.PHONY: demo test test-all test-versions bench lint docs mutants
 demo: .venv/complete
 	$(BIN)/python recipes/VoxCeleb/SpeakerRec/demo.py demo
 
@@ -22,6 +24,20 @@ test: lint
 
 test-all: test
 	$(PYTEST) -m slow
+
+OLDEST := $(PYTHON)
+NEWEST := $(PYTHON)
+test-versions: build/lowest-direct/complete build/highest/complete
+	build/lowest-direct/bin/python -m pytest -m "not slow" -n 2 --dist=worksteal
+	build/highest/bin/python -m pytest -m "not slow" -n 2 --dist=worksteal
+
+build/lowest-direct/complete: RELEASE = $(OLDEST)
+build/highest/complete: RELEASE = $(NEWEST)
+build/%/complete: .venv/complete
+	$(BIN)/uv venv --clear --python $(RELEASE) build/$*
+	$(BIN)/uv pip install --python build/$* --resolution $* \
+	    --editable '.[onnx,kaldi,parquet,shards,dev]'
+	touch $@
 
 bench: .venv/complete
 	$(BIN)/python tests/benchmarks/benchmark.py
