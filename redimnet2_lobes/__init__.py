@@ -35,10 +35,12 @@ __version__ = "0.1.0"
 
 # The module of each attribute.
 HOMES = {
-    "PassThrough": "models.redimnet2",
+    "PassThrough": "models.pass_through",
     "ReDimNet2": "models.redimnet2",
     "LogMel": "models.front_end",
+    "TorchaudioLogMel": "models.front_end",
     "fold": "models.folding",
+    "keep_freed_memory": "models.tiles",
     "VARIANTS": "models.variants",
     "CheckedAudioNormalizer": "data.audio",
     "Chain": "data.augment",

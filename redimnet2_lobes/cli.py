@@ -651,6 +651,7 @@ def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
 
     from redimnet2_lobes.models.folding import fold
     from redimnet2_lobes.models.redimnet2 import ReDimNet2
+    from redimnet2_lobes.models.tiles import keep_freed_memory
     from redimnet2_lobes.pretrained.loading import load_model
 
     if "SB_LOG_LEVEL" not in os.environ:
@@ -668,6 +669,7 @@ def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
         encoder = load_model(model, {"device": device})
     network = encoder.mods.embedding_model
     if isinstance(network, ReDimNet2):  # others may be used as well
+        keep_freed_memory()
         encoder.mods.embedding_model = fold(network)
     return model, encoder
 

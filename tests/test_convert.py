@@ -16,6 +16,7 @@ from speechbrain.inference.speaker import SpeakerRecognition
 from redimnet2_lobes import cli
 from redimnet2_lobes.models.front_end import (
     LogMel,
+    TorchaudioLogMel,
     mel_triangles,
 )
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
@@ -351,9 +352,13 @@ def load(checkpoint):
     return network
 
 
-def test_file_to_folder_to_file_to_folder(tmp_path):
+@pytest.mark.parametrize(
+    "front_end",
+    [LogMel(), TorchaudioLogMel(), TorchaudioLogMel(normalize=True)],
+)
+def test_file_to_folder_to_file_to_folder(front_end, tmp_path):
     network = small_network(
-        LogMel(), aggregation_norm=True, dual_aggregation=True
+        front_end, aggregation_norm=True, dual_aggregation=True
     )
     generator = torch.Generator().manual_seed(0)
     for tensor in network.state_dict().values():
@@ -387,21 +392,29 @@ def test_file_to_folder_to_file_to_folder(tmp_path):
 
 # CRC-32 of the constants that the published code builds, made by running it.
 CONSTANTS = {
-    "1.flipped_filter": 3439110235,
-    "2.real_kernel_pt": 623578016,
-    "2.image_kernel_pt": 2009036195,
-    "2.melbanks_pt": 1541775146,
+    LogMel: {
+        "1.flipped_filter": 3439110235,
+        "2.real_kernel_pt": 623578016,
+        "2.image_kernel_pt": 2009036195,
+        "2.melbanks_pt": 1541775146,
+    },
+    TorchaudioLogMel: {
+        "1.flipped_filter": 3439110235,
+        "2.spectrogram.window": 518644151,
+        "2.mel_scale.fb": 2275832430,
+    },
 }
 
 
-def test_constants_are_those_of_the_published_code():
-    tensors = published_checkpoint(small_network(LogMel()))["state_dict"]
+@pytest.mark.parametrize("front_end", CONSTANTS)
+def test_constants_are_those_of_the_published_code(front_end):
+    tensors = published_checkpoint(small_network(front_end()))["state_dict"]
     found = {
         name.removeprefix("spec.torchfbank."): zlib.crc32(tensor.numpy())
         for name, tensor in tensors.items()
         if name.startswith("spec.")
     }
-    assert found == CONSTANTS
+    assert found == CONSTANTS[front_end]
 
 
 def small_network(front_end, **options):

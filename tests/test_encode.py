@@ -10,7 +10,8 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from redimnet2_lobes.data.audio import AudioError, load_waveform
 from redimnet2_lobes.inference.encode import encode_utterances
 from redimnet2_lobes.models.front_end import LogMel
-from redimnet2_lobes.models.redimnet2 import PassThrough, ReDimNet2
+from redimnet2_lobes.models.pass_through import PassThrough
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
 RATE = 16000
 

@@ -210,3 +210,26 @@ def test_wrong_value_names_the_key(overrides, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         load_hparams(hparams_file("b0"), overrides)
     assert "\n" not in str(error.value)
+
+
+def test_torchaudio_features():
+    """B3's file but for the front-end, which the published code knows too."""
+    path = HPARAMS / "redimnet2_b3_torchaudio.yaml"
+    texts = [each.read_text() for each in (hparams_file("b3"), path)]
+    theirs, ours = (
+        [line for line in text.splitlines() if not line.startswith("#")]
+        for text in texts
+    )
+    differing = [
+        line.split(":")[0]
+        for line, other in zip(ours, theirs, strict=True)
+        if line != other
+    ]
+    assert differing == ["variant", "output_folder", "title", "front_end"]
+    case = ParityCase("b3-vox2-torchaudio-mel")
+    published = build_network(case.manifest["model_config"])
+    network = build_hparam(path, "embedding_model")
+    assert type(network.front_end) is type(published.front_end)
+    # The figures are of a network that does not normalize its maps.
+    expected = {**published.arguments(), "aggregation_norm": True}
+    assert network.arguments() == expected

@@ -91,8 +91,9 @@ def test_parameters(parity_case):
     assert count == parity_case.manifest["parameters"]
 
 
-def test_features():
-    case = ParityCase("b3-vox2")
+@pytest.mark.parametrize("name", ["b3-vox2", "b3-vox2-torchaudio-mel"])
+def test_features(name):
+    case = ParityCase(name)
     front_end = build_network(case.manifest["model_config"]).front_end
     features, frames = front_end(case.waveform(32000).unsqueeze(0))
     theirs = case.figure("features_32000")

@@ -8,10 +8,11 @@ from conftest import relative_difference
 from test_redimnet2 import OPTIONS, PADDINGS, build, pad, speech
 
 from redimnet2_lobes.models.folding import fold
-from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.front_end import LogMel, TorchaudioLogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
 STAGE = {"blocks": 1, "expansion": 2, "reduction": 8}
+FRONT_ENDS = [LogMel(), TorchaudioLogMel(), TorchaudioLogMel(normalize=True)]
 
 
 @pytest.mark.parametrize(
@@ -34,9 +35,9 @@ def test_networks_in_other_precisions(options, dtype, bound):
             assert relative_difference(found, expected) < bound
 
 
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
 @torch.no_grad()
-def test_constants_of_the_front_end_are_never_rounded():
-    front_end = LogMel()
+def test_constants_of_the_front_end_are_never_rounded(front_end):
     wavs = torch.stack([speech(16000, seed) for seed in range(2)])
     expected, _ = front_end(wavs)
     cast = copy.deepcopy(front_end).half().float().bfloat16()
@@ -60,9 +61,9 @@ def test_float64_is_more_exact():
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_features_pass_the_gradient_to_the_waveform(normalize):
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_features_pass_the_gradient_to_the_waveform(front_end, normalize):
     """Against differences of the features, in float64."""
-    front_end = LogMel()
     torch.manual_seed(1)
     wavs = torch.stack([speech(2000, seed) for seed in range(2)]).double()
     samples = torch.tensor([2000, 1500]) if normalize else None
@@ -96,10 +97,11 @@ def test_networks_pass_the_gradient_to_the_waveform(folded, training):
 
 
 @pytest.mark.parametrize("samples", [None, torch.tensor([8000, 6000])])
-def test_silence_has_a_gradient(samples):
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_silence_has_a_gradient(front_end, samples):
     """None that would spoil what made the waveforms."""
     wavs = torch.stack([speech(8000), torch.zeros(8000)]).requires_grad_()
-    features, _ = LogMel()(wavs, samples)
+    features, _ = front_end(wavs, samples)
     features.square().sum().backward()
     assert wavs.grad.isfinite().all() and wavs.grad[0].any()
 
@@ -113,10 +115,11 @@ def test_minimum_seconds_makes_frames_enough(seconds):
 
 
 @pytest.mark.parametrize("time_stride, seconds", [(1, 0.025), (4, 0.045)])
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
 @torch.no_grad()
-def test_the_shortest_utterances_work(time_stride, seconds):
+def test_the_shortest_utterances_work(front_end, time_stride, seconds):
     stage = {**STAGE, "frequency_stride": 2, "time_stride": time_stride}
-    network = ReDimNet2(LogMel(), 4, [stage], minimum_seconds=seconds).eval()
+    network = ReDimNet2(front_end, 4, [stage], minimum_seconds=seconds).eval()
     embedding = network(speech(400)[None])
     assert embedding.isfinite().all()
     batch = torch.stack([speech(2000, 1), speech(2000, 2)])

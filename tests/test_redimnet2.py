@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import relative_difference
 
-from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.front_end import LogMel, TorchaudioLogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
 # A few channels, with every kind of stage: strides, expansion below and above
@@ -27,6 +27,8 @@ STAGES = [
 ]
 OPTIONS = [
     {"front_end": LogMel()},
+    {"front_end": TorchaudioLogMel()},
+    {"front_end": TorchaudioLogMel(normalize=True)},
     {"front_end": LogMel(), "aggregation_norm": True, "out_channels": 10},
     {
         "front_end": LogMel(),

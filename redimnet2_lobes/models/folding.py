@@ -7,34 +7,21 @@ Authors
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from redimnet2_lobes.models.redimnet2 import (
-    ResidualBlock,
-    Stage,
-    TimeConvolution,
-)
-from redimnet2_lobes.models.tiles import keep_freed_memory
+from redimnet2_lobes.models.blocks import ResidualBlock, TimeConvolution
+from redimnet2_lobes.models.redimnet2 import ReDimNet2, Stage
 
 
 @torch.no_grad()
-def fold(network):
+def fold(network: ReDimNet2) -> ReDimNet2:
     """Makes a faster copy of a network, for inference only.
 
     Every BatchNorm is folded into the layers beside it. The embeddings stay
-    the same up to rounding; the copy holds no statistics, cannot be trained
-    and its weights fit no other network. On Linux the process keeps up to
-    64 MiB of freed memory from then on (``tiles.keep_freed_memory``).
-
-    Arguments
-    ---------
-    network : ReDimNet2
-        A network; it is not changed.
-
-    Returns
-    -------
-    ReDimNet2
-        The copy, in evaluation mode, without gradients.
+    the same up to rounding; the copy is in evaluation mode without gradients,
+    holds no statistics, cannot be trained, and its weights fit no other
+    network. Programs that embed on a CPU should also call
+    ``keep_freed_memory`` once.
 
     Example
     -------
@@ -50,7 +37,6 @@ def fold(network):
     >>> any(isinstance(x, torch.nn.BatchNorm2d) for x in folded.modules())
     False
     """
-    keep_freed_memory()
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, ResidualBlock):
@@ -77,7 +63,7 @@ class Floor(nn.Module):
 
     Arguments
     ---------
-    floor : torch.Tensor
+    floor
         The bounds [channels].
 
     Example
@@ -87,27 +73,18 @@ class Floor(nn.Module):
     tensor([ 0., -1.])
     """
 
-    def __init__(self, floor):
+    floor: Tensor
+
+    def __init__(self, floor: Tensor) -> None:
         super().__init__()
         self.register_buffer("floor", floor[:, None, None])
 
-    def forward(self, x):
-        """Computes the maximum of the map and the bounds.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            2-D view [batch, channels, time, bins].
-
-        Returns
-        -------
-        torch.Tensor
-            The same memory.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """The maximum of a 2-D view and the bounds, in the same memory."""
         return x.clamp_min_(self.floor.to(x.dtype))
 
 
-def _fold_rectified_norm(block):
+def _fold_rectified_norm(block: ResidualBlock) -> None:
     """Replaces ReLU and BatchNorm between two convolutions.
 
     The BatchNorm cannot move into the second convolution as a whole: beyond
@@ -126,14 +103,14 @@ def _fold_rectified_norm(block):
     block.depthwise_2.weight *= scale[:, None, None, None]
 
 
-def _fold_after(convolution, norm):
+def _fold_after(convolution: nn.Module, norm: nn.Module) -> None:
     """Folds a BatchNorm into the convolution before it."""
     scale, shift = _scale_and_shift(norm)
     convolution.weight *= scale[:, None, None, None]
     convolution.bias.mul_(scale).add_(shift)
 
 
-def _scale_and_shift(norm):
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """What a BatchNorm in evaluation mode multiplies by and adds."""
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return scale, norm.bias - norm.running_mean * scale

@@ -10,18 +10,19 @@ Authors
 """
 
 import torch
+from torch import Tensor
 
 from redimnet2_lobes.models.precision import at_least_float32
 
 
-def valid_samples(wavs, wav_lens):
+def valid_samples(wavs: Tensor, wav_lens: Tensor | None) -> Tensor | None:
     """Turns relative lengths into counts of samples.
 
     Arguments
     ---------
-    wavs : torch.Tensor
+    wavs
         Padded waveforms [batch, time].
-    wav_lens : torch.Tensor or None
+    wav_lens
         Lengths relative to ``time``, in (0, 1], [batch].
 
     Returns
@@ -47,24 +48,19 @@ def valid_samples(wavs, wav_lens):
     return samples.to(wavs.device)
 
 
-def repeat_short(wavs, samples, minimum):
+def repeat_short(
+    wavs: Tensor, samples: Tensor | None, minimum: int
+) -> tuple[Tensor, Tensor | None]:
     """Repeats utterances that are shorter than a minimum until they reach it.
 
     Arguments
     ---------
-    wavs : torch.Tensor
-        Padded waveforms [batch, time].
-    samples : torch.Tensor or None
+    wavs
+        Padded waveforms [batch, time]; they become [batch, max(time, minimum)].
+    samples
         Samples of each utterance [batch]; None where none is padded.
-    minimum : int
+    minimum
         Samples that every utterance gets at least.
-
-    Returns
-    -------
-    wavs : torch.Tensor
-        Waveforms [batch, max(time, minimum)].
-    samples : torch.Tensor or None
-        Their samples [batch], each at least ``minimum``.
 
     Example
     -------
@@ -72,9 +68,8 @@ def repeat_short(wavs, samples, minimum):
     tensor([[1., 2., 3., 1., 2.]])
     """
     if samples is None:
-        missing = minimum - wavs.shape[1]
-        if missing > 0:
-            times = -(-minimum // wavs.shape[1])
+        times = -(-minimum // wavs.shape[1])
+        if times > 1:
             wavs = wavs.repeat(1, times)[:, :minimum]
         return wavs, None
     if bool((samples >= minimum).all()):
@@ -88,20 +83,15 @@ def repeat_short(wavs, samples, minimum):
     return wavs, samples.clamp(min=minimum)
 
 
-def valid_mask(lengths, size):
-    """Marks the valid positions of each utterance.
+def valid_mask(lengths: Tensor, size: int) -> Tensor:
+    """Where each utterance is valid [batch, size].
 
     Arguments
     ---------
-    lengths : torch.Tensor
+    lengths
         Valid samples or frames of each utterance [batch].
-    size : int
+    size
         Samples or frames of the padded batch.
-
-    Returns
-    -------
-    torch.Tensor
-        True where valid [batch, size].
 
     Example
     -------

@@ -5,7 +5,7 @@ Authors
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from redimnet2_lobes.models.lengths import valid_mask
 from redimnet2_lobes.models.precision import at_least_float32
@@ -25,9 +25,9 @@ class AttentiveStatisticsPooling(nn.Module):
 
     Arguments
     ---------
-    input_size : int
+    input_size
         Channels of a frame.
-    attention_size : int
+    attention_size
         Hidden units of the attention.
 
     Example
@@ -37,19 +37,19 @@ class AttentiveStatisticsPooling(nn.Module):
     torch.Size([2, 32])
     """
 
-    def __init__(self, input_size, attention_size=128):
+    def __init__(self, input_size: int, attention_size: int = 128) -> None:
         super().__init__()
         self.context = nn.Linear(3 * input_size, attention_size)
         self.attention = nn.Linear(attention_size, input_size)
 
-    def forward(self, x, frames=None):
+    def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
         """Pools over time.
 
         Arguments
         ---------
-        x : torch.Tensor
+        x
             Frames [batch, time, channels].
-        frames : torch.Tensor or None
+        frames
             Valid frames of each utterance [batch]; None where none is padded.
 
         Returns

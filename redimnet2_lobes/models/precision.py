@@ -8,20 +8,11 @@ Authors
 """
 
 import torch
+from torch import Tensor
 
 
-def at_least_float32(x):
+def at_least_float32(x: Tensor) -> Tensor:
     """Widens what is narrower than float32.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Any floating-point tensor.
-
-    Returns
-    -------
-    torch.Tensor
-        ``x`` in float32; in float64 if it is that.
 
     Example
     -------

@@ -5,28 +5,32 @@ times that as there are utterances in a batch. Operations one after the other
 over such maps wait for memory, and memory fresh from the system costs more
 than the arithmetic. On a CPU, where no gradient is needed, a batch is therefore
 taken in groups of a few utterances of like length, and residual blocks run over
-some frames at a time. No embedding changes by it. Training takes a few
-utterances at a time where it can (``residual_training``, ``weighted_sum``).
+some frames at a time. No embedding changes by it.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor, nn
 
 # 2 to 8 MiB do about as well; smaller tiles make more calls, larger ones
 # leave the cache.
 TILE_BYTES = 4 * 2**20
 
 
-def groups_of_like_length(lengths, budget):
+def groups_of_like_length(
+    lengths: Sequence[int], budget: int
+) -> list[list[int]]:
     """Splits a batch into groups that hold little padding.
 
     Arguments
     ---------
-    lengths : list of int
+    lengths
         Length of each utterance.
-    budget : int
+    budget
         Length of a group, padding included. An utterance that is longer is a
         group of its own.
 
@@ -52,18 +56,8 @@ def groups_of_like_length(lengths, budget):
     return groups
 
 
-def utterances(x):
-    """Splits a batch into utterances that stay in the cache together.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Map with the batch in front.
-
-    Returns
-    -------
-    list of slice
-        Rows of the batch.
+def utterances(x: Tensor) -> list[slice]:
+    """Splits a batch [batch, ...] into rows that stay in the cache together.
 
     Example
     -------
@@ -77,7 +71,7 @@ def utterances(x):
     return [slice(row, row + rows) for row in range(0, batch, rows)]
 
 
-def in_tiles(block, x, padding):
+def in_tiles(block: nn.Module, x: Tensor, padding: Tensor | None) -> Tensor:
     """Applies a block to overlapping pieces of a map.
 
     Pieces are taken on a CPU only, with the block in evaluation mode, without
@@ -86,18 +80,13 @@ def in_tiles(block, x, padding):
 
     Arguments
     ---------
-    block : torch.nn.Module
+    block
         Maps a 2-D view and its padding to a 2-D view of the same shape, where
         an output frame depends on ``block.context`` frames on either side.
-    x : torch.Tensor
+    x
         2-D view [batch, channels, time, bins]; do not use it afterwards.
-    padding : torch.Tensor or None
+    padding
         True where padded [batch, time]; None where nothing is.
-
-    Returns
-    -------
-    torch.Tensor
-        2-D view [batch, channels, time, bins].
 
     Example
     -------
@@ -147,7 +136,7 @@ def in_tiles(block, x, padding):
     return x
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Lets the process keep up to 64 MiB of freed memory for its next call.
 
     Pages fresh from the system cost more than the arithmetic done on them.

@@ -4,15 +4,18 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from typing import Any
+
 from torch import nn
 
+from redimnet2_lobes.models.architecture import STAGE
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
-STAGE = ("frequency_stride", "time_stride", "blocks", "expansion", "reduction")
 
-
-def _architecture(base_channels, out_channels, *stages):
+def _architecture(
+    base_channels: int, out_channels: int | None, *stages: tuple
+) -> dict[str, Any]:
     return {
         "base_channels": base_channels,
         "out_channels": out_channels,
@@ -104,24 +107,17 @@ SHARED = {
 OF_MIXTURES = {"b3": {"out_channels": 224}, "b6": {"dual_aggregation": True}}
 
 
-def difference(network, variant):
+def difference(network: nn.Module, variant: str) -> str | None:
     """The first argument in which a network is not of a variant.
 
     Normalization before aggregation is not compared, since some of each
     variant have it, nor what short utterances are repeated to, since the
     architecture is the same.
 
-    Arguments
-    ---------
-    network : torch.nn.Module
-        The network.
-    variant : str
-        A key of ``VARIANTS``.
-
     Returns
     -------
     str or None
-        Name of an argument of `ReDimNet2`, mel_bins of its front-end, or
+        Name of an argument of ``ReDimNet2``, mel_bins of its front-end, or
         embedding_model for another class; None where all are the variant's.
 
     Example
@@ -146,18 +142,8 @@ def difference(network, variant):
     return None if [] in differing else differing[0][0]
 
 
-def variant_of(network):
-    """The variant that a network is one of.
-
-    Arguments
-    ---------
-    network : torch.nn.Module
-        The network.
-
-    Returns
-    -------
-    str or None
-        b0 to b6; None for another architecture, even of as many channels.
+def variant_of(network: nn.Module) -> str | None:
+    """The variant b0 to b6 that a network is one of, or None.
 
     Example
     -------
@@ -166,10 +152,8 @@ def variant_of(network):
     >>> stages = VARIANTS["b0"]["stages"][1:]
     >>> variant_of(ReDimNet2(LogMel(), base_channels=12, stages=stages))
     """
-    for variant in VARIANTS:
-        if difference(network, variant) is None:
-            return variant
-    return None
+    matching = (name for name in VARIANTS if difference(network, name) is None)
+    return next(matching, None)
 
 
 def check_variant(variant: str | None, network: nn.Module) -> None:

@@ -37,24 +37,27 @@ from onnx import (
 )
 from torch import Tensor, nn
 
+from redimnet2_lobes.models.blocks import (
+    ATTENTION_HEADS,
+    MapNorm,
+    ResidualBlock,
+    SelfAttention,
+    TimeContextBlock,
+)
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import (
-    EPSILON,
     FFT_LENGTH,
     HOP,
     PRE_EMPHASIS,
     WINDOW,
+    FrontEnd,
+    LogMel,
 )
 from redimnet2_lobes.models.redimnet2 import (
-    ATTENTION_HEADS,
     Aggregation,
-    MapNorm,
     ReDimNet2,
-    ResidualBlock,
-    SelfAttention,
     Stage,
     Stem,
-    TimeContextBlock,
 )
 
 OPSET = 20  # the first that has Gelu
@@ -241,34 +244,49 @@ def _front_end(graph: _Graph, x: str, network: ReDimNet2) -> str:
     x = graph("Tile", x, graph("Concat", [1], times, axis=0))
     x = graph("Slice", x, [0], wanted, [1])
 
-    centred = graph("Sub", x, graph("ReduceMean", x, [1]))
-    variance = graph("ReduceMean", graph("Mul", centred, centred), [1])
-    deviation = graph("Add", graph("Sqrt", variance), EPSILON)
-    x = graph("Div", centred, deviation)
+    front_end = network.front_end
+    ours = isinstance(front_end, LogMel)
+    if ours or front_end.normalize:
+        centred = graph("Sub", x, graph("ReduceMean", x, [1]))
+        variance = graph("ReduceMean", graph("Mul", centred, centred), [1])
+        epsilon = 1e-8 if ours else 1e-6
+        deviation = graph("Add", graph("Sqrt", variance), epsilon)
+        x = graph("Div", centred, deviation)
 
     # Pre-emphasis; the first sample sees the second.
     second = graph("Slice", x, [1], [2], [1])
     before = graph("Concat", second, graph("Slice", x, [0], [-1], [1]), axis=1)
     x = graph("Sub", x, graph("Mul", before, PRE_EMPHASIS))
 
-    # Half a hop of zeros stands at either end.
-    count = graph("Div", graph("Sub", wanted, [WINDOW - 2 * HOP]), [HOP])
-    power = _power_spectrum(graph, x, count, network.front_end.window)
+    # Half a hop of zeros stands at either end, or half a window reflected.
+    if ours:
+        x = graph("Pad", x, [0, HOP // 2, 0, HOP // 2])
+        span = graph("Sub", wanted, [WINDOW - 2 * HOP])
+    else:
+        x = graph("Pad", x, [0, WINDOW // 2, 0, WINDOW // 2], mode="reflect")
+        span = graph("Add", wanted, [HOP])
+    count = graph("Div", span, [HOP])
+    power = _power_spectrum(graph, x, count, front_end)
     limits = 1e-8, 1e8
-    power = graph("Clip", power, *limits)
-    mel = graph("MatMul", power, network.front_end.mel_filters)
-    x = graph("Log", graph("Add", graph("Clip", mel, *limits), limits[0]))
+    if ours:
+        power = graph("Clip", power, *limits)
+    mel = graph("MatMul", power, front_end.mel_filters)
+    if ours:
+        mel = graph("Clip", mel, *limits)
+    x = graph("Log", graph("Add", mel, 1e-8 if ours else 1e-6))
     x = graph("Sub", x, graph("ReduceMean", x, [0]))
     return graph("Unsqueeze", graph("Transpose", x, perm=[1, 0]), [0])
 
 
-def _power_spectrum(graph: _Graph, x: str, count: str, window: Tensor) -> str:
+def _power_spectrum(
+    graph: _Graph, x: str, count: str, front_end: FrontEnd
+) -> str:
     """Power of windows every 10 ms, [frames, spectrum bins].
 
     A window of 400 samples is two hops of 160 and half of a third, so that
     frames are joined from a few long pieces; the spectrum is a product.
     """
-    x = graph("Pad", x, [0, HOP // 2, 0, HOP // 2 + 2 * HOP])
+    x = graph("Pad", x, [0, 0, 0, 2 * HOP])
     samples = graph("Mul", graph("Add", count, [2]), [HOP])
     x = graph("Reshape", graph("Slice", x, [0], samples, [1]), [-1, HOP])
     pieces = []
@@ -277,9 +295,9 @@ def _power_spectrum(graph: _Graph, x: str, count: str, window: Tensor) -> str:
         end = graph("Concat", rows, [columns], axis=0)
         pieces.append(graph("Slice", x, [hop, 0], end, [0, 1]))
     frames = graph("Concat", *pieces, axis=1)
-    bins = torch.arange(FFT_LENGTH // 2, dtype=torch.float64)
+    bins = torch.arange(len(front_end.mel_filters), dtype=torch.float64)
     angle = 2 * torch.pi / FFT_LENGTH * torch.arange(WINDOW)[:, None] * bins
-    basis = window[:, None] * torch.cat([angle.cos(), angle.sin()], 1)
+    basis = front_end.window[:, None] * torch.cat([angle.cos(), angle.sin()], 1)
     spectrum = graph("MatMul", frames, basis)
     squares = [graph("Mul", x, x) for x in graph.split(spectrum, 2, axis=1)]
     return graph("Add", *squares)

@@ -17,13 +17,16 @@ from dataclasses import dataclass
 
 import torch
 
+from redimnet2_lobes.models.blocks import TIME_KERNELS
 from redimnet2_lobes.models.front_end import (
     FFT_LENGTH,
     PRE_EMPHASIS,
     WINDOW,
+    FrontEnd,
     LogMel,
+    TorchaudioLogMel,
 )
-from redimnet2_lobes.models.redimnet2 import TIME_KERNELS, ReDimNet2, Stage
+from redimnet2_lobes.models.redimnet2 import ReDimNet2, Stage
 
 Weights = dict[str, torch.Tensor]
 
@@ -175,6 +178,7 @@ def published_config(network: ReDimNet2) -> dict:
     """
     arguments = network.arguments()
     front_end = network.front_end
+    is_torchaudio = isinstance(front_end, TorchaudioLogMel)
     config = {
         "F": front_end.mel_bins,
         "C": arguments["base_channels"],
@@ -189,11 +193,11 @@ def published_config(network: ReDimNet2) -> dict:
             )
             for stage in arguments["stages"]
         ],
-        "feat_type": "tf",
+        "feat_type": "pt" if is_torchaudio else "tf",
         "spec_params": {
             "do_preemph": True,
             "do_spec_aug": False,
-            "norm_signal": True,
+            "norm_signal": not is_torchaudio or front_end.normalize,
         },
     }
     # What the first version of the published code does not know is left out
@@ -271,14 +275,11 @@ def build_network(model_config: dict) -> ReDimNet2:
     )
 
 
-def _front_end(model_config: dict) -> LogMel:
+def _front_end(model_config: dict) -> FrontEnd:
     settings = dict(model_config.get("spec_params", {}))
-    for key, value, default in (
-        ("norm_signal", True, False),
-        ("do_preemph", True, True),
-        ("do_spec_aug", False, False),
-    ):
-        found = settings.pop(key, default)
+    normalize = settings.pop("norm_signal", False)
+    for key, value in (("do_preemph", True), ("do_spec_aug", False)):
+        found = settings.pop(key, value)
         if found is not value:
             raise ValueError(
                 f"model_config.spec_params.{key}: {found!r} is not supported, "
@@ -290,12 +291,18 @@ def _front_end(model_config: dict) -> LogMel:
             f"model_config.spec_params.{unknown[0]}: unknown option"
         )
     kind = model_config["feat_type"]
-    if kind not in ("tf", "tf_mel"):
-        raise ValueError(
-            f"model_config.feat_type: {kind!r} is not supported, only 'tf', "
-            "which all released checkpoints have"
-        )
-    return LogMel(model_config["F"])
+    if kind in ("tf", "tf_mel"):
+        if not normalize:
+            raise ValueError(
+                "model_config.spec_params.norm_signal: only True is supported "
+                "with feat_type 'tf'"
+            )
+        return LogMel(model_config["F"])
+    if kind in ("pt", "pt_mel"):
+        return TorchaudioLogMel(model_config["F"], normalize=normalize)
+    raise ValueError(
+        f"model_config.feat_type: {kind!r} is not supported, only 'tf' and 'pt'"
+    )
 
 
 def _stage(index: int, entry: Sequence) -> dict[str, int]:
@@ -315,7 +322,7 @@ def _stage(index: int, entry: Sequence) -> dict[str, int]:
     }
 
 
-def check_front_end(front_end: LogMel, constants: Weights) -> None:
+def check_front_end(front_end: FrontEnd, constants: Weights) -> None:
     """Compares the front-end constants of a published file with ours.
 
     Arguments
@@ -349,19 +356,22 @@ def check_front_end(front_end: LogMel, constants: Weights) -> None:
             )
 
 
-def _front_end_constants(front_end: LogMel) -> Weights:
+def _front_end_constants(front_end: FrontEnd) -> Weights:
     """Bit for bit what the published code builds, by their names there."""
-    # It computes its DFT by products with windowed kernels. The order of
-    # operations decides the last bit.
-    bins = torch.arange(FFT_LENGTH // 2, dtype=torch.float64)
-    samples = torch.arange(WINDOW, dtype=torch.float64)
-    angle = 2 * torch.pi * samples * bins[:, None, None] / FFT_LENGTH
-    constants = {
-        "1.flipped_filter": torch.tensor([[[-PRE_EMPHASIS, 1.0]]]),
-        "2.real_kernel_pt": angle.cos().float() * front_end.window,
-        "2.image_kernel_pt": angle.sin().float() * front_end.window,
-        "2.melbanks_pt": front_end.mel_filters.T.unsqueeze(2).contiguous(),
-    }
+    constants = {"1.flipped_filter": torch.tensor([[[-PRE_EMPHASIS, 1.0]]])}
+    if isinstance(front_end, TorchaudioLogMel):
+        constants["2.spectrogram.window"] = front_end.window.clone()
+        constants["2.mel_scale.fb"] = front_end.mel_filters.clone()
+    else:
+        # The published code computes its DFT by products with windowed
+        # kernels. The order of operations decides the last bit.
+        bins = torch.arange(FFT_LENGTH // 2, dtype=torch.float64)
+        samples = torch.arange(WINDOW, dtype=torch.float64)
+        angle = 2 * torch.pi * samples * bins[:, None, None] / FFT_LENGTH
+        constants["2.real_kernel_pt"] = angle.cos().float() * front_end.window
+        constants["2.image_kernel_pt"] = angle.sin().float() * front_end.window
+        mel_filters = front_end.mel_filters.T.unsqueeze(2)
+        constants["2.melbanks_pt"] = mel_filters.contiguous()
     return {
         f"spec.torchfbank.{name}": value for name, value in constants.items()
     }

@@ -24,7 +24,9 @@ from redimnet2_lobes.files.settings import (
 from redimnet2_lobes.inference.embedding_cache import network_fingerprint
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
-from redimnet2_lobes.models.redimnet2 import PassThrough, ReDimNet2
+from redimnet2_lobes.models.pass_through import PassThrough
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.tiles import keep_freed_memory
 from redimnet2_lobes.models.variants import VARIANTS
 from redimnet2_lobes.pretrained.loading import (
     check_tensors,
@@ -159,6 +161,7 @@ def load_folded_encoder(
     fingerprint = network_fingerprint(encoder.mods)
     network = encoder.mods.embedding_model
     if isinstance(network, ReDimNet2):  # others may be used as well
+        keep_freed_memory()
         encoder.mods.embedding_model = fold(network)
     precision = run_opts.eval_precision
     if precision == "fp32":

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.models.tiles import keep_freed_memory
 from redimnet2_lobes.pretrained.published_layout import (
     build_network,
     take_weights,
@@ -140,7 +141,10 @@ def build(implementation, variant, training):
 def build_ours(checkpoint, training):
     network = build_network(checkpoint["model_config"])
     take_weights(network, checkpoint["state_dict"])
-    return network if training else fold(network.eval())
+    if training:
+        return network
+    keep_freed_memory()
+    return fold(network.eval())
 
 
 def build_published(checkpoint):
