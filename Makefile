@@ -1,3 +1,4 @@
+# make install  the environment in .venv, which each of the others builds too
 # make demo   builds a small corpus of real voices, trains B0 and verifies
 # make test   lint, doctests and the tests not marked slow, with their coverage
 # make test-all  the slow ones as well, as .ci/run does
@@ -7,14 +8,14 @@
 # make lint   ruff, codespell, yamllint (.pre-commit-config.yaml)
 # make docs   the documentation, as a site in build/docs
 # make mutants [MODULES=...]   breaks the code on purpose (tests/README.md)
-#
-# Each builds the environment in .venv first, if it is not there.
 
 PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test test-all test-versions bench lint docs mutants
+.PHONY: install demo test test-all test-versions bench lint docs mutants
+install: .venv/complete
+
 demo: .venv/complete
 	$(BIN)/python recipes/VoxCeleb/SpeakerRec/demo.py demo
 
