@@ -3,9 +3,8 @@
 A shard is a tar file of some thousands of utterances, for file systems that are
 slow with millions of small files. Anything that reads WebDataset reads it: each
 utterance has the members ``<ID>.wav`` (or another extension, the file as it is)
-and ``<ID>.json`` with its speaker. Utterances are dealt to shards at random,
-numbers of utterances differing by at most one, so shards can also be streamed
-in balance by the ranks and workers of other programs::
+and ``<ID>.json`` with its speaker. Utterances are dealt to shards at random and
+evenly, so that other programs can stream them::
 
     OUTPUT/shard-000000.tar ...
     OUTPUT/train.csv    where each utterance lies in them, written last
@@ -31,7 +30,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 import signal
 import tarfile
 from collections.abc import Iterator
@@ -50,7 +48,7 @@ from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line_errors
 from redimnet2_lobes.files.settings import check_at_least
 
-Row = tuple[str, float, str, str]  # ID, duration, wav, spk_id
+Row = tuple[str, float, str, str]  # as COLUMNS
 Task = tuple[Path, list[Row]]  # a shard and its utterances
 Place = tuple[int, int]  # offset and size in a shard, in bytes
 
@@ -72,26 +70,21 @@ def make_shards(
         The utterances, as ``prepare_voxceleb`` lists them.
     output
         A new folder, or that of an interrupted run with the same arguments.
-    data_folder
-        The folder of the corpus, ``$data_root`` in ``train_csv``.
-    save_folder
-        The folder of converted files, ``$save_root`` in ``train_csv``; by
-        default the one that holds ``train_csv``.
+    data_folder, save_folder
+        Stand for ``$data_root`` and ``$save_root``; the latter is by default
+        the folder that holds ``train_csv``.
     utterances_per_shard
-        Largest number of utterances of a shard. The default makes shards of
-        1 GB of VoxCeleb2.
+        At most. The default makes shards of 1 GB of VoxCeleb2.
     workers
         Number of processes; by default one for each available CPU.
     seed
-        Seed of the random order.
+        Of the random order.
 
     Raises
     ------
     ValueError
         If ``train_csv`` is of another form, a name cannot be written, or
         ``output`` holds something else.
-    OSError
-        If a file cannot be read or written.
 
     Example
     -------
@@ -106,49 +99,40 @@ def make_shards(
     ID,duration,wav,spk_id
     alice/home/a,1.5,$data_root/shard-000000.tar:1536:50,alice
     """
-    counts = {"utterances_per_shard": utterances_per_shard}
-    if workers is not None:
-        counts["workers"] = workers
-    check_at_least(counts, **dict.fromkeys(counts, 1))
-    output = Path(output)
+    counts = {"utterances_per_shard": utterances_per_shard, "workers": workers}
+    check_at_least(counts, utterances_per_shard=1, workers=1)
+    train_csv, output = Path(train_csv), Path(output)
     utterances = _read_utterances(
-        train_csv, data_folder, save_folder or Path(train_csv).parent
+        train_csv, data_folder, save_folder or train_csv.parent
     )
-    _claim(
-        output,
-        {
-            "train_csv_sha256": hashlib.sha256(
-                Path(train_csv).read_bytes()
-            ).hexdigest(),
-            "utterances_per_shard": utterances_per_shard,
-            "seed": seed,
-        },
-    )
+    plan = {
+        "train_csv_sha256": hashlib.sha256(train_csv.read_bytes()).hexdigest(),
+        "utterances_per_shard": utterances_per_shard,
+        "seed": seed,
+    }
+    _claim(output, plan)
     order = np.random.default_rng(seed).permutation(len(utterances))
     shards = np.array_split(order, math.ceil(len(order) / utterances_per_shard))
     tasks = [
         (output / f"shard-{number:06}.tar", [utterances[i] for i in members])
         for number, members in enumerate(shards)
     ]
-    sources = [None] * len(utterances)
+    rows = [None] * len(utterances)
     places = _make_all(tasks, workers)
     for (path, _), members, ranges in zip(tasks, shards, places, strict=True):
         for i, (offset, size) in zip(members, ranges, strict=True):
-            sources[i] = f"$data_root/{path.name}:{offset}:{size}"
+            name, duration, _, speaker = utterances[i]
+            source = f"$data_root/{path.name}:{offset}:{size}"
+            rows[i] = [name, duration, source, speaker]
     with (
-        _whole_file(output / "train.csv") as partial,
+        _atomic_file(output / "train.csv") as partial,
         open(partial, "w", newline="", encoding="utf-8") as stream,
     ):
-        index = csv.writer(stream, lineterminator="\n")
-        index.writerow(COLUMNS)
-        for (name, duration, _, speaker), source in zip(
-            utterances, sources, strict=True
-        ):
-            index.writerow([name, duration, source, speaker])
+        csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
 def _read_utterances(
-    train_csv: str, data_folder: str, save_folder: str | Path
+    train_csv: Path, data_folder: str, save_folder: str | Path
 ) -> list[Row]:
     replacements = {"data_root": data_folder, "save_root": save_folder}
     try:
@@ -195,7 +179,7 @@ def _claim(output: Path, plan: dict[str, object]) -> None:
             f"{output}: holds other files, but no shards; name a new folder"
         )
     else:
-        with _whole_file(path) as partial:
+        with _atomic_file(path) as partial:
             partial.write_text(json.dumps(plan), encoding="utf-8")
 
 
@@ -225,15 +209,9 @@ def _start_worker() -> None:
 
 
 def _make_shard(task: Task) -> list[Place]:
-    """Writes a shard if it is not there yet (in a worker process).
-
-    Gives where each utterance begins and its size, in bytes.
-    """
+    """Writes a shard unless it is there; gives the places of its utterances."""
     path, utterances = task
-    audio = [
-        f"{name}{os.path.splitext(wav)[1].lower()}"
-        for name, _, wav, _ in utterances
-    ]
+    audio = [name + Path(wav).suffix.lower() for name, _, wav, _ in utterances]
     ranges = _read_shard(path)
     if set(audio) - set(ranges):  # it is not there, or was damaged
         _write_shard(path, utterances)
@@ -242,20 +220,16 @@ def _make_shard(task: Task) -> list[Place]:
 
 
 def _read_shard(path: Path) -> dict[str, Place]:
-    """The offset and size of each member, in bytes."""
     try:
         with tarfile.open(path) as shard:
-            return {
-                member.name: (member.offset_data, member.size)
-                for member in shard
-            }
+            return {each.name: (each.offset_data, each.size) for each in shard}
     except (FileNotFoundError, tarfile.ReadError):
         return {}
 
 
 def _write_shard(path: Path, utterances: list[Row]) -> None:
     with (
-        _whole_file(path) as partial,
+        _atomic_file(path) as partial,
         open(partial, "wb") as stream,
         # Without times, the same utterances make the same bytes.
         webdataset.TarWriter(stream, mtime=0) as shard,
@@ -271,7 +245,7 @@ def _write_shard(path: Path, utterances: list[Row]) -> None:
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
+def _atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary name, and says how to go on if that fails."""
     try:
         with complete_or_absent(path) as partial:

@@ -28,8 +28,10 @@ from redimnet2_lobes.files.atomic import replace_when_synced
 from redimnet2_lobes.files.download import download
 from redimnet2_lobes.files.error_lines import one_line_errors
 
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
+
 # For each corpus the folder in its archive, the folders that must be in that,
-# and where the archive is.
+# where the archive is, and its MD5 sum.
 CORPORA = {
     "musan": (
         "musan",
@@ -51,14 +53,8 @@ def prepare_noises(
 ) -> None:
     """Extracts both corpora, unless they are there already.
 
-    Arguments
-    ---------
-    folder
-        Receives ``musan/`` and ``RIRS_NOISES/``, each when it is complete.
-    musan
-        The archive musan.tar.gz. Without it, it is downloaded into the folder.
-    rirs
-        The archive rirs_noises.zip, likewise.
+    The folder receives ``musan/`` and ``RIRS_NOISES/``, each when it is
+    complete. Archives that are not given are downloaded into it.
 
     Raises
     ------
@@ -118,12 +114,7 @@ def _extract(archive: str, folder: str, remedy: str) -> None:
             tarfile.open(fileobj=watched, mode="r|*") as members,
         ):
             members.extractall(folder, filter="data")
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-    ) as error:
+    except DAMAGED as error:
         raise ValueError(
             f"{archive}: damaged or no archive ({error}); {remedy}"
         ) from error

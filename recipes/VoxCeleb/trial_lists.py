@@ -35,17 +35,12 @@ URLS = {
 def fetch_trial_list(name: str, folder: str) -> tuple[str, int]:
     """Downloads the list of a letter, unless it is there, and checks it.
 
-    Returns
-    -------
-    path
-        The list.
-    trials
-        How many trials it has.
+    Gives its path and its number of trials.
 
     Raises
     ------
     ValueError
-        If what arrived or was there is not the list. The message is one line.
+        If what arrived or was there is not the list.
     OSError
         If it cannot be fetched or written.
     """

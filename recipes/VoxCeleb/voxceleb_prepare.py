@@ -1,13 +1,11 @@
 """Data preparation for corpora in VoxCeleb's layout.
 
-What training can read is listed, what it could read after a conversion is
-converted, and the rest is left out; the report tells which. Lengths come from
-the headers of the files. A header does not tell silence or NaNs: on request,
-every file is decoded once.
+Files that training can read are listed, others converted if they can be, and
+the rest is left out and reported. Lengths come from the headers. A header does
+not tell silence or NaNs: on request, every file is decoded once.
 
-The work goes speaker by speaker, each in one of the worker processes, and the
-results are kept in the order of the speakers, so they do not depend on the
-number of workers.
+Each speaker is a task of one worker process. The results are in the order of
+the speakers, whatever the number of workers.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -22,7 +20,7 @@ import os
 import re
 import signal
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,7 +30,7 @@ import soundfile
 import torch
 from speechbrain.dataio import audio_io
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.parallel import get_available_cpu_count, parallel_map
+from speechbrain.utils.parallel import get_available_cpu_count
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import (
@@ -42,16 +40,12 @@ from redimnet2_lobes.data.audio import (
     utterance_name,
 )
 from redimnet2_lobes.data.trials import has_published_sum, read_trials
-from redimnet2_lobes.files.atomic import (
-    complete_or_absent,
-    replace_when_synced,
-)
+from redimnet2_lobes.files.atomic import complete_or_absent, replace_when_synced
+from redimnet2_lobes.files.settings import require_number
 
 logger = get_logger(__name__)
 
 SAMPLE_RATE = 16000
-
-TRAIN_CSV = "train.csv"
 REPORT_CSV = "preparation_report.csv"
 INDEX = "preparation_index.tsv"
 
@@ -61,7 +55,6 @@ MISPLACED = "not in wav/<speaker>/<session>/"
 # number of its samples.
 WAV_HEADER = struct.Struct("<4s4x8sI2H2I2H4sI")
 FLAC_HEADER = struct.Struct(">4s14xQ")
-HEADER_BYTES = WAV_HEADER.size
 
 # Speakers and utterances as published, at robots.ox.ac.uk/~vgg/data/voxceleb.
 CORPORA = {
@@ -72,7 +65,6 @@ CORPORA = {
 }
 VOXCELEB1 = range(10001, 11252)
 VOXCELEB1_TEST = range(10270, 10310)
-
 
 Path = str | os.PathLike
 
@@ -111,9 +103,7 @@ def prepare_voxceleb(
     Arguments
     ---------
     data_folder
-        The folder that holds ``wav/``.
     save_folder
-        The folder for the results.
     test_trials
         Trial lists; their *speakers* stay out of training.
     validation_trials
@@ -122,8 +112,7 @@ def prepare_voxceleb(
         Shorter files are skipped.
     check_audio
         Whether all files are decoded, to skip those that are silent, hold NaN
-        or cannot be decoded. If not, only headers are read, and files that
-        need a conversion are decoded.
+        or cannot be decoded. If not, only files to be converted are.
     corpora
         What the folder is meant to hold in full: names in ``CORPORA``. Their
         speakers and utterances are counted. VoxCeleb2's parts cannot be told
@@ -137,11 +126,8 @@ def prepare_voxceleb(
     ------
     ValueError
         If there is no ``wav/``, no utterance is left for training, a corpus
-        is not complete, the test trials are about VoxCeleb1's training
-        speakers and the folder holds VoxCeleb1, or a setting or a trial list
-        is wrong.
-    OSError
-        If the save folder cannot be written.
+        is incomplete, a setting or a trial list is wrong, or test trials are
+        about training speakers of a VoxCeleb1 that the folder holds.
 
     Example
     -------
@@ -186,11 +172,13 @@ id00012
         minimum_seconds=minimum_seconds,
         check_audio=check_audio,
     )
+    report_path = os.path.join(save_folder, REPORT_CSV)
     found, counts = {}, Counter()  # of (action, reason)
-    with _text_file(os.path.join(save_folder, TRAIN_CSV)) as train:
+    training_speakers, utterances, seconds = 0, 0, 0.0
+    with _text_file(os.path.join(save_folder, "train.csv")) as train:
         train.write("ID,duration,wav,spk_id\n")
         with (
-            _text_file(os.path.join(save_folder, REPORT_CSV)) as report,
+            _text_file(report_path) as report,
             _index_file(os.path.join(save_folder, INDEX)) as index,
         ):
             report.write("file,action,reason\n")
@@ -199,13 +187,13 @@ id00012
                 csv.writer(report, lineterminator="\n").writerow(
                     [name, "skipped", MISPLACED]
                 )
-            training_speakers, seconds = 0, 0.0
             for task, result in zip(
                 tasks, _check_speakers(check, tasks, workers), strict=True
             ):
                 found[task.speaker] = result.utterances
                 counts.update(result.counts)
                 training_speakers += bool(result.train)
+                utterances += result.train.count("\n")
                 seconds += result.seconds
                 train.write(result.train)
                 report.write(result.report)
@@ -218,16 +206,11 @@ id00012
         ]
         for line in summary:
             logger.info("Preparation: %s", line)
-        utterances = sum(
-            count
-            for (action, _), count in counts.items()
-            if action in ("used", "converted")
-        )
         if not utterances:
             raise ValueError(
                 f"data_folder {data_folder}: no utterance is left for "
                 f"training ({', '.join(summary) or 'wav/ holds no audio file'}"
-                f"); see {os.path.join(save_folder, REPORT_CSV)}"
+                f"); see {report_path}"
             )
         _check_complete(found, corpora or [], allow_incomplete, data_folder)
     logger.info(
@@ -245,11 +228,7 @@ def _check_settings(
     workers: object,
 ) -> None:
     """Refuses wrong settings by the name that they have in a YAML file."""
-    if not (isinstance(minimum_seconds, (int, float)) and minimum_seconds >= 0):
-        raise ValueError(
-            "minimum_seconds must be a number of seconds from 0 on, "
-            f"not {minimum_seconds!r}"
-        )
+    require_number("minimum_seconds", minimum_seconds)
     if not isinstance(check_audio, bool):
         raise ValueError(
             f"check_audio must be True or False, not {check_audio!r}"
@@ -279,10 +258,10 @@ def _read_held_out(
         tested = {name.split("/")[0] for name in _utterances_of(trial_list)}
         _check_voxceleb1_training(trial_list, tested, data_folder, speakers)
         test_speakers |= tested
-    validation_utterances = {}
-    for utterance in _utterances_of(validation_trials):
-        speaker = utterance.split("/")[0]
-        validation_utterances.setdefault(speaker, set()).add(utterance)
+    validation_utterances = defaultdict(set)
+    if validation_trials is not None:
+        for utterance in _utterances_of(validation_trials):
+            validation_utterances[utterance.split("/")[0]].add(utterance)
     if not test_speakers.isdisjoint(validation_utterances):
         logger.warning(
             "Preparation: validation_trials and test_trials share speakers, "
@@ -291,10 +270,8 @@ def _read_held_out(
     return test_speakers, validation_utterances
 
 
-def _utterances_of(trial_list: Path | None) -> set[str]:
-    """Gives the IDs of the utterances that a trial list (or None) names."""
-    if trial_list is None:
-        return set()
+def _utterances_of(trial_list: Path) -> set[str]:
+    """Gives the IDs of the utterances that a trial list names."""
     trials = read_trials(trial_list)
     files = dict.fromkeys(file for _, *pair in trials for file in pair)
     # The demo corpus has a veri_test2.txt too.
@@ -350,25 +327,26 @@ def _check_complete(
     data_folder: Path,
 ) -> None:
     """Compares the speakers and utterances found with the published counts."""
-    by_corpus = {}
+    by_corpus = defaultdict(list)
     for name in corpora:
         # VoxCeleb2's test speakers have names among those of dev.
         key = "voxceleb2" if name.startswith("voxceleb2") else name
-        by_corpus.setdefault(key, []).append(name)
+        by_corpus[key].append(name)
     for key, names in by_corpus.items():
         utterances = [
             count
             for speaker, count in found.items()
             if count and _corpus_of(speaker) == key
         ]
+        expected_speakers = sum(CORPORA[name][0] for name in names)
+        expected_utterances = sum(CORPORA[name][1] for name in names)
         counted = len(utterances), sum(utterances)
-        expected = tuple(map(sum, zip(*map(CORPORA.get, names), strict=True)))
-        if counted == expected:
+        if counted == (expected_speakers, expected_utterances):
             continue
         message = (
             f"data_folder {data_folder}: {' and '.join(names)} should have "
-            f"{expected[0]:,} speakers and {expected[1]:,} utterances, found "
-            f"{counted[0]:,} and {counted[1]:,}"
+            f"{expected_speakers:,} speakers and {expected_utterances:,} "
+            f"utterances, found {counted[0]:,} and {counted[1]:,}"
         )
         if not allow_incomplete:
             raise ValueError(
@@ -393,19 +371,6 @@ def _find_speakers(wav_folder: str) -> tuple[list[str], list[str]]:
     return sorted(speakers, key=lambda name: f"{name}/"), sorted(misplaced)
 
 
-# How a file was checked ("audio", "header" or not), reason and duration.
-NOT_CHECKED = "", "", 0.0
-
-
-class Header(NamedTuple):
-    """What the header of a file says."""
-
-    rate: int  # Hz
-    channels: int
-    frames: int
-    end: int  # the size in bytes that the file must have at least
-
-
 class Task(NamedTuple):
     """What a worker process needs to know of a speaker."""
 
@@ -427,8 +392,8 @@ class Result(NamedTuple):
 
 
 def _start_worker() -> None:
-    # Ctrl-C reaches the whole group; the parent then stops the workers, between
-    # two speakers. One thread each: the processes share the cores already.
+    # Ctrl-C reaches the whole group; the parent then stops the workers. One
+    # thread each: the processes share the cores already.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
@@ -440,20 +405,10 @@ def _check_speakers(
     workers = min(workers or get_available_cpu_count(), max(len(tasks), 1))
     try:
         with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-            results = parallel_map(
-                check,
-                tasks,
-                executor=pool,
-                chunk_size=max(1, min(8, len(tasks) // (4 * workers))),
-                progress_bar=False,
-            )
-            # Unlike parallel_map's own bar, this one also ends on an error.
-            yield from tqdm(
-                results,
-                desc="Checking audio",
-                unit="speaker",
-                total=len(tasks),
-            )
+            chunksize = max(1, min(8, len(tasks) // (4 * workers)))
+            results = pool.map(check, tasks, chunksize=chunksize)
+            bar = {"desc": "Checking audio", "unit": "speaker"}
+            yield from tqdm(results, total=len(tasks), **bar)
     except BrokenProcessPool:
         raise OSError(
             f"one of the {workers} preparation workers was killed, perhaps for "
@@ -486,8 +441,7 @@ def _check_speaker(
     folder = os.path.join(wav_folder, task.speaker)
     files = sorted(_find_audio(folder, f"{task.speaker}/"))
     for utterance, _, name, size, mtime_ns in files:
-        fault = _fault_of_name(name, utterance == last)
-        if fault:
+        if fault := _fault_of_name(name, utterance == last):
             counts["skipped", fault] += 1
             write_report([_printable(name), "skipped", fault])
             continue
@@ -501,7 +455,7 @@ def _check_speaker(
             continue
         state = f"{name}\t{size}\t{mtime_ns}"
         converted = _converted_path(save_folder, utterance)
-        how, reason, duration = earlier.get(state, NOT_CHECKED)
+        how, reason, duration = earlier.get(state, ("", "", 0.0))
         if (
             how in ("audio", checked)
             and duration >= minimum_seconds
@@ -523,20 +477,12 @@ def _check_speaker(
         if action != "skipped":
             index.append(f"{state}\t{how}\t{reason}\t{duration}\n")
             seconds += duration
-            wav = (
-                _converted_path("$save_root", utterance)
-                if reason
-                else f"$data_root/wav/{name}"
-            )
+            wav = f"$data_root/wav/{name}"
+            if reason:
+                wav = _converted_path("$save_root", utterance)
             write_train([utterance, duration, wav, task.speaker])
-    return Result(
-        utterances,
-        counts,
-        seconds,
-        train.getvalue(),
-        report.getvalue(),
-        "".join(index),
-    )
+    texts = train.getvalue(), report.getvalue(), "".join(index)
+    return Result(utterances, counts, seconds, *texts)
 
 
 def _find_audio(
@@ -558,8 +504,7 @@ def _find_audio(
                         entry.path, f"{prefix}{name}/", depth + 1
                     )
                 continue
-            rank = audio_rank(name)
-            if rank is None:
+            if (rank := audio_rank(name)) is None:
                 continue
             try:
                 status = entry.stat()
@@ -596,15 +541,9 @@ def _check_file(
     minimum_seconds: float,
     check_audio: bool,
 ) -> tuple[str, str, float]:
-    """Checks one file and converts it if need be.
-
-    Gives what was done (used, converted or skipped), the reason, which is empty
-    if the file is used as it is, and the duration in seconds.
-    """
-    if size < 0:
-        return "skipped", "missing", 0.0
-    if size == 0:
-        return "skipped", "empty", 0.0
+    """Gives used, converted or skipped, the reason if any, and the seconds."""
+    if size <= 0:
+        return "skipped", "empty" if size == 0 else "missing", 0.0
     try:
         header = _read_plain_header(path) or _read_any_header(path)
         rate, channels, frames, end = header
@@ -630,8 +569,7 @@ def _check_file(
     os.makedirs(os.path.dirname(converted), exist_ok=True)
     try:
         with complete_or_absent(converted) as partial:
-            # As float, nothing is clipped and faint recordings keep all bits:
-            # training hears exactly what inference makes of the original.
+            # As float, training hears what inference makes of the original.
             samples = waveform.numpy()
             soundfile.write(partial, samples, SAMPLE_RATE, "FLOAT", None, "WAV")
     except RuntimeError as error:
@@ -642,20 +580,19 @@ def _check_file(
     return "converted", ", ".join(deviations), duration
 
 
-def _read_plain_header(path: str) -> Header | None:
-    """Reads the usual headers of wav and flac; 15 times as fast as libsndfile.
+# Sampling rate, channels, samples, and the size in bytes that the file must
+# have at least.
+Header = tuple[int, int, int, int]
 
-    Gives None for any other header.
-    """
+
+def _read_plain_header(path: str) -> Header | None:
+    """Reads a usual header of wav or flac, 15 times as fast as libsndfile."""
     try:
-        file = os.open(path, os.O_RDONLY)
+        with open(path, "rb", buffering=0) as file:
+            header = file.read(WAV_HEADER.size)
     except OSError:
         return None
-    try:
-        header = os.read(file, HEADER_BYTES)
-    finally:
-        os.close(file)
-    if len(header) < HEADER_BYTES:
+    if len(header) < WAV_HEADER.size:
         return None
     if header.startswith(b"RIFF"):
         _, kind, length, code, channels, rate, _, block, _, chunk, body = (
@@ -666,12 +603,12 @@ def _read_plain_header(path: str) -> Header | None:
             and block
             and body < 2**31 - 2**16  # above it is what streams have
         ):
-            return Header(rate, channels, body // block, HEADER_BYTES + body)
+            return rate, channels, body // block, WAV_HEADER.size + body
     elif header.startswith(b"fLaC"):
         _, packed = FLAC_HEADER.unpack_from(header)
         frames = packed & (2**36 - 1)
         if frames:  # 0 stands for unknown
-            return Header(packed >> 44, (packed >> 41 & 7) + 1, frames, 0)
+            return packed >> 44, (packed >> 41 & 7) + 1, frames, 0
     return None
 
 
@@ -680,7 +617,7 @@ def _read_any_header(path: str) -> Header:
         header = audio_io.info(path)
     except RuntimeError:
         raise AudioError("unreadable", "convert it", path) from None
-    return Header(header.sample_rate, header.channels, header.frames, 0)
+    return header.sample_rate, header.channels, header.frames, 0
 
 
 def _earlier_verdicts(save_folder: Path) -> dict[str, str]:
@@ -690,7 +627,7 @@ def _earlier_verdicts(save_folder: Path) -> dict[str, str]:
     outlives a second interruption.
     """
     path = os.path.join(save_folder, INDEX)
-    lines = {}
+    lines = defaultdict(str)
     for name in (path, f"{path}.part"):
         with (
             contextlib.suppress(FileNotFoundError),
@@ -702,7 +639,7 @@ def _earlier_verdicts(save_folder: Path) -> dict[str, str]:
                 text.splitlines(keepends=True),
                 key=lambda line: line.split("/", 1)[0],
             ):
-                lines[speaker] = lines.get(speaker, "") + "".join(group)
+                lines[speaker] += "".join(group)
     if os.path.exists(f"{path}.part"):
         with _text_file(f"{path}.merged") as index:
             index.writelines(lines.values())

@@ -53,7 +53,7 @@ import imageio_ffmpeg
 from speechbrain.utils.parallel import get_available_cpu_count
 from tqdm import tqdm
 
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import NO_SPACE, complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line_errors
 from redimnet2_lobes.files.folder_lock import only_writer
 
@@ -81,11 +81,6 @@ Found = Iterator[tuple[Recording, str | None]]
 class JoinedFiles(io.RawIOBase):
     """Reads several files as if they were one.
 
-    Arguments
-    ---------
-    paths
-        The files, in order.
-
     Example
     -------
     >>> folder = getfixture("tmp_path")
@@ -112,16 +107,8 @@ class JoinedFiles(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Moves to a place, as in any file."""
-        start = {
-            io.SEEK_SET: 0,
-            io.SEEK_CUR: self._position,
-            io.SEEK_END: self._ends[-1],
-        }
-        self._position = start[whence] + offset
-        return self._position
-
-    def tell(self) -> int:
-        """The place, in bytes from the start."""
+        # In the order of SEEK_SET, SEEK_CUR and SEEK_END.
+        self._position = (0, self._position, self._ends[-1])[whence] + offset
         return self._position
 
     def readinto(self, buffer: bytearray) -> int:
@@ -151,25 +138,8 @@ def unpack(
 ) -> tuple[int, int, int]:
     """Unpacks archives and extracted trees; see the top of this file.
 
-    Arguments
-    ---------
-    output
-        The folder that gets ``wav/``.
-    sources
-        Archives and folders.
-    audio_format
-        What .m4a files become.
-    workers
-        Conversions at a time; by default one for each available CPU.
-
-    Returns
-    -------
-    unpacked
-        How many new utterances.
-    present
-        How many were there before.
-    failures
-        How many files are in the report.
+    Gives the numbers of new utterances, of those that were there before, and of
+    files in the report. By default there are as many workers as available CPUs.
 
     Raises
     ------
@@ -186,14 +156,12 @@ def unpack(
     >>> unpack(str(folder / "VoxCeleb1"), [str(folder / "vox1_test_wav.zip")])
     (1, 0, 0)
     """
+    wav_folder = os.path.join(output, "wav")
     with (
         _work_folder(output) as work_folder,
         contextlib.ExitStack() as archives,
     ):
-        there = {
-            recording.utterance
-            for recording, _ in _in_folder(os.path.join(output, "wav"))
-        }
+        there = {recording.utterance for recording, _ in _in_folder(wav_folder)}
         present, failures, recordings = 0, [], []
         found = {}  # audio files in each place
         for source in sources:
@@ -202,7 +170,13 @@ def unpack(
                 if place in found:  # each part of an archive may be given
                     continue
                 found[place] = 0
-                for recording, fault in _recordings(place, output, archives):
+                if isinstance(place, tuple):
+                    audio_files = _in_archive(place, archives)
+                else:
+                    audio_files = _in_folder(
+                        place, os.path.realpath(wav_folder)
+                    )
+                for recording, fault in audio_files:
                     found[place] += 1
                     if fault:
                         failures.append((source, recording.path, fault))
@@ -219,7 +193,7 @@ def unpack(
                 )
         unpack_one = functools.partial(
             _unpack_one,
-            wav_folder=os.path.join(output, "wav"),
+            wav_folder=wav_folder,
             work_folder=work_folder,
             audio_format=audio_format,
         )
@@ -234,8 +208,7 @@ def unpack(
             )
         for recording, fault in zip(recordings, faults, strict=True):
             if fault:
-                archive = recording.archive
-                source = archive.filename if archive else ""
+                source = getattr(recording.archive, "filename", "")
                 failures.append((source, recording.path, fault))
         with (
             complete_or_absent(os.path.join(output, REPORT_CSV)) as report,
@@ -271,29 +244,19 @@ def _places(source: str) -> Iterator[Place]:
         raise ValueError(f"{source}: no such file or folder")
 
 
-def _recordings(
-    place: Place, output: str, archives: contextlib.ExitStack
-) -> Found:
-    """Yields (recording, fault or None) for the audio files of a place."""
-    if isinstance(place, tuple):
-        return _in_archive(place, archives)
-    return _in_folder(place, os.path.join(output, "wav"))
-
-
 def _all_parts(path: str) -> tuple[str, ...]:
     """Gives the paths of all parts of an archive, in order."""
     folder, name = os.path.split(path)
     match = PART.fullmatch(name)
     if not match:
         return (path,)
-    stem = match[1]
     beside = {
         other
         for other in os.listdir(folder or ".")
-        if PART.fullmatch(other) and other.startswith(stem)
+        if PART.fullmatch(other) and other.startswith(match[1])
     }
     letters = itertools.product(string.ascii_lowercase, repeat=2)
-    expected = [f"{stem}{''.join(pair)}" for pair in letters]
+    expected = [match[1] + "".join(pair) for pair in letters]
     parts = expected[: expected.index(max(beside)) + 1]
     for part in parts:
         if part not in beside:
@@ -323,17 +286,14 @@ def _in_archive(
 def _in_folder(folder: str, left_out: str | None = None) -> Found:
     for path, folders, names in os.walk(folder, followlinks=True):
         inner = os.path.relpath(path, folder)
-        too_deep = inner.count(os.sep) >= DEEPEST
         folders[:] = [
             name
             for name in sorted(folders)
-            if not too_deep
+            if inner.count(os.sep) < DEEPEST
             and name[0] != "."
             and not (
-                left_out
-                and name == "wav"
-                and os.path.exists(left_out)
-                and os.path.samefile(os.path.join(path, name), left_out)
+                name == "wav"
+                and os.path.realpath(os.path.join(path, name)) == left_out
             )
         ]
         for name in sorted(names):
@@ -380,9 +340,13 @@ def _unpack_one(
         elif recording.archive:
             os.replace(original, target)
         else:
-            _link_or_copy(original, target, working)
+            try:
+                os.link(os.path.realpath(original), target)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(original, working)
+                os.replace(working, target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE:
             raise OSError(
                 f"{target}: {error.strerror}; make room and run it again"
             ) from None
@@ -392,14 +356,6 @@ def _unpack_one(
     except ValueError as error:
         return str(error)
     return None
-
-
-def _link_or_copy(original: str, target: str, working: str) -> None:
-    try:
-        os.link(os.path.realpath(original), target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(original, working)
-        os.replace(working, target)
 
 
 def _convert(original: str, converted: str, audio_format: str) -> None:

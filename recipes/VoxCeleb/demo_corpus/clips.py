@@ -8,15 +8,16 @@ Authors
 """
 
 import collections
-import concurrent.futures
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import torch
 from settings import SETTINGS
 from speakers import Source
 from speechbrain.dataio import audio_io
-from speechbrain.utils.parallel import get_available_cpu_count, parallel_map
+from speechbrain.utils.parallel import get_available_cpu_count
 from torchaudio.functional import resample
+from tqdm import tqdm
 
 HOP = SETTINGS["sample_rate"] // 100  # samples; 10 ms
 
@@ -33,48 +34,32 @@ def read_clips(
     Returns
     -------
     speakers
-        speaker -> session -> list of clips.
+        Speaker to session to clips.
     dropped_files
-        path -> reason of each file of no use.
+        Path of each file of no use to the reason.
     """
 
-    def read(source: Source) -> tuple[Source, torch.Tensor | None, str | None]:
+    def read(source: Source) -> torch.Tensor | str:
         try:
-            return source, read_clip(source.path), None
+            return read_clip(source.path)
         except DroppedFile as error:
-            return source, None, str(error)
+            return str(error)
 
     speakers = collections.defaultdict(lambda: collections.defaultdict(list))
     dropped_files = {}
     # Decoding and resampling run outside Python, so threads share the work.
-    workers = get_available_cpu_count()
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for source, clip, reason in parallel_map(
-            read,
-            sources,
-            process_count=workers,
-            executor=pool,
-            progress_bar_kwargs={"desc": "reading clips", "unit": "file"},
-        ):
-            if reason:
-                dropped_files[source.path] = reason
+    with ThreadPool(get_available_cpu_count()) as pool:
+        bar = tqdm(sources, desc="reading clips", unit="file")
+        for source, clip in zip(bar, pool.imap(read, sources), strict=True):
+            if isinstance(clip, str):
+                dropped_files[source.path] = clip
             else:
                 speakers[source.speaker][source.session].append(clip)
     return speakers, dropped_files
 
 
 def read_clip(path: Path) -> torch.Tensor:
-    """Reads a source file as a trimmed clip.
-
-    Arguments
-    ---------
-    path
-        An audio file that soundfile reads, of any rate, mono or stereo.
-
-    Returns
-    -------
-    torch.Tensor
-        Mono waveform at 16 kHz without the silence at both ends [time].
+    """Reads a source file, mono at 16 kHz, without silence at both ends [time].
 
     Raises
     ------
@@ -126,11 +111,6 @@ def trim_silence(waveform: torch.Tensor) -> torch.Tensor:
     loudest part. Levels are medians over 80 ms, so that clicks of a switch or a
     mouse are no sound. A margin of 100 ms stays at both ends, for the short or
     soft sounds at the ends of a word.
-
-    Arguments
-    ---------
-    waveform
-        Mono, at 16 kHz, not empty [time].
     """
     powers = _frame_powers(waveform)
     around = 3
@@ -151,16 +131,7 @@ def trim_silence(waveform: torch.Tensor) -> torch.Tensor:
 
 
 def split_long_clip(clip: torch.Tensor) -> list[torch.Tensor]:
-    """Cuts a long clip into pieces at its most silent places.
-
-    One of no more than 8 s stays whole; the pieces of others are shorter than
-    that.
-
-    Arguments
-    ---------
-    clip
-        Mono waveform at 16 kHz [time].
-    """
+    """Cuts a clip of more than 8 s into shorter ones, at its silent places."""
     if len(clip) <= _samples("longest_clip_seconds"):
         return [clip]
     # Cut at the most silent frame of the middle half, then again if need be.
@@ -172,18 +143,10 @@ def split_long_clip(clip: torch.Tensor) -> list[torch.Tensor]:
 
 
 def join_clips(clips: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Joins clips, in the order given, into utterances of about 3 s.
+    """Joins clips of one speaker and session into utterances of about 3 s.
 
-    Arguments
-    ---------
-    clips
-        Mono waveforms at 16 kHz of one speaker and session [time].
-
-    Returns
-    -------
-    list[torch.Tensor]
-        Waveforms within -1 and 1 of at least 3 s, but one shorter one if all
-        clips together are shorter [time].
+    They lie within -1 and 1 and last at least 3 s, unless all clips together
+    are shorter.
     """
     target = _samples("utterance_seconds")
     gap = torch.zeros(_samples("gap_seconds"))

@@ -31,43 +31,24 @@ class CorpusError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """An utterance of the corpus.
+    """An utterance of the corpus."""
 
-    Arguments
-    ---------
-    path
-        Of its file, relative to the folder ``wav``.
-    part
-        ``train``, ``validation`` or ``test``.
-    """
-
-    path: str
-    part: str
+    path: str  # of its file, relative to the folder wav
+    part: str  # train, validation or test
 
     @property
     def speaker(self) -> str:
-        """The speaker, who is the first folder of the path."""
+        """The first folder of the path."""
         return self.path.split("/")[0]
 
 
 def make_trials(
     utterances: list[Utterance], most_trials: int | None = None
 ) -> list[str]:
-    """Pairs utterances for verification.
+    """Pairs utterances for verification, as lines of a list of VoxCeleb.
 
-    Arguments
-    ---------
-    utterances
-        Of several speakers.
-    most_trials
-        If there are more pairs, all target pairs stay and as many nontarget
-        pairs, chosen by the seed, as fill this number.
-
-    Returns
-    -------
-    list[str]
-        Lines of a trial list of VoxCeleb: ``1`` for a target trial or ``0``,
-        the enrolment utterance, the test utterance.
+    If there are more than ``most_trials``, all target pairs stay, and as many
+    nontarget pairs, chosen by the seed, as fill this number.
 
     Example
     -------
@@ -93,21 +74,15 @@ def make_trials(
 def find_corpus(
     output_folder: Path, origin: str, settings: dict
 ) -> dict | None:
-    """Looks for a corpus that need not be built again.
+    """The content of ``corpus.json``, if the corpus need not be built again.
 
     Arguments
     ---------
     output_folder
-        Where the corpus would be.
     origin
         ``real`` or ``synthetic``.
     settings
         The settings that the corpus has to be built with.
-
-    Returns
-    -------
-    dict | None
-        The content of its ``corpus.json``; None if a corpus is to be built.
 
     Raises
     ------
@@ -120,7 +95,7 @@ def find_corpus(
         "origin": origin,
         "settings": settings,
     }
-    if found and all(found.get(key) == wanted[key] for key in wanted):
+    if found and found.items() >= wanted.items():
         logger.info(
             "reusing the corpus of %s voices in %s", origin, output_folder
         )
@@ -137,7 +112,6 @@ def find_corpus(
 
 
 def _read_description(output_folder: Path) -> dict | None:
-    """The content of corpus.json, if there is one of ours."""
     try:
         text = (output_folder / "corpus.json").read_text(encoding="utf-8")
         description = json.loads(text)
@@ -153,26 +127,21 @@ def write_corpus(
     description: dict,
     report: str = "",
 ) -> dict:
-    """Writes all files of a corpus, ``corpus.json`` last.
+    """Writes all files of a corpus; gives the content of ``corpus.json``.
 
     Everything is written into a folder ``.building`` and moved from there, so
-    that no half-written file ever has its final name.
+    that no half-written file ever has its final name. Another corpus in the
+    output folder is replaced.
 
     Arguments
     ---------
     output_folder
-        The folder of the corpus; what it held of another one is replaced.
     utterances
-        Each one an Utterance and its waveform at 16 kHz [time].
+        Each with its waveform at 16 kHz [time].
     description
         What to put into ``corpus.json`` besides the figures counted here.
     report
         The content of ``dropped_files.txt``.
-
-    Returns
-    -------
-    dict
-        The content of ``corpus.json``.
     """
     building = _building(output_folder)
     if building.exists():

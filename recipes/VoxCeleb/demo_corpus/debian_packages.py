@@ -23,17 +23,7 @@ class PackageError(ValueError):
 def unpacked_package(package: str, cache_folder: Path) -> Path:
     """Downloads and unpacks a Debian package, or finds it in the cache.
 
-    Arguments
-    ---------
-    package
-    cache_folder
-        Where packages and their unpacked trees stay.
-
-    Returns
-    -------
-    Path
-        The folder that holds the ``usr`` of the package; its name tells the
-        version.
+    Gives the folder that holds its ``usr``; the name tells the version.
 
     Raises
     ------

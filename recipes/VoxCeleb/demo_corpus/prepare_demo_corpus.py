@@ -42,21 +42,9 @@ logger = logging.getLogger(__name__)
 def build_demo_corpus(
     output_folder: str | Path, cache_folder: str | Path, synthetic: bool = False
 ) -> dict:
-    """Builds the corpus, or returns at once if it is there.
+    """Builds the corpus unless it is there; gives the content of corpus.json.
 
-    Arguments
-    ---------
-    output_folder
-        Where to write the corpus.
-    cache_folder
-        Where downloaded packages stay for the next run.
-    synthetic
-        Whether to build the synthetic stand-in without trying the packages.
-
-    Returns
-    -------
-    dict
-        The content of ``corpus.json``.
+    The voices are synthetic on request, or if the packages cannot be had.
 
     Raises
     ------

@@ -13,11 +13,7 @@ from clips import read_clips
 from corpus_folder import find_corpus, write_corpus
 from debian_packages import unpacked_package
 from settings import SETTINGS
-from speakers import (
-    PACKAGES,
-    drop_duplicates,
-    find_sources,
-)
+from speakers import PACKAGES, drop_duplicates
 from split import choose_speakers, make_utterances
 from tqdm import tqdm
 
@@ -25,19 +21,9 @@ from tqdm import tqdm
 def write_real_corpus(
     output_folder: str | Path, cache_folder: str | Path
 ) -> dict:
-    """Writes a corpus of the voices in the packages.
+    """Writes a corpus of the voices in the packages, unless it is there.
 
-    Arguments
-    ---------
-    output_folder
-        Where to write the corpus; if this corpus is already there, it stays.
-    cache_folder
-        Where downloaded packages stay for the next run.
-
-    Returns
-    -------
-    dict
-        The content of ``corpus.json``.
+    Gives the content of ``corpus.json``. Downloaded packages stay in the cache.
 
     Raises
     ------
@@ -46,10 +32,8 @@ def write_real_corpus(
     CorpusError
         If there are too few speakers, or the folder holds something else.
     """
-    output_folder = Path(output_folder)
-    cache_folder = Path(cache_folder)
-    found = find_corpus(output_folder, "real", SETTINGS)
-    if found:
+    output_folder, cache_folder = Path(output_folder), Path(cache_folder)
+    if found := find_corpus(output_folder, "real", SETTINGS):
         return found
     trees = {
         package: unpacked_package(package, cache_folder)
@@ -58,7 +42,7 @@ def write_real_corpus(
     sources = [
         source
         for package, tree in trees.items()
-        for source in find_sources(package, tree)
+        for source in PACKAGES[package](tree)
     ]
     distinct, duplicates = drop_duplicates(sources)
     speakers, useless = read_clips(distinct)
@@ -71,11 +55,10 @@ def write_real_corpus(
         for speaker in languages
     }
     parts, dropped_speakers = choose_speakers(seconds, languages)
+    bar = tqdm(parts.items(), desc="writing utterances", unit="speaker")
     utterances = (
         pair
-        for speaker, part in tqdm(
-            parts.items(), desc="writing utterances", unit="speaker"
-        )
+        for speaker, part in bar
         for pair in make_utterances(speaker, part, speakers.pop(speaker))
     )
     description = {

@@ -19,37 +19,12 @@ AUDIO_SUFFIXES = {".ogg", ".opus", ".mp3", ".wav", ".flac"}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A source file and who speaks in it.
-
-    Arguments
-    ---------
-    path
-        The audio file.
-    speaker
-        For example ``klettres-pt_BR``.
-    session
-        Occasion of the recording, as far as the folders tell.
-    language
-        For example ``pt_BR``.
-    """
+    """A source file and who speaks in it."""
 
     path: Path
-    speaker: str
-    session: str
-    language: str
-
-
-def find_sources(package: str, tree: Path) -> list[Source]:
-    """Lists the spoken clips of an unpacked package, sorted by path.
-
-    Arguments
-    ---------
-    package
-        One of ``PACKAGES``.
-    tree
-        Folder that holds the ``usr`` of the package.
-    """
-    return list(PACKAGES[package](tree))
+    speaker: str  # such as klettres-pt_BR
+    session: str  # occasion of the recording, as far as the folders tell
+    language: str  # such as pt_BR
 
 
 def _ktuberling_sources(tree: Path) -> Iterator[Source]:
@@ -90,6 +65,7 @@ def _hedgewars_sources(tree: Path) -> Iterator[Source]:
         yield Source(path, f"hedgewars-{voice}", "hedgewars", language)
 
 
+# Each yields the spoken clips below the folder that holds the package's usr/.
 PACKAGES = {
     "ktuberling-data": _ktuberling_sources,
     "klettres-data": _klettres_sources,
@@ -117,10 +93,8 @@ def normalize_language(code: str) -> str:
     >>> normalize_language("pt-br"), normalize_language("sr@ijekavianlatin")
     ('pt_BR', 'sr')
     """
-    language, _, region = code.split("@")[0].replace("-", "_").partition("_")
-    return (
-        f"{language.lower()}_{region.upper()}" if region else language.lower()
-    )
+    language, *region = code.split("@")[0].replace("-", "_").split("_")
+    return "_".join([language.lower(), *map(str.upper, region)])
 
 
 def drop_duplicates(
@@ -128,24 +102,18 @@ def drop_duplicates(
 ) -> tuple[list[Source], dict[Path, str]]:
     """Leaves out recordings that occur again.
 
-    Arguments
-    ---------
-    sources
-        Of all packages.
-
     Returns
     -------
     distinct
         The first of equal files of one speaker, but none of equal files of
         two.
     dropped_files
-        path -> reason of each of the other files.
+        Path to reason.
     """
     equal_sources = collections.defaultdict(list)
     for source in tqdm(sources, desc="finding duplicates", unit="file"):
         equal_sources[_digest(source.path)].append(source)
-    distinct = []
-    dropped_files = {}
+    distinct, dropped_files = [], {}
     for equal in equal_sources.values():
         if len({source.speaker for source in equal}) > 1:
             # Whose voice it is, the folders do not tell.

@@ -22,32 +22,30 @@ def choose_speakers(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Decides which speakers are for training and which for testing.
 
+    No language is in both, and no test language has two speakers, since they
+    may be one person.
+
     Arguments
     ---------
     seconds
-        speaker -> seconds of clips.
+        Speaker to seconds of clips.
     languages
-        speaker -> language.
+        Speaker to language.
 
     Returns
     -------
     parts
-        speaker -> ``train`` or ``test``. No language is in both, and no test
-        language has two speakers, since they may be one person.
+        Speaker to ``train`` or ``test``.
     dropped_speakers
-        speaker -> reason of each one left out.
+        Speaker to reason.
 
     Raises
     ------
     CorpusError
         If too few speakers are left for testing.
     """
-    test_languages = {
-        _base_language(code) for code in SETTINGS["test_languages"]
-    }
-    parts = {}
-    dropped_speakers = {}
-    tested = set()
+    test_languages = set(map(_base_language, SETTINGS["test_languages"]))
+    parts, dropped_speakers, tested = {}, {}, set()
     # Of each test language the speaker with the most material is kept.
     for speaker in sorted(seconds, key=lambda name: (-seconds[name], name)):
         language = _base_language(languages[speaker])
@@ -81,21 +79,10 @@ def _base_language(language: str) -> str:
 def make_utterances(
     speaker: str, part: str, sessions: dict[str, list[torch.Tensor]]
 ) -> list[tuple[Utterance, torch.Tensor]]:
-    """Makes the utterances of one speaker.
+    """Makes the utterances of one speaker, each with its waveform [time].
 
-    Arguments
-    ---------
-    speaker
-    part
-        ``train`` or ``test``.
-    sessions
-        session -> list of clips.
-
-    Returns
-    -------
-    list[tuple[Utterance, torch.Tensor]]
-        Each one an Utterance and its waveform. For testing at most 12; for
-        training all, some of them held out for validation.
+    For ``part`` "test" they are at most 12; for "train" all, some of them held
+    out for validation. ``sessions`` holds the clips of each session.
     """
     # Seeded by the name, so that no speaker depends on the others.
     chance = random.Random(f"{SETTINGS['seed']} {speaker}")
@@ -115,10 +102,5 @@ def make_utterances(
         # than half.
         count = min(4, max(2, len(paths) // 10), len(paths) // 2)
         held_out = chance.sample(paths, count)
-    return [
-        (
-            Utterance(path, "validation" if path in held_out else part),
-            waveforms[path],
-        )
-        for path in paths
-    ]
+    part_of = dict.fromkeys(paths, part) | dict.fromkeys(held_out, "validation")
+    return [(Utterance(path, part_of[path]), waveforms[path]) for path in paths]

@@ -9,11 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from corpus_folder import (
-    Utterance,
-    find_corpus,
-    write_corpus,
-)
+from corpus_folder import Utterance, find_corpus, write_corpus
 from settings import SETTINGS
 from synthetic_voices import synthetic_utterance
 from tqdm import tqdm
@@ -26,26 +22,10 @@ def write_synthetic_corpus(
     utterances_per_speaker: int = 12,
     seconds: float = 3.0,
 ) -> dict:
-    """Writes a corpus of synthetic voices in the same layout.
+    """Writes a corpus of synthetic voices, unless it is there.
 
-    Arguments
-    ---------
-    output_folder
-        Where to write the corpus; if this corpus is already there, it stays.
-    training_speakers
-        Number of voices for training. Two utterances of each (or half, if that
-        is less) are for validation.
-    test_speakers
-        Number of voices for testing.
-    utterances_per_speaker
-        Utterances of each voice.
-    seconds
-        Length of each utterance.
-
-    Returns
-    -------
-    dict
-        The content of ``corpus.json``.
+    Two utterances of each training speaker (or half, if that is less) are for
+    validation. Gives the content of ``corpus.json``.
 
     Raises
     ------
@@ -60,8 +40,7 @@ def write_synthetic_corpus(
         "seconds": seconds,
         "most_validation_trials": SETTINGS["most_validation_trials"],
     }
-    found = find_corpus(output_folder, "synthetic", settings)
-    if found:
+    if found := find_corpus(output_folder, "synthetic", settings):
         return found
     parts = {
         f"synthetic-{seed:03d}": "train" if seed < training_speakers else "test"

@@ -110,21 +110,8 @@ def synthetic_utterance(
 ) -> np.ndarray:
     """Speaks a random sequence of syllables with one synthetic voice.
 
-    Arguments
-    ---------
-    speaker_seed
-        Chooses the voice.
-    utterance_seed
-        Chooses what is spoken, how loud and over how much noise.
-    seconds
-        Length of the utterance, more than 0.
-    sample_rate
-        Samples per second.
-
-    Returns
-    -------
-    np.ndarray
-        Mono waveform within -1 and 1, float32 [time].
+    Gives a waveform within -1 and 1, float32 [time]. ``utterance_seed`` chooses
+    what is spoken, how loud and over how much noise.
 
     Example
     -------
@@ -165,11 +152,10 @@ def synthetic_utterance(
 def _syllables(
     voice: Voice, random: np.random.Generator, seconds: float
 ) -> np.ndarray:
-    """Draws sounds until `seconds` are filled.
+    """Draws sounds until `seconds` are filled, a row for each.
 
-    Returns the sounds as an array with a row for each: the second at which it
-    starts, the kind (0 pause, 1 consonant, 2 vowel) and the number of the
-    vowel or consonant.
+    The columns are the second at which it starts, the kind (0 pause, 1
+    consonant, 2 vowel) and the number of the vowel or consonant.
     """
     count = int(np.ceil(seconds * voice.syllables_per_second * 2)) + 1
     syllable = random.uniform(0.7, 1.3, size=count) / voice.syllables_per_second
