@@ -47,14 +47,8 @@ EMPTY = ("empty", "it holds no samples, so export or record it again")
 class AudioError(ValueError):
     """Audio that cannot be used, described in one line.
 
-    Arguments
-    ---------
-    reason
-        What is wrong, in a few words that are the same for all such files.
-    remedy
-        What to do about it, with details of this file if there are any.
-    path
-        The file, where it is known.
+    ``reason`` is in a few words that are the same for all such files,
+    ``remedy`` may have details of this one.
 
     Example
     -------
@@ -102,22 +96,10 @@ def audio_rank(file: str) -> int | None:
 def match_utterances(
     names: Iterable[str], files: Iterable[str]
 ) -> dict[str, str]:
-    """The file of each utterance, in whatever format it is.
+    """The file of each utterance that has one, in any format.
 
-    Trial lists name ``.wav`` files, which a corpus may have as ``.flac``.
-
-    Arguments
-    ---------
-    names
-        Utterances, with an extension or without.
-    files
-        What there is, named in the same way.
-
-    Returns
-    -------
-    dict[str, str]
-        Each of ``names`` that was found to one of ``files``: itself, or else
-        of those that differ in the extension the most usual one.
+    Trial lists name ``.wav`` files, which a corpus may have as ``.flac``. Of
+    files that differ from a name in the extension, the most usual is taken.
 
     Example
     -------
@@ -130,9 +112,10 @@ def match_utterances(
         best.setdefault(utterance_name(file), file)
     matches = {}
     for name in names:
-        match = name if name in files else best.get(utterance_name(name))
-        if match is not None:
-            matches[name] = match
+        if name in files:
+            matches[name] = name
+        elif utterance_name(name) in best:
+            matches[name] = best[utterance_name(name)]
     return matches
 
 
@@ -145,8 +128,6 @@ def find_audio(folder: str | os.PathLike) -> list[str]:
     ------
     ValueError
         If there is none, or the name of one is not UTF-8.
-    OSError
-        If a folder cannot be read.
 
     Example
     -------
@@ -198,9 +179,6 @@ class CheckedAudioNormalizer(AudioNormalizer):
     gives the same waveform for less work and shows silence that resampling
     would hide behind ripples.
 
-    Takes what `AudioNormalizer` takes: the ``sample_rate`` of the output in Hz,
-    and ``mix``, "avg-to-mono" or "keep".
-
     Example
     -------
     >>> normalizer = CheckedAudioNormalizer(sample_rate=16000)
@@ -214,20 +192,7 @@ equal, so record it again or leave it out
     """
 
     def __call__(self, audio: torch.Tensor, sample_rate: int) -> torch.Tensor:
-        """Check, mix down and resample.
-
-        Arguments
-        ---------
-        audio
-            [time, channels] or [time].
-        sample_rate
-            In Hz.
-
-        Returns
-        -------
-        torch.Tensor
-            At ``self.sample_rate``: [time], or [time, channels] if the channels
-            of such an input are kept.
+        """Checks, mixes and resamples [time] or [time, channels].
 
         Raises
         ------
@@ -277,33 +242,22 @@ equal, so record it again or leave it out
 
 @functools.lru_cache
 def _normalizer(sample_rate: int) -> CheckedAudioNormalizer:
-    """Keep one normalizer per rate, since it caches its resamplers."""
+    """One for each rate, since it caches its resamplers."""
     return CheckedAudioNormalizer(sample_rate)
 
 
 def load_waveform(
     path: str | os.PathLike, sample_rate: int = 16000
 ) -> torch.Tensor:
-    """Reads an audio file of any format that libsndfile knows, as mono.
+    """Reads an audio file of any format that libsndfile knows.
 
-    Arguments
-    ---------
-    path
-        Any number of channels, any usual sampling rate.
-    sample_rate
-        That of the output in Hz.
-
-    Returns
-    -------
-    torch.Tensor
-        The waveform, float32, [samples].
+    Gives a mono waveform at ``sample_rate``, float32 [samples].
 
     Raises
     ------
     AudioError
         If there is no such file, it is a folder, it cannot be decoded, or
-        `CheckedAudioNormalizer` refuses what it holds. The message is one line
-        that names the file and the remedy.
+        `CheckedAudioNormalizer` refuses what it holds.
 
     Example
     -------

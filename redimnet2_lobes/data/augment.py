@@ -43,11 +43,6 @@ class Step:
         """Checks and lists the folders that are read, if any.
 
         Call it once before loader workers start: they inherit the lists.
-
-        Raises
-        ------
-        ValueError
-            If a folder is not what it should be. The message is one line.
         """
         for part in self.parts:
             part.check()
@@ -178,12 +173,7 @@ class Noise(Step):
 
 
 class Reverberation(Step):
-    """Lets the speech sound as in a room of RIRS_NOISES' simulated rooms.
-
-    Arguments
-    ---------
-    rirs_folder
-        The folder that holds ``simulated_rirs/``.
+    """Lets the speech sound as in one of RIRS_NOISES' ``simulated_rirs/``.
 
     Example
     -------
@@ -229,12 +219,9 @@ class LowPass(Step):
 
 
 class Gain(Step):
-    """Changes the level; what would exceed full scale is scaled down to it.
+    """Changes the level by ``gain``, from the lowest to the highest, dB.
 
-    Arguments
-    ---------
-    gain
-        Lowest and highest gain, dB.
+    What would exceed full scale is scaled down to it.
 
     Example
     -------
@@ -255,19 +242,11 @@ class Gain(Step):
 
 
 class Recordings:
-    """The .wav files below a folder, 16 kHz mono, to draw from.
+    """The .wav files, 16 kHz mono, at any depth below ``folder/part/``.
 
     What it reads is a waveform [samples]; a file that cannot be read or is not
-    16 kHz mono is a ValueError that names it.
-
-    Arguments
-    ---------
-    key
-        What the user calls ``folder``, for the messages.
-    folder
-        A corpus.
-    part
-        The folder in it that holds the files, at any depth.
+    16 kHz mono is a ValueError that names it. ``key`` is what the user calls
+    the folder, for messages.
 
     Example
     -------
@@ -404,7 +383,6 @@ def low_pass(
     Arguments
     ---------
     waveform
-        Waveform [samples].
     cutoff
         Where the gain is a half; the band is from 0 to 1.
     transition

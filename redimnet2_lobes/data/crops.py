@@ -21,12 +21,7 @@ class EpochRandom:
     """Random numbers that follow from the seed, the epoch and the utterance.
 
     What is drawn for an utterance depends neither on the order of the
-    utterances nor on the worker that reads it.
-
-    Arguments
-    ---------
-    seed
-        Seed. Set ``epoch`` before each epoch.
+    utterances nor on the worker that reads it. Set ``epoch`` before each epoch.
 
     Example
     -------
@@ -93,22 +88,9 @@ class RandomCrop:
     def __call__(
         self, source: str, random: np.random.Generator
     ) -> tuple[torch.Tensor, int]:
-        """Reads a crop.
+        """Reads a crop [samples] of what ``open_audio`` opens, 16 kHz mono.
 
-        Arguments
-        ---------
-        source
-            An utterance, 16 kHz mono: an audio file or its place in a shard
-            (see ``open_audio``).
-        random
-            Draws the speed and the place.
-
-        Returns
-        -------
-        waveform
-            The crop [samples].
-        speed
-            Index of its speed in ``speeds``.
+        It comes with the index of its speed in ``speeds``.
 
         Raises
         ------

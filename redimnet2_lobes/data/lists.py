@@ -15,11 +15,6 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
 
     A byte-order mark is left out.
 
-    Raises
-    ------
-    ValueError
-        If a line is not UTF-8.
-
     Example
     -------
     >>> path = getfixture("tmp_path") / "list.txt"
@@ -52,8 +47,7 @@ def read_rows(
     columns
         Those that it must have, wav among them; a row has a value for each.
     replacements
-        For each variable in the column wav, such as ``$data_root``, what stands
-        for it.
+        What stands for variables in the column wav, such as ``$data_root``.
 
     Raises
     ------

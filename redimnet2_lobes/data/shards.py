@@ -25,13 +25,7 @@ SHARD_SOURCE = re.compile(r"(.+\.tar):(\d+):(\d+)")
 
 @contextlib.contextmanager
 def open_audio(source: str) -> Iterator["AudioFile"]:
-    """Opens an utterance for reading.
-
-    Arguments
-    ---------
-    source
-        An audio file, or ``<shard>.tar:<offset>:<size>``, the bytes of one
-        within a tar file.
+    """Opens an audio file, or the bytes ``<shard>.tar:<offset>:<size>``.
 
     Raises
     ------
@@ -83,13 +77,9 @@ class AudioFile(soundfile.SoundFile):
         self._range = file
 
     def read_part(self, start: int, frames: int) -> np.ndarray:
-        """Reads a part of the utterance, and nothing else from the disk.
+        """Reads samples from ``start`` on, and nothing else from the disk.
 
-        Returns
-        -------
-        numpy.ndarray
-            So many samples from ``start`` on, float32; fewer if the audio is
-            incomplete.
+        They are float32, and fewer than asked for if the audio is incomplete.
         """
         self._range.prefetch(start, frames, self.frames)
         self.seek(start)

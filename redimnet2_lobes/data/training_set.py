@@ -65,20 +65,17 @@ class UtteranceList:
         Arguments
         ---------
         path
-            The CSV file.
         replacements
-            For each variable in the column wav, such as ``$data_root``, what
-            stands for it.
+            What stands for variables in the column wav, such as ``$data_root``.
         prefix
             Put in front of names and speakers, so that those of several
             corpora are not confused.
         minimum_seconds
             Shorter utterances are left out.
         left_out_speakers
-            Speakers of the trials to test on, without prefix.
+            Without prefix.
         left_out_utterances
-            Utterances of the trials to validate on, without prefix, by their
-            ``utterance_name``.
+            Without prefix, by their ``utterance_name``.
 
         Raises
         ------
@@ -114,21 +111,21 @@ class UtteranceList:
                 f"{path}: not a list of utterances with the columns ID, "
                 f"duration, wav and spk_id ({error})"
             ) from None
-        self.names = np.concatenate([self.names, np.array(names, "S")])
-        self.sources = np.concatenate([self.sources, np.array(sources, "S")])
-        self.speakers = np.concatenate([self.speakers, np.array(speakers, "S")])
-        self.shards = np.concatenate([self.shards, np.array(shards, np.int32)])
+        self.names = np.append(self.names, np.array(names, "S"))
+        self.sources = np.append(self.sources, np.array(sources, "S"))
+        self.speakers = np.append(self.speakers, np.array(speakers, "S"))
+        self.shards = np.append(self.shards, np.array(shards, np.int32))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[str, str, str]:
         """Name, source and speaker of an utterance."""
-        name, source, speaker = (
-            os.fsdecode(column[index])
-            for column in (self.names, self.sources, self.speakers)
+        return (
+            os.fsdecode(self.names[index]),
+            os.fsdecode(self.sources[index]),
+            os.fsdecode(self.speakers[index]),
         )
-        return name, source, speaker
 
 
 def read_training_lists(
@@ -138,7 +135,7 @@ def read_training_lists(
     test_trials: str | Path | Iterable[str | Path],
     validation_trials: Iterable[tuple],
 ) -> tuple[UtteranceList, CategoricalEncoder]:
-    r"""Reads the training utterances, without those of the trials.
+    r"""Reads the training utterances and speakers, without those of the trials.
 
     Arguments
     ---------
@@ -150,16 +147,9 @@ def read_training_lists(
     minimum_seconds
         Shorter utterances are left out.
     test_trials
-        A trial list, or several, whose speakers are left out.
+        Trial lists whose speakers are left out.
     validation_trials
         Trials (label, enrolment, test) whose utterances are left out.
-
-    Returns
-    -------
-    utterances
-        The utterances.
-    speakers
-        Their speakers, in the order of their names.
 
     Raises
     ------
@@ -225,11 +215,9 @@ class TrainingCrops(Dataset):
     utterances, speakers
         From ``read_training_lists``.
     crop
-        Reads a crop.
     augment
         Maps a crop [samples] and a ``numpy.random.Generator`` to a crop.
     epoch_random
-        Random numbers for each utterance.
     on_bad_audio
         "skip" (another utterance takes the place of one that cannot be used,
         with a warning) or "stop".
@@ -261,12 +249,9 @@ class TrainingCrops(Dataset):
     def __getitem__(self, index: int) -> dict:
         """Reads a crop.
 
-        Returns
-        -------
-        dict
-            ``id``, ``sig`` [samples], ``label`` (class index; each speed makes
-            a new class of each speaker) and ``replaced``, the number of
-            utterances that could not be used in its place.
+        Gives ``id``, ``sig`` [samples], ``label`` (class index; each speed
+        makes a new class of each speaker) and ``replaced``, the number of
+        utterances that could not be used in its place.
 
         Raises
         ------

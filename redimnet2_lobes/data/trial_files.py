@@ -53,16 +53,14 @@ def read_trial_lists(
     Arguments
     ---------
     paths
-        A list or several, in any form of `read_trials`.
-    data_folder
-        Holds ``wav/``, where the files are unless ``utterances`` tells.
-    output_folder
-        Receives missing_files.txt if files are missing.
+        In any form of `read_trials`.
+    data_folder, output_folder
+        See `find_files`.
     utterances
-        Name of each utterance to its file.
+        Each utterance to its file, in place of ``data_folder``.
     enrolments
-        Name of each speaker model to its utterances, see `read_enrolments`;
-        None if trials name enrolment utterances.
+        Each speaker model to its utterances, see `read_enrolments`; None if
+        trials name enrolment utterances.
     keys
         What the user calls the first two arguments, for messages.
 
@@ -122,22 +120,7 @@ def files_of(lists: Iterable[TrialList]) -> dict[str, str]:
 def check_labels(
     trials: list[tuple[int, str, str]], key: str, path: str
 ) -> None:
-    """Checks that a trial list holds trials of both kinds.
-
-    Arguments
-    ---------
-    trials
-        From `read_trials`.
-    key
-        The key that gave the list.
-    path
-        The list.
-
-    Raises
-    ------
-    ValueError
-        If all labels are the same.
-    """
+    """Checks that a trial list, which ``key`` gave, has both labels."""
     if {label for label, _, _ in trials} != {0, 1}:
         raise ValueError(
             f"{key}: all trials in {path} have label {trials[0][0]}, but "
@@ -151,7 +134,7 @@ def find_files(
     output_folder: str,
     key: str = "data_folder",
 ) -> dict[str, str]:
-    """Paths of the files of utterances.
+    """Paths of the files of distinct utterances, in their order.
 
     Arguments
     ---------
@@ -164,11 +147,6 @@ def find_files(
         Receives missing_files.txt if files are missing.
     key
         The key that gave the folder, for the error.
-
-    Returns
-    -------
-    dict
-        Each distinct name to its path, in the order of their first mention.
 
     Raises
     ------

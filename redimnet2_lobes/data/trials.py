@@ -5,7 +5,6 @@ Authors
 """
 
 import csv
-import itertools
 import os
 from collections.abc import Iterator
 
@@ -31,7 +30,7 @@ FORMS = (
 
 
 def read_trials(path: str | os.PathLike) -> list[tuple[int, str, str]]:
-    """Reads a trial list in any of three forms.
+    """Reads (label, enrolment, test) of each trial, from any of three forms.
 
     - VoxCeleb: ``label enrol test``, the label 1 for the same speaker and 0 for
       different ones;
@@ -39,28 +38,17 @@ def read_trials(path: str | os.PathLike) -> list[tuple[int, str, str]]:
     - CSV: a header with the columns ``enrol``, ``test`` and ``label`` in any
       order, labels as in either of the others.
 
-    The first line decides. Blank lines, Windows line ends and a byte-order mark
-    do no harm. A trial that stands there again is kept, as published error
-    rates count it, and a warning says how many there are; with another label it
-    is an error.
-
-    Arguments
-    ---------
-    path
-        A text file in UTF-8. enrol and test name utterances, such as
-        ``id10270/5r0dWxy17C8/00001.wav``, or enrol a model of several
-        (``read_enrolments``).
-
-    Returns
-    -------
-    list[tuple[int, str, str]]
-        The label, enrolment and test utterance of each trial, in file order.
+    enrol and test name utterances, such as ``id10270/5r0dWxy17C8/00001.wav``,
+    or enrol a model of several (``read_enrolments``). The first line decides.
+    Blank lines, Windows line ends and a byte-order mark do no harm. Repeated
+    trials are kept, as published error rates count them, with a warning; with
+    another label they are an error.
 
     Raises
     ------
     ValueError
         If the file cannot be read, holds no trial or holds a line of another
-        form. The message is one line that names the file and the line.
+        form.
 
     Example
     -------
@@ -86,8 +74,7 @@ def read_trials(path: str | os.PathLike) -> list[tuple[int, str, str]]:
             f"{path}: the trial list is empty; expected lines of the form "
             f"{FORMS}"
         )
-    repeated = len(trials) - len(labels)
-    if repeated:
+    if repeated := len(trials) - len(labels):
         logger.warning(
             "%s: %d trials stand there more than once, and count each time",
             path,
@@ -99,11 +86,7 @@ def read_trials(path: str | os.PathLike) -> list[tuple[int, str, str]]:
 def read_enrolments(path: str | os.PathLike) -> dict[str, list[str]]:
     """Reads the utterances of each enrolled model, as Kaldi's spk2utt.
 
-    Arguments
-    ---------
-    path
-        A text file in UTF-8 with lines ``model utterance [utterance ...]``. A
-        model may have several lines.
+    The lines are ``model utterance [utterance ...]``. A model may have several.
 
     Raises
     ------
@@ -141,23 +124,20 @@ def read_enrolments(path: str | os.PathLike) -> dict[str, list[str]]:
     return models
 
 
-Lines = Iterator[tuple[int, str]]  # with their numbers
+Lines = list[tuple[int, str]]  # with their numbers
 Row = tuple[int, int, str, str]  # line number, label, enrolment, test
 
 
 def _rows(path: str | os.PathLike) -> Iterator[Row]:
-    lines = _lines(path)
-    first = next(lines, None)
-    if first is None:
-        return
-    lines = itertools.chain([first], lines)
-    fields = first[1].split()
-    if "," in first[1]:
-        yield from _csv_rows(path, lines)
-    elif len(fields) == 3 and fields[2] in ("target", "nontarget"):
-        yield from _columns(path, lines, (2, 0, 1), ("target", "nontarget"))
-    else:
-        yield from _columns(path, lines, (0, 1, 2), ("0", "1"))
+    lines = list(_lines(path))
+    if not lines:
+        return iter(())
+    first = lines[0][1]
+    if "," in first:
+        return _csv_rows(path, lines)
+    if first.split()[2:] in (["target"], ["nontarget"]):
+        return _columns(path, lines, (2, 0, 1), ("target", "nontarget"))
+    return _columns(path, lines, (0, 1, 2), ("0", "1"))
 
 
 def _columns(
@@ -178,14 +158,14 @@ def _columns(
 
 
 def _csv_rows(path: str | os.PathLike, lines: Lines) -> Iterator[Row]:
-    number, line = next(lines)
+    number, line = lines[0]
     header = [name.strip() for name in next(csv.reader([line]))]
     if not {"enrol", "test", "label"} <= set(header):
         raise ValueError(
             f"{path}, line {number}: found the columns {', '.join(header)}, "
             f"expected {FORMS}"
         )
-    for number, line in lines:
+    for number, line in lines[1:]:
         fields = [field.strip() for field in next(csv.reader([line]))]
         row = dict(zip(header, fields, strict=False))
         if len(fields) != len(header) or row["label"] not in LABELS:

@@ -6,6 +6,7 @@ Authors
 
 import functools
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,29 +29,21 @@ def read_utterances(
 ) -> list[Utterance]:
     r"""Reads which utterances there are, in the order of the list or by name.
 
-    Arguments
-    ---------
-    source
-        One of
+    The source is one of
 
-        - a folder: all audio files in its folder ``wav``, or else in it. Their
-          names are their paths in there, their speakers the first folder in
-          these;
-        - a file ``.csv`` with the columns ID and wav, and spk_id for speakers,
-          such as training lists and those of shards;
-        - a file ``.scp`` of Kaldi with lines ``name path``; a file ``utt2spk``
-          beside it gives the speakers.
-    data_folder
-        Stands for ``$data_root`` in a CSV; None for the folder of the CSV,
-        which is always what ``$save_root`` stands for.
+    - a folder: all audio files in its folder ``wav``, or else in it. Their
+      names are their paths in there, their speakers the first folder in these;
+    - a file ``.csv`` with the columns ID and wav, and spk_id for speakers, such
+      as training lists and those of shards. In it ``$save_root`` is the folder
+      of the CSV, and so is ``$data_root`` unless ``data_folder`` is given;
+    - a file ``.scp`` of Kaldi with lines ``name path``; a file ``utt2spk``
+      beside it gives the speakers.
 
     Raises
     ------
     ValueError
         If the list has another form, is empty, or names an utterance twice, a
-        command, or files that are missing. The message is one line.
-    OSError
-        If the list cannot be read.
+        command, or files that are missing.
 
     Example
     -------
@@ -70,13 +63,14 @@ def read_utterances(
     if source.is_dir():
         return _read_folder(source)
     readers = {".csv": _read_csv, ".scp": _read_scp}
-    if source.suffix.lower() not in readers:
+    read = readers.get(source.suffix.lower())
+    if read is None:
         raise ValueError(
             f"{source}: neither a folder nor a file .csv or .scp; name one of "
             "these"
         )
     utterances, lines = [], {}
-    for line, utterance in readers[source.suffix.lower()](source, data_folder):
+    for line, utterance in read(source, data_folder):
         before = lines.setdefault(utterance.name, line)
         if before != line:
             raise ValueError(
@@ -106,11 +100,6 @@ def limit_per_speaker(
 ) -> list[Utterance]:
     """Keeps at most ``count`` utterances of each speaker, evenly spaced.
 
-    Raises
-    ------
-    ValueError
-        If ``count`` is not at least 1, or an utterance has no speaker.
-
     Example
     -------
     >>> utterances = [Utterance(str(i), f"{i}.wav", "anna") for i in range(6)]
@@ -119,14 +108,14 @@ def limit_per_speaker(
     """
     if not count >= 1:
         raise ValueError(f"utterances per speaker: {count} is less than 1")
-    of_speaker = {}
+    of_speaker = defaultdict(list)
     for index, utterance in enumerate(utterances):
         if utterance.speaker is None:
             raise ValueError(
                 f"{utterance.name}: its speaker is not known; give the list a "
                 "column spk_id or a file utt2spk"
             )
-        of_speaker.setdefault(utterance.speaker, []).append(index)
+        of_speaker[utterance.speaker].append(index)
     kept = []
     for indices in of_speaker.values():
         number = min(count, len(indices))
@@ -174,10 +163,8 @@ def _read_scp(path: Path, _: object) -> Iterator[tuple[int, Utterance]]:
     speakers = None
     utt2spk = path.parent / "utt2spk"
     if utt2spk.is_file():
-        speakers = {
-            name: speaker
-            for _, name, speaker in _read_pairs(utt2spk, "speaker")
-        }
+        pairs = _read_pairs(utt2spk, "speaker")
+        speakers = {name: speaker for _, name, speaker in pairs}
     for line, name, audio in _read_pairs(path, "path"):
         if audio.endswith("|"):
             raise ValueError(

@@ -19,8 +19,6 @@ def read_arrays(path: str | os.PathLike, *names: str) -> list[np.ndarray]:
     ValueError
         If the file is none of NumPy's archives, an array is missing, or it is
         damaged: a few words, without the path.
-    OSError
-        If the file cannot be opened.
 
     Example
     -------

@@ -18,12 +18,8 @@ def complete_or_absent(path: str | os.PathLike) -> Iterator[Path]:
     """Writes a file elsewhere, and moves it when that has succeeded.
 
     An earlier file of the name stays until then. What is yielded is where to
-    write: the name with ``.part`` behind, in the same folder.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; of a full disk too it names the file.
+    write: the name with ``.part`` behind, in the same folder. The OSError of a
+    full disk names the file too.
 
     Example
     -------
@@ -66,19 +62,7 @@ def check_absent(path: str | os.PathLike, key: str = "output") -> None:
 def replace_when_synced(
     partial: str | os.PathLike, path: str | os.PathLike
 ) -> None:
-    """``os.replace``, but a power failure leaves no incomplete file either.
-
-    Arguments
-    ---------
-    partial
-        A complete file, or a folder of such.
-    path
-        Its final name, on the same file system.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written to the disk, or not be moved.
+    """``os.replace`` of a file or folder, safe against a power failure.
 
     Example
     -------

@@ -35,7 +35,7 @@ def download(
     ---------
     url
     path
-        Where it goes. It appears when it is complete.
+        Appears when it is complete.
     md5
         The MD5 sum that it must have.
     check

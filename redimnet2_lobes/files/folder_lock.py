@@ -26,17 +26,10 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextlib.contextmanager
 def only_writer(folder: str | os.PathLike, writer: str) -> Iterator[None]:
-    """Locks a folder, so that no second process writes it.
+    """Makes and locks a folder, so that no second process writes it.
 
     The kernel lets go of the lock whatever ends the process. On a file system
-    without locks there is a warning.
-
-    Arguments
-    ---------
-    folder
-        Made if it does not exist.
-    writer
-        What writes it, for messages.
+    without locks there is a warning. ``writer`` is for messages.
 
     Raises
     ------

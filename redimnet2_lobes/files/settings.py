@@ -22,13 +22,8 @@ TYPES = {
 def check_types(hparams: Mapping, **types: typing.Any) -> None:
     """Checks values that are used as they are, so that none fails later.
 
-    Arguments
-    ---------
-    hparams
-        The hyperparameters.
-    **types
-        For each key its type, one of ``TYPES`` (float takes an int as well), or
-        such a type or None, as ``int | None``.
+    The type of each key is one of ``TYPES``, or such a type or None, as
+    ``int | None``. float takes an int as well.
 
     Raises
     ------
@@ -60,11 +55,6 @@ def check_types(hparams: Mapping, **types: typing.Any) -> None:
 def check_at_least(hparams: Mapping, **lowest: float) -> None:
     """Checks numbers, unless they are None, against their lowest value.
 
-    Raises
-    ------
-    ValueError
-        If a value is lower.
-
     Example
     -------
     >>> check_at_least({"batch_size": 0}, batch_size=1)
@@ -78,11 +68,6 @@ def check_at_least(hparams: Mapping, **lowest: float) -> None:
 
 def check_choices(hparams: Mapping, **choices: typing.Iterable) -> None:
     """Checks values, or each value of a list, against those that there are.
-
-    Raises
-    ------
-    ValueError
-        If a value is another.
 
     Example
     -------
