@@ -188,14 +188,9 @@ def _make_all(tasks: list[Task], workers: int | None) -> list[list[Place]]:
     workers = min(workers or get_available_cpu_count(), len(tasks))
     try:
         with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-            return list(
-                tqdm(
-                    pool.map(_make_shard, tasks),
-                    desc="Writing shards",
-                    unit="shard",
-                    total=len(tasks),
-                )
-            )
+            results = pool.map(_make_shard, tasks)
+            bar = {"desc": "Writing shards", "unit": "shard"}
+            return list(tqdm(results, total=len(tasks), **bar))
     except BrokenProcessPool:
         raise OSError(
             f"one of the {workers} workers was killed, perhaps for want of "

@@ -33,7 +33,6 @@ import argparse
 import contextlib
 import csv
 import errno
-import functools
 import io
 import itertools
 import os
@@ -191,21 +190,14 @@ def unpack(
                     "give an archive of VoxCeleb or a folder with archives or "
                     "with wav/ or aac/"
                 )
-        unpack_one = functools.partial(
-            _unpack_one,
-            wav_folder=wav_folder,
-            work_folder=work_folder,
-            audio_format=audio_format,
-        )
+
+        def unpack_one(recording: Recording) -> str | None:
+            return _unpack_one(recording, wav_folder, work_folder, audio_format)
+
         with ThreadPool(workers or get_available_cpu_count()) as pool:
-            faults = list(
-                tqdm(
-                    pool.imap(unpack_one, recordings),
-                    desc="Unpacking",
-                    unit="file",
-                    total=len(recordings),
-                )
-            )
+            results = pool.imap(unpack_one, recordings)
+            bar = {"desc": "Unpacking", "unit": "file"}
+            faults = list(tqdm(results, total=len(recordings), **bar))
         for recording, fault in zip(recordings, faults, strict=True):
             if fault:
                 source = getattr(recording.archive, "filename", "")

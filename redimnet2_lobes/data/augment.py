@@ -13,6 +13,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ import scipy.signal
 import soundfile
 import torch
 
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
 # The folder of MUSAN that each kind of noise is read from.
@@ -77,7 +79,7 @@ class Chain(Step):
         self.probabilities = probabilities
 
     def __call__(self, waveform, random):
-        """Applies the steps, see `Step`."""
+        """See `Step`."""
         for step, probability in zip(
             self.parts, self.probabilities, strict=True
         ):
@@ -97,11 +99,8 @@ class OneOf(Step):
     """
 
     def __init__(self, steps: Sequence[Step], shares: Sequence[float]):
-        if (
-            len(steps) != len(shares)
-            or min(shares) < 0
-            or abs(sum(shares) - 1) > 1e-9
-        ):
+        sum_is_one = math.isclose(sum(shares), 1, abs_tol=1e-9)
+        if len(steps) != len(shares) or min(shares) < 0 or not sum_is_one:
             raise ValueError(
                 f"shares: {shares!r} must be {len(steps)} numbers from 0 on "
                 "that sum to 1, one for each step"
@@ -110,7 +109,7 @@ class OneOf(Step):
         self.shares = shares
 
     def __call__(self, waveform, random):
-        """Applies one step, see `Step`."""
+        """See `Step`."""
         step = self.parts[random.choice(len(self.parts), p=self.shares)]
         return step(waveform, random)
 
@@ -158,9 +157,8 @@ class Noise(Step):
         self.parts = list(self._recordings.values())
 
     def __call__(self, waveform, random):
-        """Adds noise, see `Step`."""
-        kinds = list(self.snr)
-        kind = kinds[random.integers(len(kinds))]
+        """See `Step`."""
+        kind = list(self.snr)[random.integers(len(self.snr))]
         recordings = self._recordings[kind]
         noise = recordings.excerpt(len(waveform), random)
         if kind == "babble":
@@ -191,7 +189,7 @@ class Reverberation(Step):
         self.parts = [Recordings("rirs_folder", rirs_folder, "simulated_rirs")]
 
     def __call__(self, waveform, random):
-        """Reverberates, see `Step`."""
+        """See `Step`."""
         return reverberate(waveform, self.parts[0].whole(random))
 
 
@@ -214,7 +212,7 @@ class LowPass(Step):
         self.transition = transition
 
     def __call__(self, waveform, random):
-        """Filters, see `Step`."""
+        """See `Step`."""
         return low_pass(waveform, self.cutoff, self.transition)
 
 
@@ -235,7 +233,7 @@ class Gain(Step):
         self.gain = gain
 
     def __call__(self, waveform, random):
-        """Changes the level, see `Step`."""
+        """See `Step`."""
         lowest, highest = self.gain
         waveform = waveform * 10 ** (random.uniform(lowest, highest) / 20)
         return waveform / waveform.abs().max().clamp(min=1.0)
@@ -296,8 +294,6 @@ VoxCeleb/noises_prepare.py makes one
     ) -> torch.Tensor:
         """Reads a random part of a random file; short ones are repeated."""
         _, waveform = self._read(random, samples)
-        if len(waveform) == samples:
-            return waveform
         return torch.from_numpy(np.resize(waveform.numpy(), samples))
 
     def _read(
@@ -320,9 +316,8 @@ VoxCeleb/noises_prepare.py makes one
                 file.seek(start)
                 waveform = file.read(samples, dtype="float32")
         except soundfile.SoundFileError as error:
-            detail = " ".join(str(error).split())
             raise ValueError(
-                f"{path}: unreadable ({detail}); remove it, or make "
+                f"{path}: unreadable ({one_line(error)}); remove it, or make "
                 f"{self.key} anew with recipes/VoxCeleb/noises_prepare.py"
             ) from None
         return path, torch.from_numpy(waveform)

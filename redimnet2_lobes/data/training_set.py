@@ -4,6 +4,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
@@ -207,41 +208,26 @@ def read_training_lists(
     return utterances, speakers
 
 
+@dataclasses.dataclass(eq=False)
 class TrainingCrops(Dataset):
     """A crop of each utterance, in epochs.
 
-    Arguments
-    ---------
-    utterances, speakers
-        From ``read_training_lists``.
-    crop
-    augment
-        Maps a crop [samples] and a ``numpy.random.Generator`` to a crop.
-    epoch_random
-    on_bad_audio
-        "skip" (another utterance takes the place of one that cannot be used,
-        with a warning) or "stop".
+    ``augment`` changes a crop [samples]. If ``on_bad_audio`` is "skip", another
+    utterance takes the place of one that cannot be used, with a warning.
     """
 
-    def __init__(
-        self,
-        utterances: UtteranceList,
-        speakers: CategoricalEncoder,
-        crop: RandomCrop,
-        augment: Callable[[torch.Tensor, np.random.Generator], torch.Tensor],
-        epoch_random: EpochRandom,
-        on_bad_audio: str,
-    ):
-        if on_bad_audio not in ("skip", "stop"):
+    utterances: UtteranceList  # both from read_training_lists
+    speakers: CategoricalEncoder
+    crop: RandomCrop
+    augment: Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
+    epoch_random: EpochRandom
+    on_bad_audio: str  # skip or stop
+
+    def __post_init__(self):
+        if self.on_bad_audio not in ("skip", "stop"):
             raise ValueError(
-                f"on_bad_audio: {on_bad_audio!r} is neither skip nor stop"
+                f"on_bad_audio: {self.on_bad_audio!r} is neither skip nor stop"
             )
-        self.utterances = utterances
-        self.speakers = speakers
-        self.crop = crop
-        self.augment = augment
-        self.epoch_random = epoch_random
-        self.on_bad_audio = on_bad_audio
 
     def __len__(self) -> int:
         return len(self.utterances)

@@ -89,7 +89,11 @@ def read_trial_lists(
                 "results be; rename one"
             )
         trials = read_trials(path)
-        check_labels(trials, key, path)
+        if {label for label, _, _ in trials} != {0, 1}:
+            raise ValueError(
+                f"{key}: all trials in {path} have label {trials[0][0]}, but "
+                "error rates need both labels"
+            )
         enrolled = {enrolment: [enrolment] for _, enrolment, _ in trials}
         if enrolments is not None:
             for model in enrolled:
@@ -115,17 +119,6 @@ def read_trial_lists(
 def files_of(lists: Iterable[TrialList]) -> dict[str, str]:
     """All utterances of trial lists, each with its file."""
     return {name: path for each in lists for name, path in each.paths.items()}
-
-
-def check_labels(
-    trials: list[tuple[int, str, str]], key: str, path: str
-) -> None:
-    """Checks that a trial list, which ``key`` gave, has both labels."""
-    if {label for label, _, _ in trials} != {0, 1}:
-        raise ValueError(
-            f"{key}: all trials in {path} have label {trials[0][0]}, but "
-            "error rates need both labels"
-        )
 
 
 def find_files(

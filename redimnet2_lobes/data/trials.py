@@ -130,9 +130,7 @@ Row = tuple[int, int, str, str]  # line number, label, enrolment, test
 
 def _rows(path: str | os.PathLike) -> Iterator[Row]:
     lines = list(_lines(path))
-    if not lines:
-        return iter(())
-    first = lines[0][1]
+    first = lines[0][1] if lines else ""
     if "," in first:
         return _csv_rows(path, lines)
     if first.split()[2:] in (["target"], ["nontarget"]):

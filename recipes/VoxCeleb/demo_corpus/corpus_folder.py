@@ -76,13 +76,7 @@ def find_corpus(
 ) -> dict | None:
     """The content of ``corpus.json``, if the corpus need not be built again.
 
-    Arguments
-    ---------
-    output_folder
-    origin
-        ``real`` or ``synthetic``.
-    settings
-        The settings that the corpus has to be built with.
+    Its ``origin`` ("real" or "synthetic") and settings must be those given.
 
     Raises
     ------
