@@ -23,7 +23,9 @@ def valid_samples(wavs: Tensor, wav_lens: Tensor | None) -> Tensor | None:
     wavs
         Padded waveforms [batch, time].
     wav_lens
-        Lengths relative to ``time``, in (0, 1], [batch].
+        Lengths relative to ``time``, in (0, 1], [batch]; None where none is
+        padded. Lengths in samples or seconds are a ValueError, and so is any
+        other shape of either.
 
     Returns
     -------
@@ -38,8 +40,23 @@ def valid_samples(wavs: Tensor, wav_lens: Tensor | None) -> Tensor | None:
     >>> valid_samples(torch.zeros(2, 16000), torch.ones(2)) is None
     True
     """
+    if wavs.dim() != 2 or not len(wavs):
+        raise ValueError(
+            f"wavs: expected one or more waveforms [batch, time], not a tensor "
+            f"of shape {list(wavs.shape)}"
+        )
     if wav_lens is None:
         return None
+    shape = list(wav_lens.shape)
+    if shape != [len(wavs)] or not bool(
+        ((wav_lens > 0) & (wav_lens <= 1)).all()
+    ):
+        raise ValueError(
+            f"wav_lens: expected the length of each of the {len(wavs)} "
+            "waveforms [batch] relative to the batch's, above 0 and at most 1, "
+            f"not {wav_lens.flatten().tolist()[:3]} of shape {shape}; divide "
+            f"samples by {wavs.shape[1]}"
+        )
     # float32 holds 24 bits: sample counts up to 17 minutes come back exactly.
     samples = at_least_float32(wav_lens) * wavs.shape[1]
     samples = samples.round().long()

@@ -209,7 +209,7 @@ class ReDimNet2(nn.Module):
         ---------
         wavs
             Waveforms at 16 kHz, padded at the end [batch, time], each of 400
-            samples at least; shorter ones are a ValueError.
+            samples at least.
         wav_lens
             Lengths relative to ``time`` [batch]; None where none is padded.
 
@@ -217,7 +217,18 @@ class ReDimNet2(nn.Module):
         -------
         torch.Tensor
             Embeddings [batch, 1, embedding].
+
+        Raises
+        ------
+        ValueError
+            If the shape, a length or a relative length is not as above, or the
+            network is being traced.
         """
+        if torch.jit.is_tracing():
+            raise ValueError(
+                "torch.jit.trace would hold the network to the lengths that it "
+                "saw; use redimnet2 export or torch.compile"
+            )
         samples = valid_samples(wavs, wav_lens)
         shortest = wavs.shape[1] if samples is None else int(samples.min())
         if shortest < WINDOW:

@@ -87,7 +87,7 @@ class OnnxEncoder:
         Arguments
         ---------
         wavs
-            Waveforms at 16 kHz, padded at the end [batch, time].
+            Waveforms at 16 kHz, padded at the end [batch, time], or one [time].
         wav_lens
             Lengths relative to ``time`` [batch]; None where none is padded.
 
@@ -99,8 +99,11 @@ class OnnxEncoder:
         Raises
         ------
         ValueError
-            If an utterance has less than 25 ms.
+            If an utterance has less than 25 ms, or shapes or relative lengths
+            are not as above.
         """
+        if wavs.dim() == 1:  # as EncoderClassifier
+            wavs = wavs.unsqueeze(0)
         samples = valid_samples(wavs, wav_lens)
         if samples is None:
             samples = torch.full((len(wavs),), wavs.shape[1])
