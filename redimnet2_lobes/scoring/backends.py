@@ -33,11 +33,7 @@ class Backend(Protocol):
 class CosineBackend:
     """Scores that are cosines of embeddings.
 
-    Arguments
-    ---------
-    mean
-        Subtracted from every embedding first [embedding], such as the mean of
-        the training set.
+    ``mean`` [embedding], such as that of the training set, is subtracted first.
 
     Example
     -------
@@ -50,7 +46,7 @@ class CosineBackend:
         self.mean = mean
 
     def enrolment_side(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Rows of length 1 [utterances, embedding]; the same for both sides."""
+        """Rows of length 1 [utterances, embedding]; of tests the same."""
         if self.mean is not None:
             embeddings = embeddings - self.mean
         return normalize(embeddings, dim=1)
@@ -59,14 +55,10 @@ class CosineBackend:
 
 
 def average(embeddings: torch.Tensor, groups: list[list[int]]) -> torch.Tensor:
-    """Means of groups of embeddings: of a model's utterances, or a speaker's.
+    """Means of groups of embeddings: of an enrolment, or of a speaker.
 
-    Arguments
-    ---------
-    embeddings
-        Embeddings [utterances, embedding].
-    groups
-        For each group the rows that belong to it, at least one.
+    From embeddings [utterances, embedding] to [groups, embedding]. Each group
+    is the numbers of its rows, at least one.
 
     Example
     -------
@@ -90,12 +82,8 @@ def trial_scores(
 ) -> torch.Tensor:
     """Scores of a list of trials [trials].
 
-    Arguments
-    ---------
-    enrolments, tests
-        Rows of both sides from a back-end [utterances, row].
-    enrolment_rows, test_rows
-        Which of them each trial compares [trials].
+    ``enrolments`` and ``tests`` are what a back-end makes [utterances, row];
+    the numbers of their rows say which of them each trial compares [trials].
 
     Example
     -------
@@ -118,26 +106,18 @@ def trial_scores(
 def cohort_statistics(
     embeddings: torch.Tensor, cohort: torch.Tensor, top: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of scores against a cohort.
+    """Mean and standard deviation of scores against a cohort [utterances] each.
 
     Arguments
     ---------
     embeddings
         Rows of enrolments or of test utterances [utterances, row].
     cohort
-        Rows of the other side [cohort, row].
+        Rows of the other kind [cohort, row].
     top
         How many of the highest scores of each utterance count (adaptive score
         normalization: Matějka et al., "Analysis of Score Normalization in
-        Multilingual Speaker Recognition", Interspeech 2017, equation 5); None
-        for all.
-
-    Returns
-    -------
-    means
-        Mean score of each utterance [utterances].
-    deviations
-        Standard deviation of its scores [utterances], as ``torch.std``.
+        Multilingual Speaker Recognition", Interspeech 2017, equation 5).
 
     Raises
     ------
@@ -187,19 +167,10 @@ def normalize_scores(
 ) -> torch.Tensor:
     """Normalizes scores by statistics of a cohort.
 
-    With the enrolments' statistics this is z-norm, with the test utterances'
-    t-norm, and with both s-norm, the mean of the two. Statistics of the top of
-    a cohort make each of them adaptive.
-
-    Arguments
-    ---------
-    scores
-        Scores [trials].
-    enrolment_statistics
-        Mean and deviation of each trial's enrolment, [trials] each, see
-        ``cohort_statistics``.
-    test_statistics
-        The same of each trial's test utterance.
+    The statistics are those of `cohort_statistics` for each trial, [trials]
+    each. With the enrolments' this is z-norm, with the test utterances' t-norm,
+    and with both s-norm, the mean of the two. Statistics of the top of a cohort
+    make each of them adaptive.
 
     Example
     -------
@@ -211,10 +182,6 @@ def normalize_scores(
     >>> normalize_scores(scores, enrolment, test)
     tensor([2.])
     """
-    sides = [
-        (scores - means) / deviations
-        for means, deviations in filter(
-            None, (enrolment_statistics, test_statistics)
-        )
-    ]
-    return torch.stack(sides).mean(dim=0)
+    statistics = filter(None, (enrolment_statistics, test_statistics))
+    normalized = [(scores - mean) / deviation for mean, deviation in statistics]
+    return torch.stack(normalized).mean(dim=0)

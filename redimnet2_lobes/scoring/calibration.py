@@ -23,17 +23,12 @@ from redimnet2_lobes.files.atomic import complete_or_absent
 PENALTY = 1e-6
 
 
-def quality_measures(**sides: tuple[torch.Tensor, torch.Tensor]) -> dict:
+def quality_measures(**measures: tuple[torch.Tensor, torch.Tensor]) -> dict:
     """Measures of both utterances of each trial as features of the trial.
 
-    Each gives the smaller and the larger of the two values, so that it does not
-    matter which utterance enrols and which tests.
-
-    Arguments
-    ---------
-    **sides
-        For each measure its values for the enrolment and for the test utterance
-        of each trial, [trials] each.
+    Each has values for the enrolment and for the test utterance, [trials] each.
+    It gives the smaller and the larger of the two, so that it does not matter
+    which utterance enrols.
 
     Example
     -------
@@ -42,7 +37,7 @@ def quality_measures(**sides: tuple[torch.Tensor, torch.Tensor]) -> dict:
     {'lower duration': tensor([1., 2.]), 'higher duration': tensor([3., 4.])}
     """
     features = {}
-    for measure, (enrolment, test) in sides.items():
+    for measure, (enrolment, test) in measures.items():
         features[f"lower {measure}"] = torch.minimum(enrolment, test)
         features[f"higher {measure}"] = torch.maximum(enrolment, test)
     return features
@@ -50,13 +45,6 @@ def quality_measures(**sides: tuple[torch.Tensor, torch.Tensor]) -> dict:
 
 class Calibration(NamedTuple):
     """A weighted sum of features that is a log-likelihood ratio.
-
-    Arguments
-    ---------
-    offset
-        Added to the sum.
-    weights
-        Name of each feature to its weight; ``score`` is among them.
 
     Example
     -------
@@ -66,20 +54,13 @@ class Calibration(NamedTuple):
     """
 
     offset: float
-    weights: dict[str, float]
+    weights: dict[str, float]  # of each feature; ``score`` is among them
 
     def __call__(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log-likelihood ratios (natural logarithm) of trials [trials].
 
-        Arguments
-        ---------
-        features
-            Name of each feature to its values [trials].
-
-        Raises
-        ------
-        ValueError
-            If the features are not those that it was trained on.
+        From the values of each feature [trials]; ValueError if they are not
+        those that it was trained on.
         """
         if set(features) != set(self.weights):
             raise ValueError(
@@ -94,19 +75,12 @@ class Calibration(NamedTuple):
 def train_calibration(
     features: dict[str, torch.Tensor], labels: torch.Tensor
 ) -> Calibration:
-    """Fits a calibration to trials.
+    """Fits a calibration to trials, by the values of their features [trials].
 
     It minimizes their Cllr, the cost of log-likelihood ratios: Brümmer and du
     Preez, "Application-independent evaluation of speaker detection", Computer
     Speech & Language, 2006. Both kinds of trials count the same, whatever their
-    numbers.
-
-    Arguments
-    ---------
-    features
-        Name of each feature to its values [trials]; ``score`` is among them.
-    labels
-        True for trials of one speaker [trials].
+    numbers. Labels [trials] are True for trials of one speaker.
 
     Raises
     ------
@@ -137,26 +111,24 @@ def train_calibration(
     deviations = deviations.where(deviations > 0, 1)
     scaled = (values - means) / deviations
     scaled = torch.cat([scaled, torch.ones_like(scaled[:, :1])], dim=1)
-    # Positive where the trial is on the right side.
-    sides = scaled * torch.where(labels, 1.0, -1.0).unsqueeze(1)
+    # The sum of a trial's row is positive where the decision is right.
+    signed = scaled * torch.where(labels, 1.0, -1.0).unsqueeze(1)
     shares = torch.where(
         labels, 0.5 / labels.sum(), 0.5 / (~labels).sum()
     ).double()
 
-    def cost(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        """The cost, and its gradient."""
+    def cost_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
         point = torch.from_numpy(weights).requires_grad_()
-        losses = torch.nn.functional.softplus(-(sides @ point))
+        losses = torch.nn.functional.softplus(-(signed @ point))
         value = shares @ losses + PENALTY * point.square().sum()
         (gradient,) = torch.autograd.grad(value, point)
         return value.item(), gradient.numpy()
 
-    found = minimize(cost, np.zeros(scaled.shape[1]), jac=True)
-    weights = torch.from_numpy(found.x[:-1]) / deviations
-    offset = found.x[-1] - (weights @ means).item()
-    return Calibration(
-        offset, dict(zip(features, weights.tolist(), strict=True))
-    )
+    found = minimize(cost_and_gradient, np.zeros(scaled.shape[1]), jac=True).x
+    weights = torch.from_numpy(found[:-1]) / deviations
+    offset = found[-1] - (weights @ means).item()
+    named = zip(features, weights.tolist(), strict=True)
+    return Calibration(offset, dict(named))
 
 
 def save_calibrations(
@@ -169,12 +141,7 @@ def save_calibrations(
 
 
 def load_calibrations(path: str | os.PathLike) -> dict[str, Calibration]:
-    """Reads what ``save_calibrations`` wrote.
-
-    Raises
-    ------
-    ValueError
-        If the file is another one, or damaged.
+    """Reads what ``save_calibrations`` wrote; ValueError if it is damaged.
 
     Example
     -------

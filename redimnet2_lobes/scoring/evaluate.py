@@ -10,7 +10,6 @@ Authors
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -32,7 +31,7 @@ from redimnet2_lobes.scoring.calibration import (
 )
 from redimnet2_lobes.scoring.report import Result
 
-# Score normalizations: which sides' statistics, and of how much of the cohort.
+# Score normalizations, and what reports call them.
 SCORE_NORMS = {
     "z": "z-norm",
     "t": "t-norm",
@@ -56,27 +55,20 @@ def adaptive_s_norm(
     """Scores trials, normalized by the top of a cohort (AS-norm) [trials].
 
     Matějka et al., "Analysis of Score Normalization in Multilingual Speaker
-    Recognition", Interspeech 2017, equation 5: of both sides of a trial, the
-    mean and standard deviation of their highest scores against the cohort.
+    Recognition", Interspeech 2017, equation 5: by the mean and the standard
+    deviation of the ``top`` scores of enrolment and test against the cohort.
 
     Arguments
     ---------
     embeddings
-        Embeddings of enrolments and test utterances [utterances, embedding].
+        Of enrolments and test utterances [utterances, embedding].
     pairs
         Rows of the enrolment and the test utterance of each trial [trials, 2].
     cohort
         Embeddings of other speakers [cohort, embedding], such as the mean of
         each speaker of the training.
-    top
-        How many of the highest scores count.
     backend
-        What scores; None for the cosine.
-
-    Raises
-    ------
-    ValueError
-        As `cohort_statistics`.
+        The cosine, if None.
 
     Example
     -------
@@ -90,7 +82,7 @@ def adaptive_s_norm(
     enrolments = backend.enrolment_side(embeddings)
     scores = trial_scores(enrolments, backend.test_side(embeddings), *pairs.T)
     statistics = cohort_statistics(enrolments, backend.test_side(cohort), top)
-    return normalize_scores(scores, *_of_sides(statistics, pairs))
+    return normalize_scores(scores, *_of_trials(statistics, pairs))
 
 
 def evaluate(
@@ -108,37 +100,29 @@ def evaluate(
 ) -> tuple[list[Result], dict[str, Calibration]]:
     """Scores trial lists by all back-ends, and calibrates the scores.
 
+    Returns the results of each list, back-end, normalization and calibration,
+    and the calibrations that were trained. Arguments that are not listed are
+    those of `score_trials`.
+
     Arguments
     ---------
-    backends, score_norms, cohort_top, measures
-        As for `score_trials`.
-    tested
-        The lists.
     calibrating
         Lists of other speakers to train calibrations on; may be empty.
     calibrations
-        Calibrations of an earlier evaluation, in place of these.
+        Those of an earlier evaluation, to use if none are trained.
     embed
-        Maps a dict, of each utterance's name to its file, to embeddings, such
-        as `extract_embeddings` with its other arguments given.
+        Maps each utterance's name and file to embeddings, such as
+        `extract_embeddings` with its other arguments given.
     cohort
         Utterances of other speakers, to normalize scores with.
     cohort_entries
         ``speakers``, to average each speaker's, or ``utterances``.
 
-    Returns
-    -------
-    results
-        For each list those of each back-end, normalization and calibration.
-    trained
-        The calibrations that were trained, of each back-end and normalization.
-
     Raises
     ------
-    AudioError
-        If a file cannot be used.
     ValueError
-        As `score_trials`, `train_calibrations` and `results_of`.
+        As `score_trials`, `train_calibrations` and `results_of`. A file that
+        cannot be used is an AudioError.
     """
     against = None
     if cohort:
@@ -147,7 +131,6 @@ def evaluate(
             against = average_speakers(against, cohort)
 
     def score(lists: Sequence[TrialList]) -> list[Scored]:
-        """Embeds and scores."""
         embeddings = embed(files_of(lists))
         options = against, score_norms, cohort_top, measures
         return [
@@ -195,43 +178,37 @@ def score_trials(
     cohort_top: int = 300,
     measures: Collection[str] = (),
 ) -> Scored:
-    """Scores a trial list by all back-ends and normalizations.
+    """Scores a trial list by all back-ends, without and with normalizations.
+
+    The utterances of an enrolment are averaged. It is a ValueError if an
+    embedding is missing, or as in `cohort_statistics`.
 
     Arguments
     ---------
-    trial_list
-        The trials. The utterances of an enrolment are averaged.
-    embeddings
-        Of all its utterances.
+    trial_list, embeddings
+        The trials, and embeddings of all their utterances.
     backends
-        Name of each back-end to it. Its score must not depend on which of two
-        embeddings enrols.
+        By name. A score must not depend on which of two embeddings enrols.
     cohort
         Embeddings to normalize scores with [cohort, embedding].
     score_norms
-        Keys of ``SCORE_NORMS``; without normalization scores are there anyway.
+        Keys of ``SCORE_NORMS``.
     cohort_top
         How many of the highest scores count in the adaptive normalization.
     measures
         Quality measures for calibration, of ``QUALITY_MEASURES``.
-
-    Raises
-    ------
-    ValueError
-        If an embedding is missing; as `cohort_statistics`.
     """
-    voices = _voices(trial_list, embeddings)
-    pairs = voices.pairs
-    sides = {}
+    vectors, seconds, pairs = _voices(trial_list, embeddings)
+    qualities = {}
     if "durations" in measures:
-        sides["duration"] = voices.seconds.log()
+        qualities["duration"] = seconds.log()
     if "magnitudes" in measures:
-        sides["magnitude"] = voices.vectors.norm(dim=1).log()
+        qualities["magnitude"] = vectors.norm(dim=1).log()
     scored = {}
     for name, backend in backends.items():
         # Scores are symmetric, and so are the statistics of an utterance.
-        enrolments = backend.enrolment_side(voices.vectors)
-        tests = backend.test_side(voices.vectors)
+        enrolments = backend.enrolment_side(vectors)
+        tests = backend.test_side(vectors)
         statistics = {}
         if cohort is not None:
             against = backend.test_side(cohort)
@@ -245,7 +222,7 @@ def score_trials(
         of_norms = {name: scores}
         for norm in score_norms:
             part = "top" if norm == "adaptive_s" else "all"
-            enrolment, test = _of_sides(statistics[part], pairs)
+            enrolment, test = _of_trials(statistics[part], pairs)
             title = SCORE_NORMS[norm].format(top=cohort_top)
             of_norms[f"{name}, {title}"] = normalize_scores(
                 scores,
@@ -253,10 +230,11 @@ def score_trials(
                 None if norm == "z" else test,
             )
         if "cohort_means" in measures:
-            sides["cohort mean"] = statistics["top"][0]
-        features = quality_measures(
-            **{key: values[pairs].unbind(1) for key, values in sides.items()}
-        )
+            qualities["cohort mean"] = statistics["top"][0]
+        of_pairs = {
+            name: values[pairs].unbind(1) for name, values in qualities.items()
+        }
+        features = quality_measures(**of_pairs)
         for title, values in of_norms.items():
             scored[title] = {"score": values, **features}
     return scored
@@ -280,17 +258,12 @@ def train_calibrations(
 
 
 def results_of(
-    trial_list: TrialList,
-    scored: Scored,
-    calibrations: dict[str, Calibration],
+    trial_list: TrialList, scored: Scored, calibrations: dict[str, Calibration]
 ) -> list[Result]:
     """What there is to report of a list: scores, and calibrated ones if any.
 
-    Raises
-    ------
-    ValueError
-        If a back-end has no calibration while others have, or it was trained on
-        other quality measures.
+    It is a ValueError if a back-end has no calibration while others have, or it
+    was trained on other quality measures.
     """
     results = []
     for name, features in scored.items():
@@ -305,21 +278,19 @@ def results_of(
         ratios = calibrations[name](features)
         # Of the score alone: the order of the trials is the same.
         own_curve = len(features) > 1
-        results.append(
-            Result(trial_list, f"{name}, calibrated", ratios, own_curve)
-        )
+        title = f"{name}, calibrated"
+        results.append(Result(trial_list, title, ratios, own_curve))
     return results
 
 
-class _Voices(NamedTuple):
-    """The distinct enrolments and test utterances of a trial list."""
+def _voices(
+    trial_list: TrialList, embeddings: Embeddings
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The distinct enrolments and test utterances of a trial list.
 
-    vectors: torch.Tensor  # [voices, embedding]
-    seconds: torch.Tensor  # of all utterances of each [voices]
-    pairs: torch.Tensor  # enrolment and test of each trial [trials, 2]
-
-
-def _voices(trial_list: TrialList, embeddings: Embeddings) -> _Voices:
+    Their embeddings [voices, embedding], the seconds of all utterances of each
+    [voices], and enrolment and test of each trial [trials, 2].
+    """
     row: dict[tuple[str, ...], int] = {}
     pairs = [
         [
@@ -332,15 +303,12 @@ def _voices(trial_list: TrialList, embeddings: Embeddings) -> _Voices:
     rows = embeddings.rows(name for names in row for name in names)
     groups = [group.tolist() for group in rows.split(sizes)]
     seconds = average(embeddings.seconds.unsqueeze(1), groups).flatten()
-    return _Voices(
-        average(embeddings.vectors, groups),
-        seconds * torch.tensor(sizes),
-        torch.tensor(pairs),
-    )
+    vectors = average(embeddings.vectors, groups)
+    return vectors, seconds * torch.tensor(sizes), torch.tensor(pairs)
 
 
-def _of_sides(
+def _of_trials(
     statistics: Iterable[torch.Tensor], pairs: torch.Tensor
 ) -> list[list[torch.Tensor]]:
     """Statistics [voices] of the enrolments and of the tests of trials."""
-    return [[values[side] for values in statistics] for side in pairs.T]
+    return [[values[rows] for values in statistics] for rows in pairs.T]

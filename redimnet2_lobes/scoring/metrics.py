@@ -32,16 +32,9 @@ def det_curve(
     """Error rates at every threshold that can matter (the DET curve).
 
     Thresholds are the distinct scores and the midpoints between neighbours,
-    ascending. A trial is accepted if its score is above the threshold.
-
-    Returns
-    -------
-    false_acceptance_rates
-        Share of the negative scores above each threshold, float32, falling.
-    false_rejection_rates
-        Share of the positive scores at or below it, float32, rising.
-    thresholds
-        At most two per score [thresholds].
+    ascending. A trial is accepted if its score is above the threshold. Returns
+    false acceptance rates, false rejection rates (float32) and thresholds, all
+    [thresholds].
 
     Example
     -------
@@ -67,15 +60,10 @@ def det_curve(
     thresholds[1::2] = (distinct[:-1] + distinct[1:]) / 2
 
     # right=True counts the scores at or below each threshold.
-    rejected = torch.searchsorted(positive, thresholds, right=True)
-    accepted = len(negative) - torch.searchsorted(
-        negative, thresholds, right=True
-    )
-    return (
-        accepted.float() / len(negative),
-        rejected.float() / len(positive),
-        thresholds,
-    )
+    missed = torch.searchsorted(positive, thresholds, right=True)
+    rejected = torch.searchsorted(negative, thresholds, right=True)
+    far = (len(negative) - rejected).float() / len(negative)
+    return far, missed.float() / len(positive), thresholds
 
 
 def EER(
@@ -133,15 +121,8 @@ def minDCF(
 
     The cost is the one of the NIST speaker recognition evaluations,
     ``c_miss * p_miss * p_target + c_fa * p_fa * (1 - p_target)``, not divided
-    by the cost of a system that ignores the speech. The threshold is the lowest
-    where it is reached.
-
-    Arguments
-    ---------
-    c_miss, c_fa
-        Costs of a false rejection and of a false acceptance.
-    p_target
-        Prior probability that a trial is of one speaker.
+    by the cost of a system that ignores the speech; ``p_target`` is the prior
+    of a trial of one speaker. The threshold is the lowest where it is reached.
 
     Example
     -------
@@ -167,19 +148,8 @@ def actDCF(
 
     The cost is that of ``minDCF``, not divided by the cost of a system that
     ignores the speech. The threshold is the one that is best for log-likelihood
-    ratios, ``log(c_fa * (1 - p_target) / (c_miss * p_target))``.
-
-    Arguments
-    ---------
-    c_miss, c_fa
-        Costs of a false rejection and of a false acceptance.
-    p_target
-        Prior probability that a trial is of one speaker.
-
-    Raises
-    ------
-    ValueError
-        If a cost is not positive, or the prior is not between 0 and 1.
+    ratios, ``log(c_fa * (1 - p_target) / (c_miss * p_target))``; it is a
+    ValueError if a cost is not positive, or the prior not between 0 and 1.
 
     Example
     -------

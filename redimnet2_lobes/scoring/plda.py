@@ -31,7 +31,8 @@ class PldaBackend:
 
     What the first three make of an utterance is ``plda_mean + F h + e``, where
     ``h`` is its speaker's, standard normal, and ``e`` the utterance's own,
-    normal with covariance ``Sigma``.
+    normal with covariance ``Sigma``. ValueError if shapes do not fit, a value
+    is NaN or infinite, or ``Sigma`` is no covariance.
 
     Arguments
     ---------
@@ -45,12 +46,6 @@ class PldaBackend:
         Directions in which speakers differ [lda_dimension, rank].
     Sigma
         Covariance within speakers [lda_dimension, lda_dimension].
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit, a value is NaN or infinite, or ``Sigma`` is no
-        covariance.
 
     Example
     -------
@@ -91,9 +86,8 @@ class PldaBackend:
         try:
             between, directions = linalg.eigh(self.F @ self.F.T, self.Sigma)
         except linalg.LinAlgError:
-            raise ValueError(
-                "Sigma: not positive definite, so no covariance"
-            ) from None
+            problem = "Sigma: not positive definite, so no covariance"
+            raise ValueError(problem) from None
         rank = self.F.shape[1]
         between = between[-rank:].clip(min=0)
         # The log-likelihood ratio of two scalars, one direction after another.
@@ -108,18 +102,8 @@ class PldaBackend:
         """Rows of enrolments [enrolments, rank + 2], float64.
 
         The dot product of a row with one of :meth:`test_side` is the
-        log-likelihood ratio of the trial.
-
-        Arguments
-        ---------
-        embeddings
-            Embeddings as the network makes them [enrolments, embedding].
-
-        Raises
-        ------
-        ValueError
-            If the embeddings have another size than those of the training, or
-            NaN or infinite values.
+        log-likelihood ratio of the trial. It is a ValueError if the embeddings
+        have another size than those of the training, or NaN or infinite values.
         """
         rows, own, ones = self._parts(embeddings)
         return torch.cat([rows, own, ones], dim=1)
@@ -147,14 +131,9 @@ class PldaBackend:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "PldaBackend":
-        """Reads what :meth:`save` wrote; no code from the file is run.
+        """Reads what :meth:`save` wrote; ValueError if it is damaged.
 
-        Raises
-        ------
-        ValueError
-            If the file is something else, cut, or incomplete.
-        OSError
-            If it cannot be read.
+        No code from the file is run.
         """
         try:
             return cls(*read_arrays(path, *ARRAYS))
@@ -220,7 +199,7 @@ def train_plda(
     Arguments
     ---------
     embeddings
-        Embeddings as the network makes them [utterances, embedding].
+        As the network makes them [utterances, embedding].
     speakers
         The speaker of each utterance [utterances], in any order.
     lda_dimension
@@ -229,8 +208,6 @@ def train_plda(
     rank
         Number of directions in which speakers differ, at most
         ``lda_dimension``; None for 150, or that if it is less.
-    iterations
-        Iterations of expectation and maximization.
 
     Raises
     ------
@@ -258,14 +235,13 @@ def train_plda(
     _, speaker_numbers, utterances_of_speakers = np.unique(
         np.asarray(speakers), return_inverse=True, return_counts=True
     )
-    utterances, size = vectors.shape
     speaker_count = len(utterances_of_speakers)
     dimension = lda_dimension
     if dimension is None:
-        dimension = min(size, speaker_count - 1)
+        dimension = min(vectors.shape[1], speaker_count - 1)
     if rank is None:
-        rank = int(min(dimension, LARGEST_RANK))
-    _check_dimensions(utterances, size, speaker_count, dimension, rank)
+        rank = min(dimension, LARGEST_RANK)
+    _check_dimensions(*vectors.shape, speaker_count, dimension, rank)
     statistics = _SortedStatistics(
         vectors, speaker_numbers, utterances_of_speakers
     )
@@ -276,9 +252,8 @@ def train_plda(
         statistics = lda.do_lda(statistics, reduced_dim=dimension)
         statistics.norm_stat1()
         plda.plda(statistics)
-        return PldaBackend(
-            mean, lda.transform_mat, plda.mean, plda.F, plda.Sigma
-        )
+        parts = lda.transform_mat, plda.mean, plda.F, plda.Sigma
+        return PldaBackend(mean, *parts)
     except (linalg.LinAlgError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -350,14 +325,10 @@ def _check_dimensions(
             f"PLDA on embeddings of {size} numbers needs at least {size} more "
             f"utterances than speakers, not {utterances} of {speakers}"
         )
+    below = f"one less than the {speakers} speakers"
     for name, value, largest, what in (
         ("lda_dimension", lda_dimension, size, "the size of embeddings"),
-        (
-            "lda_dimension",
-            lda_dimension,
-            speakers - 1,
-            f"one less than the {speakers} speakers",
-        ),
+        ("lda_dimension", lda_dimension, speakers - 1, below),
         ("plda_rank", rank, lda_dimension, "lda_dimension"),
     ):
         if not 1 <= value <= largest:

@@ -13,13 +13,8 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
+from matplotlib import ticker
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    MaxNLocator,
-    NullLocator,
-)
 from scipy.special import ndtr, ndtri
 
 from redimnet2_lobes.files.atomic import complete_or_absent
@@ -44,14 +39,8 @@ def plot_det(
     normally distributed scores is a straight line: Martin et al., "The DET
     curve in assessment of detection task performance", Eurospeech 1997.
 
-    Arguments
-    ---------
-    curves
-        Name of each curve, as it shall stand in the legend, to its pair
-        (false acceptance rates, false rejection rates), the first two results
-        of ``det_curve``.
-    path
-        The PNG file to write.
+    ``curves`` has for each name in the legend the false acceptance and the
+    false rejection rates, which `det_curve` gives; ``path`` is a PNG file.
 
     Example
     -------
@@ -83,8 +72,8 @@ def plot_det(
         marked = np.clip(rate, low, high)
         axes.plot(marked, marked, "o", color=line.get_color(), clip_on=False)
 
-    ticks = FixedLocator([tick / 100 for tick in DET_TICKS])
-    percent = FuncFormatter(lambda rate, _: f"{100 * rate:g}")
+    ticks = ticker.FixedLocator([tick / 100 for tick in DET_TICKS])
+    percent = ticker.FuncFormatter(lambda rate, _: f"{100 * rate:g}")
     for axis, set_scale, set_limits in (
         (axes.xaxis, axes.set_xscale, axes.set_xlim),
         (axes.yaxis, axes.set_yscale, axes.set_ylim),
@@ -92,7 +81,7 @@ def plot_det(
         set_scale("function", functions=(ndtri, ndtr))
         set_limits(low, high)
         axis.set_major_locator(ticks)
-        axis.set_minor_locator(NullLocator())
+        axis.set_minor_locator(ticker.NullLocator())
         axis.set_major_formatter(percent)
     axes.set_aspect("equal", adjustable="box")
     axes.grid(color="0.9")
@@ -111,21 +100,11 @@ def plot_score_histogram(
     path: str | os.PathLike,
     title: str = "Scores",
 ) -> None:
-    """Plots the distributions of both kinds of scores and a threshold.
+    """Plots the distributions of both kinds of scores [trials] into a PNG file.
 
     Each kind is scaled to its own number of trials, as there are usually many
-    more trials of two speakers than of one.
-
-    Arguments
-    ---------
-    positive_scores, negative_scores
-        Scores of trials of one speaker, and of two [trials].
-    threshold
-        The decision threshold to mark, such as that of the equal error rate.
-    path
-        The PNG file to write.
-    title
-        What stands above it.
+    more trials of two speakers than of one. The threshold, such as that of the
+    equal error rate, is marked.
 
     Example
     -------
@@ -160,12 +139,8 @@ def plot_score_histogram(
             label=f"{kind}: {len(scores):,} trials, "
             f"{100 * above:.2f} % accepted",
         )
-    axes.axvline(
-        threshold,
-        color="black",
-        linestyle="--",
-        label=f"threshold {threshold:.4f}",
-    )
+    label = f"threshold {threshold:.4f}"
+    axes.axvline(threshold, color="black", linestyle="--", label=label)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.set_xlabel("score (higher: more alike)")
@@ -178,14 +153,9 @@ def plot_score_histogram(
 def plot_training_curves(
     train_log: str | os.PathLike, path: str | os.PathLike
 ) -> None:
-    r"""Plots loss, accuracy and validation EER over the epochs.
+    r"""Plots loss, accuracy and validation EER over the epochs, as a PNG file.
 
-    Arguments
-    ---------
-    train_log
-        Log of ``speechbrain.utils.train_logger.FileTrainLogger``.
-    path
-        The PNG file to write.
+    They are read from the log of SpeechBrain's ``FileTrainLogger``.
 
     Example
     -------
@@ -221,7 +191,7 @@ def plot_training_curves(
         axis.set_xlabel("epoch")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     _save(figure, path)
 
 
@@ -248,6 +218,5 @@ def _det_limits(
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a PNG that stands under its name only when it is complete."""
     with complete_or_absent(path) as partial:
         figure.savefig(partial, format="png", dpi=150)

@@ -7,6 +7,7 @@ Authors
 import json
 import os
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,7 @@ import torch
 
 from redimnet2_lobes.data.trial_files import TrialList
 from redimnet2_lobes.files.atomic import complete_or_absent
-from redimnet2_lobes.scoring.calibration import (
-    Calibration,
-    save_calibrations,
-)
+from redimnet2_lobes.scoring.calibration import Calibration, save_calibrations
 from redimnet2_lobes.scoring.metrics import (
     EER,
     Cllr,
@@ -101,26 +99,14 @@ def report(
     Arguments
     ---------
     results
-        Lists one after the other, each with all its back-ends.
-    trained
-        Calibrations that were trained, which calibration.json keeps.
-    output_folder
-        Where to write.
+        List after list, each with all its back-ends.
     checkpoint
         The network, as the user named it. The results name it, too, and say
         what of each utterance was embedded: ``maximum_seconds``, ``crops`` and
         ``eval_precision``.
     keep_in
-        The model folder that keeps results.json as well, where its threshold is
-        found.
-
-    Raises
-    ------
-    ValueError
-        If results are to be kept with the model, but the cosine, whose
-        threshold it is, is not among the back-ends.
-    OSError
-        If a file cannot be written.
+        The model folder that gets results.json as well, for its operating
+        point. It is a ValueError if the cosine is not among the back-ends.
     """
     backends = dict.fromkeys(result.backend for result in results)
     if keep_in is not None and PLAIN_COSINE not in backends:
@@ -171,29 +157,25 @@ def _write_lists(results: list[Result], output_folder: Path) -> list[dict]:
             # Those of other back-ends, from an earlier run.
             for earlier in (output_folder / name).glob(f"*{kind}"):
                 earlier.unlink()
-    rows, curves = [], {}
+    rows, curves = [], defaultdict(dict)
     for result in results:
         trial_list = result.trial_list
-        figures = result.figures()
-        rows.append(figures)
-        positive, negative = result.split()
+        rows.append(result.figures())
         if result.own_curve:
-            of_list = curves.setdefault(trial_list.name, {})
-            of_list[result.backend] = det_curve(positive, negative)[:2]
+            curve = det_curve(*result.split())[:2]
+            curves[trial_list.name][result.backend] = curve
         name = re.sub(r"[^a-z0-9]+", "_", result.backend.lower()).strip("_")
         file = output_folder / trial_list.name / name
+        scored = zip(trial_list.trials, result.scores.tolist(), strict=True)
         scores = "".join(
             f"{enrolment} {test} {label} {score:.9g}\n"
-            for (label, enrolment, test), score in zip(
-                trial_list.trials, result.scores.tolist(), strict=True
-            )
+            for (label, enrolment, test), score in scored
         )
         _write(Path(f"{file}{SCORES}"), scores)
         _write(Path(f"{file}{WORST_TRIALS}"), _worst_trials(result))
         plot_score_histogram(
-            positive,
-            negative,
-            figures["eer_threshold"],
+            *result.split(),
+            rows[-1]["eer_threshold"],
             f"{file}{HISTOGRAM}",
             title=f"Scores of {trial_list.name}, {result.backend}",
         )
@@ -212,9 +194,8 @@ def _worst_trials(result: Result) -> str:
     ):
         lines.append(f"# {heading}: score, enrolment, test")
         of_kind = torch.nonzero(kind).flatten()
-        order = (sign * result.scores[of_kind]).argsort(
-            descending=True, stable=True
-        )
+        wrong = sign * result.scores[of_kind]
+        order = wrong.argsort(descending=True, stable=True)
         for index in of_kind[order[:LISTED_TRIALS]].tolist():
             _, enrolment, test = trial_list.trials[index]
             files = " ".join(trial_list.enrolments[enrolment])

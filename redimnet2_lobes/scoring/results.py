@@ -38,17 +38,9 @@ COLUMNS = (
 def read_results(path: str | os.PathLike) -> dict:
     """Reads the results.json of a verification script.
 
-    Returns
-    -------
-    dict
-        ``checkpoint``, ``seconds_used``, ``crops`` (None where whole
-        utterances were embedded) and ``results``, a list with an entry for
-        each trial list and back-end.
-
-    Raises
-    ------
-    ValueError
-        If it is anything else. One line.
+    It has ``checkpoint``, ``seconds_used``, ``crops`` (None where whole
+    utterances were embedded) and ``results``, a list with an entry for each
+    trial list and back-end. It is a ValueError if it is anything else.
 
     Example
     -------
@@ -61,7 +53,6 @@ checkpoint is missing; run the verification again
     """
 
     def refuse(problem: str) -> NoReturn:
-        """Says what is wrong with the file."""
         raise ValueError(
             f"{path}: not the results of a verification script, {problem}; "
             "run the verification again"
@@ -97,10 +88,10 @@ def results_table(rows: list[dict], keys: Container[str]) -> list[list[str]]:
     [['EER (%)'], ['0.500']]
     """
     columns = [column for column in COLUMNS if column[1] in keys]
-    cells = [
-        [form.format(row[key]) for _, key, form in columns] for row in rows
-    ]
-    return [[heading for heading, _, _ in columns], *cells]
+    table = [[heading for heading, _, _ in columns]]
+    for row in rows:
+        table.append([form.format(row[key]) for _, key, form in columns])
+    return table
 
 
 def embedded_part(results: dict) -> str:

@@ -6,15 +6,9 @@ Authors
 
 
 def text_table(table: list[list[str]], names: int = 2) -> str:
-    r"""Sets a table in aligned columns.
+    r"""Sets rows of cells, the headings first, in aligned columns.
 
-    Arguments
-    ---------
-    table
-        Rows of cells, the headings first.
-    names
-        How many columns hold names, and go to the left; the others hold
-        figures.
+    So many columns hold ``names``, and go to the left; the others hold figures.
 
     Example
     -------
@@ -22,16 +16,12 @@ def text_table(table: list[list[str]], names: int = 2) -> str:
     'list         EER (%)\nVoxCeleb1-O      0.5\n'
     """
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
+    text = ""
     for row in table:
-        cells = [
-            cell.ljust(width) if column < names else cell.rjust(width)
-            for column, (cell, width) in enumerate(
-                zip(row, widths, strict=True)
-            )
-        ]
-        lines.append("  ".join(cells).rstrip() + "\n")
-    return "".join(lines)
+        left = map(str.ljust, row[:names], widths)
+        right = map(str.rjust, row[names:], widths[names:])
+        text += "  ".join([*left, *right]).rstrip() + "\n"
+    return text
 
 
 def markdown_table(table: list[list[str]], names: int = 2) -> str:

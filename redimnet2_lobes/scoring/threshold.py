@@ -1,4 +1,4 @@
-"""The threshold that an evaluation has kept with a model.
+"""The operating point that an evaluation has left with a model.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -34,18 +34,9 @@ class Threshold(NamedTuple):
 def kept_threshold(model: str) -> Threshold:
     """Finds the threshold at the EER of a model's first trial list.
 
-    It has no value where the model has no results of plain cosine. If they
-    cannot be downloaded, a note on stderr says so.
-
-    Arguments
-    ---------
-    model
-        Model folder or hub name, see ``loading.find_model``.
-
-    Raises
-    ------
-    ValueError
-        If its results.json is damaged.
+    The model is a folder or a hub name, see ``loading.find_model``. There is no
+    value where it has no results of plain cosine. If they cannot be downloaded,
+    a note on stderr says so; if they are damaged, it is a ValueError.
 
     Example
     -------
@@ -81,21 +72,17 @@ def kept_threshold(model: str) -> Threshold:
 
 
 def _find_results(model: str) -> Path | str | None:
-    """The results that were kept with a model, or None."""
+    """The results.json of a model, or None."""
     if os.path.isdir(model):
         path = Path(model) / RESULTS_FILE
         return path if path.is_file() else None
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub import errors, hf_hub_download
 
     try:
-        return huggingface_hub.hf_hub_download(model, RESULTS_FILE)
-    except (EntryNotFoundError, OSError) as error:
-        offline = isinstance(error, LocalEntryNotFoundError)
-        if offline or not isinstance(error, EntryNotFoundError):
+        return hf_hub_download(model, RESULTS_FILE)
+    except (errors.EntryNotFoundError, OSError) as error:
+        missing = isinstance(error, errors.EntryNotFoundError)
+        if not missing or isinstance(error, errors.LocalEntryNotFoundError):
             note = f"the {RESULTS_FILE} of {model} is out of reach: {error}"
             print(f"note: {' '.join(note.split())}", file=sys.stderr)
         return None
