@@ -1,4 +1,4 @@
-"""Embeddings that are computed once and kept.
+"""Embeddings that are computed once and cached.
 
 The cache of a list of utterances is a folder whose name is a hash of all that
 its embeddings depend on: the network's weights and architecture, the settings
@@ -11,6 +11,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -46,17 +47,7 @@ Part = tuple[Path, list[str]]  # its file and its utterances
 
 @dataclass
 class Embeddings:
-    """Embeddings of named utterances.
-
-    Arguments
-    ---------
-    names
-        The utterances.
-    vectors
-        Their embeddings as the network gives them, float32
-        [utterances, embedding].
-    seconds
-        Seconds of audio that each was computed from, float32 [utterances].
+    """Embeddings of named utterances, as the network gives them.
 
     Example
     -------
@@ -67,8 +58,8 @@ class Embeddings:
     """
 
     names: list[str]
-    vectors: torch.Tensor
-    seconds: torch.Tensor
+    vectors: torch.Tensor  # [utterances, embedding], float32
+    seconds: torch.Tensor  # of audio that was used [utterances], float32
 
     def __post_init__(self):
         self._row = {name: row for row, name in enumerate(self.names)}
@@ -76,15 +67,11 @@ class Embeddings:
     def rows(self, names: Iterable[str]) -> torch.Tensor:
         """Rows of ``vectors`` of utterances, int64 [names].
 
-        Raises
-        ------
-        ValueError
-            If there is no embedding of a name.
+        It is a ValueError if there is no embedding of a name.
         """
         try:
-            return torch.tensor(
-                [self._row[name] for name in names], dtype=torch.int64
-            )
+            rows = [self._row[name] for name in names]
+            return torch.tensor(rows, dtype=torch.int64)
         except KeyError as error:
             raise ValueError(
                 f"{error.args[0]}: not among the {len(self.names)} utterances "
@@ -99,13 +86,8 @@ def network_fingerprint(network: torch.nn.Module) -> str:
 
     It is SHA-256 in hexadecimal digits, of the classes of all modules, of what
     their ``arguments()`` return if they have it, and of all tensors of the
-    state dict.
-
-    Arguments
-    ---------
-    network
-        A network, or a ``ModuleDict`` of all that makes an embedding, such as
-        ``EncoderClassifier.mods``.
+    state dict. The network may be a ``ModuleDict`` of all that makes an
+    embedding, such as ``EncoderClassifier.mods``.
 
     Example
     -------
@@ -150,10 +132,13 @@ def extract_embeddings(
     same arguments, share the work and return the same; the folder must be one
     that all of them see. The embeddings do not depend on their number.
 
+    It is an AudioError if a file cannot be used, an OSError if the cache
+    cannot, and a ValueError if a setting is wrong or an embedding not finite.
+
     Arguments
     ---------
-    encode_batch
-        As for `encode_utterances`. Not called if the cache is complete.
+    encode_batch, seconds_per_batch, maximum_seconds
+        As for `encode_utterances`. A complete cache needs no ``encode_batch``.
     utterances
         The name of each utterance to its audio file or its place in a shard,
         ``<shard>.tar:<offset>:<size>``.
@@ -161,26 +146,12 @@ def extract_embeddings(
         Holds the caches, each in a folder of its own.
     fingerprint
         Stands for the network: `network_fingerprint`.
-    seconds_per_batch
-        Seconds of audio in a batch, padding included.
-    maximum_seconds
-        Seconds to use from the start of each utterance; None uses all.
     crops
         If given, so many crops of ``maximum_seconds`` each are averaged:
         `AveragedCrops`.
     utterances_per_part
         An interrupted extraction loses so many embeddings of each process at
         most. A change makes a new cache.
-
-    Raises
-    ------
-    AudioError
-        If a file is missing or cannot be used.
-    ValueError
-        If there are no utterances, a setting is wrong, or an embedding is not
-        finite.
-    OSError
-        If the cache cannot be written or read.
 
     Example
     -------
@@ -219,19 +190,12 @@ seconds=tensor([0.0500]))
         for start in range(0, len(names), size)
     ]
 
-    def encode(
-        paths: list[str], load: Callable, progress: tqdm
-    ) -> dict[str, torch.Tensor]:
-        """Embeds the paths of a part."""
-        return encode_utterances(
-            encode_batch,
-            paths,
-            seconds_per_batch,
-            load,
-            None if crops else maximum_seconds,
-            progress,
-        )
-
+    encode = functools.partial(
+        encode_utterances,
+        encode_batch,
+        seconds_per_batch=seconds_per_batch,
+        maximum_seconds=None if crops else maximum_seconds,
+    )
     most_samples = math.inf
     if maximum_seconds is not None:
         most_samples = round(maximum_seconds * SAMPLE_RATE) * (crops or 1)
@@ -246,28 +210,18 @@ seconds=tensor([0.0500]))
 def _key(names: list[str], sources: dict[str, str], settings: list) -> str:
     """A hash of settings and of the list with the state of its files."""
     digest = hashlib.sha256(json.dumps(settings).encode())
-    shards = {}
+    stat = functools.lru_cache(4096)(os.stat)  # shards hold many utterances
     for name in names:
         source = sources[name]
         match = SHARD_SOURCE.fullmatch(source)
-        if not match:
-            state = _state(source, source)
-        else:
-            # Many utterances lie in a shard.
-            shard, *place = match.groups()
-            if shard not in shards:
-                shards[shard] = _state(shard, source)
-            state = [*shards[shard], *place]
-        digest.update(json.dumps([name, *state]).encode())
+        path, *place = match.groups() if match else [source]
+        try:
+            status = stat(path)
+        except FileNotFoundError:
+            raise AudioError("missing", "check the path", source) from None
+        state = [name, status.st_size, status.st_mtime_ns, *place]
+        digest.update(json.dumps(state).encode())
     return digest.hexdigest()[:32]
-
-
-def _state(path: str, source: str) -> list[int]:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        raise AudioError("missing", "check the path", source) from None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _make_parts(
@@ -308,12 +262,11 @@ def _compute(
     samples = {}
 
     def load(path: str) -> torch.Tensor:
-        """Notes how much of it counts."""
         waveform = load_source(path)
         samples[path] = min(len(waveform), most_samples)
         return waveform
 
-    vectors = encode(paths, load, progress)
+    vectors = encode(paths, load=load, progress=progress)
     # Two names may stand for one file, which was read once.
     progress.update(len(paths) - len(vectors))
     seconds = [samples[path] / SAMPLE_RATE for path in paths]
@@ -345,11 +298,10 @@ def _read_part(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Its vectors and seconds; None if it is not there or damaged."""
     try:
-        found, vectors, seconds = read_arrays(
-            path, "names", "vectors", "seconds"
-        )
+        arrays = read_arrays(path, "names", "vectors", "seconds")
     except (ValueError, OSError):
         return None
+    found, vectors, seconds = arrays
     if found.tolist() != names:
         return None
     return torch.from_numpy(vectors), torch.from_numpy(seconds)

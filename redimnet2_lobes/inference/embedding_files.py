@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from redimnet2_lobes.data.utterances import Utterance
 from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
+from redimnet2_lobes.files.settings import check_choices
 from redimnet2_lobes.inference.embedding_cache import Embeddings
 
 ROWS_PER_GROUP = 65536  # of Parquet, 50 MB for embeddings of 192 values
@@ -22,28 +23,15 @@ ROWS_PER_GROUP = 65536  # of Parquet, 50 MB for embeddings of 192 values
 def output_files(output: str, form: str) -> list[Path]:
     """The files to write, that which is written last being the last.
 
-    Arguments
-    ---------
-    output
-        As the user gave it, with or without an ending of the format.
-    form
-        A key of ``FORMATS``.
-
-    Raises
-    ------
-    ValueError
-        If there is one already, no such format, or its package is missing.
+    ``output`` may have an ending of the format, a key of ``FORMATS``. It is a
+    ValueError if the last file exists, or the format's package is missing.
 
     Example
     -------
     >>> [path.name for path in output_files("no/such/xvector.npz", "numpy")]
     ['xvector.npz']
     """
-    if form not in FORMATS:
-        raise ValueError(
-            f"format: unknown value {form!r}, expected one of "
-            f"{', '.join(FORMATS)}"
-        )
+    check_choices({"format": form}, format=FORMATS)
     endings, package, _ = FORMATS[form]
     try:
         importlib.import_module(package)
@@ -93,15 +81,9 @@ def _write_numpy(
     outputs: list[Path], embeddings: Embeddings, _: list[str | None]
 ) -> None:
     """Writes the arrays names and embeddings [utterances, embedding]."""
-    with (
-        complete_or_absent(outputs[0]) as partial,
-        open(partial, "wb") as file,
-    ):
-        np.savez(
-            file,
-            names=np.array(embeddings.names),
-            embeddings=embeddings.vectors.numpy(),
-        )
+    with complete_or_absent(outputs[0]) as partial, open(partial, "wb") as file:
+        names, vectors = np.array(embeddings.names), embeddings.vectors.numpy()
+        np.savez(file, names=names, embeddings=vectors)
 
 
 def _write_kaldi(

@@ -69,11 +69,9 @@ def encode_utterances(
 
     Raises
     ------
-    AudioError
-        If a file cannot be read. What ``load`` raises passes through.
     ValueError
-        If the network gives NaN or infinite values for a file, or if
-        ``seconds_per_batch`` or ``maximum_seconds`` is not above 0.
+        If the network gives NaN or infinite values for a file, or a number of
+        seconds is not above 0. What ``load`` raises passes through.
 
     Example
     -------
@@ -88,13 +86,8 @@ def encode_utterances(
     >>> embeddings[folder / "a.wav"].shape
     torch.Size([2])
     """
-    for name, seconds in (
-        ("seconds_per_batch", seconds_per_batch),
-        ("maximum_seconds", maximum_seconds),
-    ):
-        if seconds is not None and not seconds > 0:
-            raise ValueError(f"{name}: must be above 0, not {seconds}")
-
+    _check_above_zero("seconds_per_batch", seconds_per_batch)
+    _check_above_zero("maximum_seconds", maximum_seconds)
     durations = {}
     for path in utterances:
         if path not in durations:
@@ -135,15 +128,8 @@ def encode_utterances(
 def load_source(source: str) -> torch.Tensor:
     """Reads an utterance [samples], mono, 16 kHz, float32.
 
-    Arguments
-    ---------
-    source
-        An audio file, or its place in a shard, ``<shard>.tar:<offset>:<size>``.
-
-    Raises
-    ------
-    AudioError
-        As `load_waveform` and `open_audio`.
+    It is an audio file, or its place in a shard,
+    ``<shard>.tar:<offset>:<size>``; an AudioError if it cannot be used.
 
     Example
     -------
@@ -173,24 +159,10 @@ def _normalizer() -> CheckedAudioNormalizer:
 class AveragedCrops:
     """Embeds evenly spaced crops of each utterance and averages them.
 
-    The crops of an utterance are a batch. Their embeddings are brought to
+    The crops of an utterance, of so many seconds each, are a batch: the first
+    lies at its start, the last at its end. Their embeddings are brought to
     length 1 before they are averaged. An utterance not longer than a crop is
     embedded whole, and its embedding has length 1, too.
-
-    Arguments
-    ---------
-    encode_batch
-        As for `encode_utterances`.
-    seconds
-        Seconds of a crop.
-    crops
-        Crops of each utterance; the first lies at its start, the last at its
-        end.
-
-    Raises
-    ------
-    ValueError
-        If ``seconds`` is not above 0 or ``crops`` is not at least 1.
 
     Example
     -------
@@ -202,8 +174,7 @@ class AveragedCrops:
     """
 
     def __init__(self, encode_batch: EncodeBatch, seconds: float, crops: int):
-        if not seconds > 0:
-            raise ValueError(f"seconds: must be above 0, not {seconds}")
+        _check_above_zero("seconds", seconds)
         check_at_least({"crops": crops}, crops=1)
         self.encode_batch = encode_batch
         self.samples = max(1, round(seconds * SAMPLE_RATE))
@@ -226,16 +197,15 @@ class AveragedCrops:
         if surplus > 0:
             # In whole numbers: float32 would miss samples of long utterances.
             last = max(self.crops - 1, 1)
-            crops = torch.stack(
-                [
-                    waveform[start : start + self.samples]
-                    for start in (
-                        surplus * crop // last for crop in range(self.crops)
-                    )
-                ]
-            )
+            starts = [surplus * crop // last for crop in range(self.crops)]
+            crops = waveform.unfold(0, self.samples, 1)[starts]
         embeddings = self.encode_batch(crops, torch.ones(len(crops)))
         return normalize(embeddings.float(), dim=-1).mean(dim=0)
+
+
+def _check_above_zero(key: str, seconds: float | None) -> None:
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"{key}: must be above 0, not {seconds}")
 
 
 def _duration(path: str | os.PathLike, load: Callable) -> float:

@@ -52,34 +52,15 @@ def encode_files(
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Embeds files; the long ones in pieces, so that memory is bounded.
 
-    Files of up to ``seconds_per_piece`` are embedded whole, by
-    `encode_utterances`. Of a longer one the pieces are embedded each on its
-    own, and the directions of their embeddings are averaged, weighted by their
-    seconds. The average is multiplied by the mean length of the pieces'
+    Files of up to ``seconds_per_piece``, which is at least 1, are embedded
+    whole, by `encode_utterances`. Of a longer one the pieces are embedded each
+    on its own, and the directions of their embeddings are averaged, weighted by
+    their seconds. The average is multiplied by the mean length of the pieces'
     embeddings, so that it counts as much as others in an enrolment.
 
-    Arguments
-    ---------
-    encode_batch
-        As for `encode_utterances`.
-    paths
-        The audio files.
-    seconds_per_piece
-        Seconds of a piece, and of a batch of shorter files, at most.
-
-    Returns
-    -------
-    embeddings
-        Each path to its embedding [embedding], float32 on the CPU.
-    pieces
-        Each path that was cut to the number of pieces that were embedded.
-
-    Raises
-    ------
-    AudioError
-        If a file cannot be used; see `load_waveform` and `read_pieces`.
-    ValueError
-        If an embedding is not finite, or ``seconds_per_piece`` is below 1.
+    Returns the embedding of each path [embedding], float32 on the CPU, and of
+    each path that was cut the number of its pieces. It is a ValueError if an
+    embedding is not finite, an AudioError if a file cannot be used.
 
     Example
     -------
@@ -120,23 +101,12 @@ def encode_files(
 def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
     """Yields pieces [samples] of an audio file, mono, 16 kHz, float32.
 
-    They are of about the same length, and together what `load_waveform` gives,
-    without gap or overlap: before a piece is resampled, it gets what surrounds
-    it. The file is read once, in order, since seeking is not exact in every
-    format. Silent pieces (all samples equal) are left out.
-
-    Arguments
-    ---------
-    path
-        The audio file.
-    seconds
-        Seconds of a piece, at most.
-
-    Raises
-    ------
-    AudioError
-        If the file cannot be decoded, is cut short or silent all over, or
-        `CheckedAudioNormalizer` refuses a piece of it.
+    They are of about the same length, so many ``seconds`` at most, and together
+    what `load_waveform` gives, without gap or overlap: before a piece is
+    resampled, it gets what surrounds it. The file is read once, in order, since
+    seeking is not exact in every format. Silent pieces (all samples equal) are
+    left out. It is an AudioError if the file cannot be decoded, is cut short or
+    silent all over, or `CheckedAudioNormalizer` refuses a piece of it.
 
     Example
     -------
@@ -278,7 +248,7 @@ def _seconds(path: str) -> float:
 
 
 def _load(path: str) -> torch.Tensor:
-    """Reads a file whole."""
+    """The waveform of a short file, which must not be cut."""
     waveform = load_waveform(path)
     if len(waveform) < LEAST_SHARE * _seconds(path) * SAMPLE_RATE:
         raise AudioError(*CUT_SHORT, path)
