@@ -42,12 +42,8 @@ def main_with_one_line_errors(function: Callable[[list[str]], None]) -> None:
     """Runs a script, and ends it with one line on stderr where a user erred.
 
     Errors are treated as ``one_line_errors`` does. Where other processes wait
-    for one that ends so, they end with one line as well.
-
-    Arguments
-    ---------
-    function
-        The script's main function, called with the command line's arguments.
+    for one that ends so, they end with one line as well. The function gets the
+    arguments of the command line.
 
     Example
     -------
@@ -82,27 +78,11 @@ def main_with_one_line_errors(function: Callable[[list[str]], None]) -> None:
 
 
 def parse_command_line(arguments: list[str]) -> tuple[str, RunOptions, str]:
-    """``speechbrain.parse_arguments``, but errors are exceptions.
+    """``speechbrain.parse_arguments``, but errors are ValueErrors.
 
-    Arguments
-    ---------
-    arguments
-        The command line without the script's name.
-
-    Returns
-    -------
-    param_file
-        The YAML file.
-    run_opts
-        SpeechBrain's run options, such as ``device``.
-    overrides
-        What is left, ``--key=value``, as YAML.
-
-    Raises
-    ------
-    ValueError
-        If the YAML file is not given, or a run option has a wrong value or is
-        not written out.
+    From the command line without the script's name the YAML file, SpeechBrain's
+    run options, such as ``device``, and what is left, ``--key=value``, as YAML.
+    Run options must be written out.
 
     Example
     -------
@@ -144,20 +124,10 @@ def parse_command_line(arguments: list[str]) -> tuple[str, RunOptions, str]:
 
 
 def refuse_run_options(given: Container[str], remedies: dict[str, str]) -> None:
-    """Refuses run options that a script has no use for.
+    """Refuses, with a ValueError, run options that a script has no use for.
 
-    Arguments
-    ---------
-    given
-        Names that the user set: ``overridden_args`` of the run options, or
-        the keys of a YAML.
-    remedies
-        For each such option what to do instead.
-
-    Raises
-    ------
-    ValueError
-        If one is given.
+    ``given`` are those that the user set: ``overridden_args`` of the run
+    options, or keys of a YAML; ``remedies`` say what to do instead.
 
     Example
     -------

@@ -6,12 +6,11 @@ Authors
 
 import dataclasses
 import os
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from speechbrain.inference.classifiers import EncoderClassifier
-from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from speechbrain.utils.autocast import AMPConfig
 from speechbrain.utils.distributed import ddp_init_group, infer_device
 from speechbrain.utils.run_opts import RunOptions
 
@@ -22,6 +21,7 @@ from redimnet2_lobes.files.settings import (
     check_types,
 )
 from redimnet2_lobes.inference.embedding_cache import network_fingerprint
+from redimnet2_lobes.inference.encode import EncodeBatch
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.pass_through import PassThrough
@@ -50,9 +50,7 @@ TRAINING_PRECISIONS = ("precision", "auto_mix_prec", "bfloat16_mix_prec")
 class FoldedEncoder(NamedTuple):
     """A network that many utterances are embedded with."""
 
-    # Padded waveforms [batch, time] and relative lengths [batch] to embeddings
-    # [batch, 1, embedding].
-    encode_batch: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    encode_batch: EncodeBatch
     fingerprint: str  # of its weights, its architecture and the precision
     precision: str  # one of PRECISIONS
     speakers: frozenset[str]  # those that it was trained on, if it says so
@@ -63,27 +61,11 @@ def parse_arguments(
 ) -> tuple[dict, RunOptions]:
     """Reads the command line of a script that embeds, and its YAML.
 
-    Arguments
-    ---------
-    arguments
-        The command line without the script's name.
-    *used
-        Run options that the script uses besides ``device`` and
-        ``eval_precision``.
-
-    Returns
-    -------
-    hparams
-        The hyperparameters; which network embeds what of an utterance has been
-        checked.
-    run_opts
-        ``eval_precision`` is that of the command line, or else of the YAML.
-
-    Raises
-    ------
-    ValueError
-        If anything is wrong with them, or a run option says nothing of how
-        embeddings are computed.
+    The command line is without the script's name; ``used`` are run options that
+    the script uses besides ``device`` and ``eval_precision``. In what is
+    returned, which network embeds what of an utterance has been checked, and
+    ``eval_precision`` is that of the command line, or else of the YAML. It is a
+    ValueError if anything is wrong with them.
     """
     hparams_file, run_opts, overrides = parse_command_line(arguments)
     check_embedding_options(run_opts, *used)
@@ -116,10 +98,7 @@ def parse_arguments(
 
 
 def check_embedding_options(run_opts: RunOptions, *used: str) -> None:
-    """Refuses run options that say nothing of how embeddings are computed.
-
-    The arguments are those of `parse_arguments`.
-    """
+    """Refuses run options that say nothing of how embeddings are computed."""
     unused: dict[str, str] = dict.fromkeys(
         RUN_OPTIONS, "leave it out, it is for training"
     )
@@ -131,28 +110,14 @@ def check_embedding_options(run_opts: RunOptions, *used: str) -> None:
 
 
 def load_folded_encoder(
-    checkpoint: str,
-    variant: str | None,
-    run_opts: RunOptions,
+    checkpoint: str, variant: str | None, run_opts: RunOptions
 ) -> FoldedEncoder:
     """Loads a network, and folds it if it is a ReDimNet2.
 
-    Arguments
-    ---------
-    checkpoint
-        A model folder, the output folder of a training, a hub name, the name of
-        a published checkpoint, or a file ``embedding_model.ckpt``.
-    variant
-        b0 to b6. A file of weights needs it; what a model folder says of itself
-        must agree with it.
-    run_opts
-        SpeechBrain's run options, such as ``device`` and ``eval_precision``.
-
-    Raises
-    ------
-    ValueError
-        If the network cannot be loaded, its weights do not fit it exactly, or
-        the variant is another one.
+    The checkpoint is a model folder, the output folder of a training, a hub
+    name, the name of a published checkpoint, or ``embedding_model.ckpt``. The
+    last needs the variant; what others say of themselves must agree with it. It
+    is a ValueError if it does not, or the network cannot be loaded.
     """
     load = _load_weights if os.path.isfile(checkpoint) else _load_model
     encoder = load(checkpoint, variant, run_opts)
@@ -163,24 +128,11 @@ def load_folded_encoder(
     if isinstance(network, ReDimNet2):  # others may be used as well
         keep_freed_memory()
         encoder.mods.embedding_model = fold(network)
-    precision = run_opts.eval_precision
-    if precision == "fp32":
-        return FoldedEncoder(
-            encoder.encode_batch, fingerprint, precision, speakers
-        )
-    context = TorchAutocast(
-        device_type=encoder.device_type,
-        dtype=AMPConfig.from_name(precision).dtype,
-    )
-
-    def encode_batch(
-        wavs: torch.Tensor, wav_lens: torch.Tensor
-    ) -> torch.Tensor:
-        """That of the encoder, in the precision."""
-        with context:
-            return encoder.encode_batch(wavs, wav_lens)
-
-    fingerprint = f"{fingerprint} {precision}"
+    encode_batch, precision = encoder.encode_batch, run_opts.eval_precision
+    if precision != "fp32":
+        fingerprint = f"{fingerprint} {precision}"
+        dtype = AMPConfig.from_name(precision).dtype
+        encode_batch = torch.autocast(encoder.device_type, dtype)(encode_batch)
     return FoldedEncoder(encode_batch, fingerprint, precision, speakers)
 
 

@@ -58,18 +58,9 @@ PLACEHOLDERS = {
 def load_hparams(param_file: str | os.PathLike, overrides: str | dict) -> dict:
     r"""``load_hyperpyyaml`` on a file, but errors name the key.
 
-    Arguments
-    ---------
-    param_file
-        A YAML file.
-    overrides
-        Values to replace, from :func:`parse_command_line`.
-
-    Raises
-    ------
-    ValueError
-        If the file or the overrides are not YAML, an override is not a key of
-        the file, a placeholder is left, or an object cannot be built.
+    Overrides are as from :func:`parse_command_line`. It is a ValueError if the
+    file or the overrides are not YAML, an override is not a key of the file, a
+    placeholder is left, or an object cannot be built.
 
     Example
     -------
@@ -110,11 +101,6 @@ def build_hparam(
     It is what :func:`load_hparams` gives for the key, but without the effects
     of building the others. Placeholders without an override are None.
 
-    Raises
-    ------
-    ValueError
-        As :func:`load_hparams`, or if there is no such key.
-
     Example
     -------
     >>> path = getfixture("tmp_path") / "hparams.yaml"
@@ -129,10 +115,8 @@ def build_hparam(
     needed = {key, *_sources(document, document[key])}
     try:
         alone = io.StringIO()
-        ruamel.yaml.YAML().dump(
-            {name: node for name, node in document.items() if name in needed},
-            alone,
-        )
+        nodes = {name: document[name] for name in document if name in needed}
+        ruamel.yaml.YAML().dump(nodes, alone)
         given = {name: overrides[name] for name in needed & set(overrides)}
         return load_hyperpyyaml(alone.getvalue(), given).get(key)
     except Exception as error:

@@ -25,10 +25,7 @@ from redimnet2_lobes.files.settings import (
     check_types,
 )
 from redimnet2_lobes.pretrained.loading import find_model
-from redimnet2_lobes.scoring.calibration import (
-    Calibration,
-    load_calibrations,
-)
+from redimnet2_lobes.scoring.calibration import Calibration, load_calibrations
 from redimnet2_lobes.scoring.evaluate import QUALITY_MEASURES, SCORE_NORMS
 
 
@@ -73,26 +70,23 @@ def check_hparams(hparams: dict) -> None:
     for key in ("enrolment_file", "calibration"):
         if hparams[key] is not None and not os.path.isfile(hparams[key]):
             raise ValueError(f"{key}: no file {hparams[key]}")
-    if hparams["score_norms"] is None:
-        hparams["score_norms"] = (
-            ["adaptive_s"] if hparams["cohort_list"] else []
-        )
+    norms, measures = hparams["score_norms"], hparams["quality_measures"]
+    if norms is None:
+        norms = ["adaptive_s"] if hparams["cohort_list"] else []
+        hparams["score_norms"] = norms
     if hparams["cohort_list"] is None:
-        if hparams["score_norms"]:
+        if norms:
             raise ValueError("score_norms: they need a cohort_list")
-        if "cohort_means" in hparams["quality_measures"]:
+        if "cohort_means" in measures:
             raise ValueError(
                 "quality_measures: cohort_means needs a cohort_list"
             )
-    given = [
-        hparams[key] is not None
-        for key in ("calibration", "calibration_trials")
-    ]
-    if all(given):
+    calibrations = hparams["calibration"], hparams["calibration_trials"]
+    if None not in calibrations:
         raise ValueError(
             "calibration: give either a saved one or calibration_trials"
         )
-    if hparams["quality_measures"] and not any(given):
+    if measures and calibrations == (None, None):
         raise ValueError(
             "quality_measures: they need calibration_trials or a calibration"
         )
@@ -156,14 +150,13 @@ def read_trials(
         enrolments = read_enrolments(enrolment_file)
     places = output_folder, utterances, enrolments
     tested = read_trial_lists(verification_file, data_folder, *places)
-    calibrating, calibrations = [], {}
+    calibrating = []
     if calibration_trials is not None:
         keys = "calibration_trials", "calibration_folder"
         calibrating = read_trial_lists(
             calibration_trials, calibration_folder, *places, keys
         )
-    if calibration is not None:
-        calibrations = load_calibrations(calibration)
+    calibrations = load_calibrations(calibration) if calibration else {}
     return Trials(tested, calibrating, calibrations)
 
 
@@ -174,18 +167,11 @@ def read_list(
     per_speaker: int | None,
     speakers: bool = False,
 ) -> list[Utterance]:
-    """Reads a list of utterances; of none there are none.
+    """Reads a list of utterances, which is empty without a source.
 
-    Arguments
-    ---------
-    key
-        The key that gave the list, for messages.
-    source, list_folder
-        The list, and what ``$data_root`` stands for, see `read_utterances`.
-    per_speaker
-        How many utterances of each speaker to take, or None for all.
-    speakers
-        Whether it is a ValueError if an utterance has no speaker.
+    Source and folder are as for `read_utterances`; of each speaker so many
+    utterances are taken, if a number is given. With ``speakers`` it is a
+    ValueError, which names the key, if an utterance has no speaker.
     """
     if source is None:
         return []
@@ -239,7 +225,6 @@ def warn_of_known_speakers(
     """
 
     def speakers_of(lists: list[TrialList]) -> set[str]:
-        """By the names of utterances."""
         return {name.split("/")[0] for name in files_of(lists)}
 
     speakers = speakers_of(trials.tested)
@@ -254,11 +239,8 @@ def warn_of_known_speakers(
             "are in the cohort, which should be of others",
         ),
     ):
-        if common := speakers & known:
-            print(
-                f"warning  {len(common)} of the {len(speakers)} speakers "
-                f"{where}"
-            )
+        if common := len(speakers & known):
+            print(f"warning  {common} of the {len(speakers)} speakers {where}")
 
 
 def kept_in(checkpoint: str, keep: bool) -> str | None:
