@@ -24,19 +24,7 @@ def last_epochs(folder: Path, count: int) -> list[Checkpoint]:
     """Finds the checkpoints of the last epochs, the last epoch first.
 
     Checkpoints from within an epoch, and the best one where it is older, are
-    not among them.
-
-    Arguments
-    ---------
-    folder
-        The folder of the checkpoints.
-    count
-        How many epochs.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer.
+    not among them. It is a ValueError if there are fewer than ``count``.
 
     Example
     -------
@@ -78,20 +66,9 @@ def average_weights(
 ) -> None:
     """Gives a module the mean of its weights in checkpoints.
 
-    Arguments
-    ---------
-    checkpoints
-        Checkpoints, the newest first. Counters become those of the newest.
-    name
-        Name of the module in the checkpoints.
-    module
-        The module.
-
-    Raises
-    ------
-    ValueError
-        If a checkpoint is without it, is damaged, or is of another
-        architecture or number of speakers.
+    Its counters become those of the first checkpoint, which is the newest. It
+    is a ValueError if a checkpoint has no module of the name, is damaged, or is
+    of another architecture or number of speakers.
     """
     for checkpoint in checkpoints:
         if name not in checkpoint.paramfiles:
@@ -102,7 +79,6 @@ def average_weights(
             )
 
     def read(path: str, map_location: None) -> dict[str, torch.Tensor]:
-        """Tensors that fit the module."""
         tensors = read_tensors(path)
         check_tensors(tensors, module, path, "hyperparams.yaml of the training")
         return tensors

@@ -33,7 +33,8 @@ class GlobalBatches(Sampler):
     A global batch is what an optimizer step sees: ``batch_size`` utterances in
     each of ``processes`` processes, ``accumulation`` times. Which utterances
     it holds does not depend on how it is divided. The last utterances of an
-    epoch, too few for a global batch, are left out.
+    epoch, too few for a global batch, are left out. It is a ValueError if a
+    global batch cannot be divided, or there are too few utterances.
 
     Arguments
     ---------
@@ -43,17 +44,8 @@ class GlobalBatches(Sampler):
         Utterances of an optimizer step.
     batch_size
         The most utterances of a batch.
-    seed
-        Seed of the order.
     process
         Number of this process, from 0.
-    processes
-        Number of processes.
-
-    Raises
-    ------
-    ValueError
-        If a global batch cannot be divided, or there are too few utterances.
 
     Example
     -------
@@ -107,7 +99,7 @@ class GlobalBatches(Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Batches of an epoch."""
         return self.steps * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -133,21 +125,10 @@ class GlobalBatches(Sampler):
 def check_batch_norm(
     batches: GlobalBatches, network: nn.Module, synchronized: bool
 ) -> None:
-    """Refuses batches of one utterance for a network that cannot train on them.
+    """Refuses, with a ValueError, BatchNorm on batches of one utterance.
 
-    Arguments
-    ---------
-    batches
-        The batches.
-    network
-        The network, which is put into training mode.
-    synchronized
-        Whether its statistics are those of all processes.
-
-    Raises
-    ------
-    ValueError
-        If BatchNorm would see one utterance.
+    The network is put into training mode. Synchronized statistics are those of
+    all processes.
 
     Example
     -------

@@ -30,17 +30,9 @@ class GlobalBatchBrain(Brain):
     in ``correct`` how many utterances of the batch are classified rightly, and
     a batch has ``replaced``, as ``TrainingCrops`` gives it.
 
-    Arguments
-    ---------
-    batches
-        The batches of this process.
-    hparams
-        ``synchronize_batchnorm``, ``epoch_counter`` and ``epoch_random`` are
-        used of them.
-    run_opts
-        SpeechBrain's run options.
-    **kwargs
-        Passed to ``Brain``; ``checkpointer`` is a ``CompleteCheckpointer``.
+    Takes what ``Brain`` takes, and the batches of this process. The
+    checkpointer is a ``CompleteCheckpointer``; of the hyperparameters
+    ``synchronize_batchnorm``, ``epoch_counter`` and ``epoch_random`` are used.
 
     Example
     -------
@@ -97,8 +89,8 @@ class GlobalBatchBrain(Brain):
     def _should_save_intra_epoch_ckpt(self, *args):
         # Not public, but there is no other way to leave out the moments between
         # the parts of a global batch: gradients are not saved.
-        whole = self.step % self.grad_accumulation_factor == 0
-        return whole and super()._should_save_intra_epoch_ckpt(*args)
+        complete = self.step % self.grad_accumulation_factor == 0
+        return complete and super()._should_save_intra_epoch_ckpt(*args)
 
     def on_fit_start(self):
         """Goes on from the newest checkpoint."""
@@ -159,10 +151,9 @@ class GlobalBatchBrain(Brain):
     def encode_batch(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor
     ) -> torch.Tensor:
-        """Embeddings of waveforms [batch, time] for validation.
+        """Embeddings of waveforms [batch, time] for validation, after eval().
 
-        The network must be in evaluation mode. ValueError if it gives no
-        numbers.
+        It is a ValueError if the network gives no numbers.
         """
         wavs, wav_lens = wavs.to(self.device), wav_lens.to(self.device)
         with torch.no_grad(), self.evaluation_ctx:

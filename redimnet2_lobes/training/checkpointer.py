@@ -60,12 +60,8 @@ class CompleteCheckpointer(Checkpointer):
     def keep_settings(self, settings: Mapping[str, object]) -> None:
         """Notes what must not change, or compares it with the checkpoints.
 
-        The settings go into each checkpoint, as JSON.
-
-        Raises
-        ------
-        ValueError
-            If the newest checkpoint has other ones.
+        The settings go into each checkpoint, as JSON. It is a ValueError if the
+        newest checkpoint has other ones.
 
         Example
         -------
@@ -83,15 +79,13 @@ class CompleteCheckpointer(Checkpointer):
                 before = _read_checks(folder)["settings"]
             except (OSError, ValueError, LookupError, TypeError):
                 continue  # set_damaged_aside has more to say
-            changed = [
-                key
+            changed = {
+                key: json.dumps(before.get(key))
                 for key in {**settings, **before}
                 if settings.get(key) != before.get(key)
-            ]
+            }
             if changed:
-                values = (
-                    f"{key}: {json.dumps(before.get(key))}" for key in changed
-                )
+                values = (f"{key}: {value}" for key, value in changed.items())
                 raise ValueError(
                     f"{', '.join(changed)}: not as in the checkpoints of "
                     f"{self.checkpoints_dir}; choose another --output_folder, "
@@ -103,10 +97,8 @@ class CompleteCheckpointer(Checkpointer):
     def keep_speakers(self, speakers: CategoricalEncoder) -> None:
         """Notes the speakers, or compares them with the checkpoints'.
 
-        Raises
-        ------
-        ValueError
-            If they are others, or the file that names them is damaged.
+        It is a ValueError if they are others, or if the file that names them is
+        damaged.
 
         Example
         -------
@@ -142,10 +134,7 @@ another, or delete it
     def set_damaged_aside(self) -> None:
         """Renames damaged checkpoints, with a warning that names the file.
 
-        Raises
-        ------
-        ValueError
-            If none is left; then none is renamed.
+        If none would be left, it is a ValueError, and none is renamed.
         """
         folders = self._folders()
         faults = {folder: _fault(folder) for folder in folders}
@@ -153,7 +142,7 @@ another, or delete it
         if damaged and damaged == folders:
             raise ValueError(
                 f"{damaged[0]}: {faults[damaged[0]]}, and there is no other "
-                "checkpoint that is whole; bring back a copy, or choose "
+                "undamaged checkpoint; bring back a copy, or choose "
                 "another --output_folder to start anew"
             )
         for folder in damaged:
@@ -163,35 +152,25 @@ another, or delete it
             os.replace(folder, aside)
             logger.warning(
                 f"{folder}: {faults[folder]}; renamed to {aside.name}, and the "
-                "newest whole checkpoint counts"
+                "newest undamaged checkpoint counts"
             )
 
     def recover_if_possible(self, *args, **kwargs) -> Checkpoint | None:
-        """Goes on from the newest checkpoint that is whole, if there is one.
+        """Goes on from the newest complete checkpoint, if there is one.
 
-        Takes what SpeechBrain's takes.
-
-        Raises
-        ------
-        ValueError
-            If all are damaged, or it is one of another training.
+        Takes what SpeechBrain's takes. It is a ValueError if all are damaged,
+        or it is one of another training.
         """
         run_on_main(self.set_damaged_aside)
         return super().recover_if_possible(*args, **kwargs)
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Loads a checkpoint.
-
-        Raises
-        ------
-        ValueError
-            If it does not fit what is to be recovered.
-        """
+        """Loads a checkpoint; ValueError if it is of another training."""
         try:
             super().load_checkpoint(checkpoint)
         except OSError:
             raise
-        # Its files are whole, so this run has other objects.
+        # Its files are undamaged, so this run has other objects.
         except Exception as error:
             raise ValueError(
                 f"{checkpoint.path}: a checkpoint of another training; choose "
@@ -206,17 +185,10 @@ another, or delete it
         name: str | None = None,
         verbosity: int = logging.INFO,
     ) -> Checkpoint | None:
-        """Saves a checkpoint; takes what SpeechBrain's takes.
+        """Saves a checkpoint, which the main process gets returned.
 
-        Returns
-        -------
-        Checkpoint or None
-            None on processes other than the main one.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written; earlier checkpoints stay as they are.
+        Takes what SpeechBrain's takes. If it cannot be written, it is an
+        OSError, and earlier checkpoints stay as they are.
         """
         self.before_saving()
         folder = self.checkpoints_dir
@@ -259,12 +231,8 @@ another, or delete it
     def keep_best_and_last(self, number: int, min_key: str) -> None:
         """Deletes all checkpoints but the best and those of the last epochs.
 
-        Arguments
-        ---------
-        number
-            How many of the last epochs stay, beside the best.
-        min_key
-            The key of ``meta`` that is lowest in the best.
+        The best has the lowest ``min_key`` in its ``meta``; beside it a number
+        of the last epochs stay.
 
         Example
         -------
@@ -335,16 +303,15 @@ def _read_checks(folder: Path) -> dict:
 def _fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     name = CHECKS
+    damage = ValueError, LookupError, TypeError, AttributeError
     try:
         for name, checksum in _read_checks(folder)["crc32"].items():
             if _crc32(folder / name) != checksum:
                 return f"{name} is damaged"
     except FileNotFoundError:
         return f"{name} is missing"
-    except (IsADirectoryError, NotADirectoryError):
-        return f"{name} is damaged"
     # Another OSError says nothing of the file: the disk may be back tomorrow.
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (*damage, IsADirectoryError, NotADirectoryError):
         return f"{name} is damaged"
     return None
 

@@ -36,6 +36,12 @@ def load_pretrained(
     that they have. The loss takes what it has learned itself, such as the bias
     of ``SphereFace2``, where the pretraining had the same loss.
 
+    Returns how many speakers took over a class weight, and how many did not:
+    all, with a warning, where the folder has no speaker classes (a converted
+    checkpoint). It is a ValueError, and nothing is taken over, if the folder is
+    no model folder, one of another architecture, damaged, or of a training that
+    diverged.
+
     Arguments
     ---------
     folder
@@ -47,23 +53,6 @@ def load_pretrained(
         the classes of the speakers at their own speed.
     speakers
         The speakers of the fine-tuning, in the order of these rows.
-    loss
-        The loss of the fine-tuning.
-
-    Returns
-    -------
-    matched
-        How many speakers took over a class weight.
-    unmatched
-        How many did not. They are all, with a warning, where the folder has no
-        speaker classes (a converted checkpoint).
-
-    Raises
-    ------
-    ValueError
-        If it is no model folder, one of another architecture, damaged, or of
-        a training that diverged.
-        Nothing is taken over then.
 
     Example
     -------
@@ -75,13 +64,9 @@ def load_pretrained(
     >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
     >>> network = ReDimNet2(LogMel(), 4, stages)
     >>> folder = getfixture("tmp_path") / "model"
-    >>> write_model_folder(
-    ...     folder,
-    ...     network,
-    ...     "A test",
-    ...     class_weights=torch.ones(2, 192),
-    ...     speakers=["anna", "bert"],
-    ... )
+    >>> names = ["anna", "bert"]
+    >>> classes = dict(class_weights=torch.ones(2, 192), speakers=names)
+    >>> write_model_folder(folder, network, "A test", **classes)
     >>> speakers = CategoricalEncoder()
     >>> speakers.update_from_iterable(["bert", "carl", "dora"], False)
     >>> classifier = Classifier(192, out_neurons=3)
@@ -121,7 +106,7 @@ def load_pretrained(
 
 
 def _weights(folder: Path, name: str) -> dict[str, torch.Tensor] | None:
-    """The tensors of a name in a model folder, or None."""
+    """The tensors of a module in a model folder, or None."""
     for extension in (SAFETENSORS_EXTENSION, PARAMFILE_EXT):
         path = folder / f"{name}{extension}"
         if path.is_file():

@@ -14,23 +14,10 @@ def build_loggers(
     tensorboard: bool,
     wandb_project: str | None,
 ) -> list:
-    """The loggers of SpeechBrain that are asked for.
+    """The given logger, and those of SpeechBrain that are asked for.
 
-    Arguments
-    ---------
-    train_logger
-        The one that there always is.
-    folder
-        Receives what the others write.
-    tensorboard
-        Whether to log to ``<folder>/tensorboard``.
-    wandb_project
-        A project of Weights & Biases; None for none.
-
-    Raises
-    ------
-    ValueError
-        If a package for it is not installed.
+    They log to ``<folder>/tensorboard`` and to a project of Weights & Biases.
+    It is a ValueError if a package for it is not installed.
 
     Example
     -------
@@ -83,11 +70,11 @@ def log_epoch(
     >>> path.read_text()
     'epoch: 1 - train loss: 2.00 - valid EER: 3.00\n'
     """
+    before = meta["epoch"] - 1
     for logger in loggers:
         if hasattr(logger, "global_step"):
             # TensorboardLogger counts from 0 in every run, but this may be a
             # resumed one.
-            before = meta["epoch"] - 1
             logger.global_step = {
                 "train": dict.fromkeys(train, before),
                 "valid": dict.fromkeys(valid, before),

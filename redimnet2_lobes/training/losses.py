@@ -59,16 +59,10 @@ class SphereFace2(nn.Module):
     scale
         The factor s of the similarities.
     positive_weight
-        The weight lambda of the target, from 0 to 1; the other classes have
-        1 - lambda.
+        The weight lambda, from 0 to 1.
     exponent
-        The exponent t: the larger, the more the similarities of the other
-        classes are pressed together.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range.
+        The exponent t, from 1 on: the larger, the more the similarities of the
+        other classes are pressed together.
 
     Example
     -------
@@ -110,10 +104,8 @@ class SphereFace2(nn.Module):
         """Returns the mean loss; see the head of this file."""
         cosines, labels = _to_rows(cosines, labels)
         # The margin may have changed when the backward pass computes again.
-        binary_losses = partial(self._binary_losses, self.margin)
-        return _SumOfBlocks.apply(
-            binary_losses, labels, cosines, self.bias
-        ).mean()
+        function = partial(self._binary_losses, self.margin)
+        return _SumOfBlocks.apply(function, labels, cosines, self.bias).mean()
 
     def _binary_losses(
         self,
@@ -203,17 +195,7 @@ class AdditiveAngularMarginLoss(nn.Module):
     From "ArcFace: Additive Angular Margin Loss for Deep Face Recognition" (Deng
     et al., 2019, https://arxiv.org/abs/1801.07698).
 
-    Arguments
-    ---------
-    margin
-        The margin m in radians.
-    scale
-        The factor of the cosines.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range.
+    The margin m is in radians; the scale is the factor of the cosines.
 
     Example
     -------

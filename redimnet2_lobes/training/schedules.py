@@ -4,7 +4,9 @@ A schedule counts its calls: call it once before every optimizer step (in
 ``Brain.on_fit_batch_start``), since the first call sets the value of step 0.
 Put it among the recoverables of the checkpointer, and a resumed run continues
 the curve. Epochs may be fractions; an argument out of its range is a
-ValueError.
+ValueError. ``steps_per_epoch`` are optimizer steps; it may be left out, and set
+as an attribute when the data is read. The ``scale`` of a learning rate is a
+factor of the whole curve: as a rule, global batch / 64.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -69,10 +71,7 @@ class _StepSchedule:
     @checkpoints.mark_as_saver
     def save(self, path: Path) -> None:
         """Saves the position as JSON, for SpeechBrain's Checkpointer."""
-        position = {
-            "step": self.step,
-            "steps_per_epoch": self._steps_per_epoch,
-        }
+        position = {"step": self.step, "steps_per_epoch": self._steps_per_epoch}
         path.write_text(json.dumps(position), encoding="utf-8")
 
     @checkpoints.mark_as_loader
@@ -137,19 +136,14 @@ class WarmupExponentialSchedule(_WarmupSchedule):
 
     Arguments
     ---------
-    initial_lr
-        The learning rate from which the decay starts.
-    final_lr
-        The learning rate at the end of training.
+    initial_lr, final_lr
+        The learning rates from which the decay starts and where it ends.
     warmup_epochs
         Length of the warm-up; 0 for none.
     epochs
         Length of training.
-    steps_per_epoch
-        Optimizer steps per epoch. It may be left out here and set as an
-        attribute when the data is read.
-    scale
-        Factor of the whole curve: as a rule, global batch / 64.
+    steps_per_epoch, scale
+        See the head of this file.
 
     Example
     -------
@@ -200,11 +194,8 @@ class WarmupPlateauSchedule(_WarmupSchedule):
         Length of the plateau, from the end of the warm-up on.
     halving_epochs
         Epochs in which the learning rate halves after the plateau.
-    steps_per_epoch
-        Optimizer steps per epoch. It may be left out here and set as an
-        attribute when the data is read.
-    scale
-        Factor of the whole curve: as a rule, global batch / 64.
+    steps_per_epoch, scale
+        See the head of this file.
 
     Example
     -------
@@ -247,27 +238,18 @@ class MarginSchedule(_StepSchedule):
 
     Arguments
     ---------
-    initial_margin
-        The margin at the start of training.
-    final_margin
-        The margin at the end.
     increase_start_epoch
         The epoch (counted from 1) at whose start the margin begins to grow.
     fix_start_epoch
         The epoch (counted from 1) from whose start the margin is final.
     steps_per_epoch
-        Optimizer steps per epoch. It may be left out here and set as an
-        attribute when the data is read.
+        See the head of this file.
 
     Example
     -------
     >>> from redimnet2_lobes.training.losses import SphereFace2
-    >>> schedule = MarginSchedule(
-    ...     initial_margin=0.0,
-    ...     final_margin=0.2,
-    ...     increase_start_epoch=2,
-    ...     fix_start_epoch=3,
-    ... )
+    >>> epochs = dict(increase_start_epoch=2, fix_start_epoch=3)
+    >>> schedule = MarginSchedule(0.0, 0.2, **epochs)
     >>> schedule.steps_per_epoch = 2
     >>> [round(schedule(SphereFace2()), 4) for _ in range(5)]
     [0.0, 0.0, 0.0, 0.1937, 0.2]
@@ -294,17 +276,9 @@ class MarginSchedule(_StepSchedule):
     def __call__(self, loss: torch.nn.Module) -> float:
         """Sets this step's margin, and returns it.
 
-        Arguments
-        ---------
-        loss
-            A loss with an attribute ``margin``, or a wrapper of one
-            (SpeechBrain's LogSoftmaxWrapper, torch's
-            DistributedDataParallel).
-
-        Raises
-        ------
-        ValueError
-            If the loss has no margin that can be changed.
+        The loss has an attribute ``margin``, or is a wrapper of one that has
+        (SpeechBrain's LogSoftmaxWrapper, torch's DistributedDataParallel). It
+        is a ValueError if it has none that can be changed.
         """
         margin = self.value_at(self.step)
         _with_margin(loss).margin = margin
@@ -321,10 +295,8 @@ class MarginSchedule(_StepSchedule):
             self.fix_start_epoch - self.increase_start_epoch
         )
         share = 1 - (0.001 / (1 + 1e-6)) ** grown
-        return (
-            self.initial_margin
-            + (self.final_margin - self.initial_margin) * share
-        )
+        difference = self.final_margin - self.initial_margin
+        return self.initial_margin + difference * share
 
 
 def _with_margin(loss: torch.nn.Module) -> Any:

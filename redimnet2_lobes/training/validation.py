@@ -4,35 +4,23 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-from collections.abc import Callable
-
 import torch
 
 from redimnet2_lobes.data.trial_files import TrialList
-from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.inference.encode import EncodeBatch, encode_utterances
 from redimnet2_lobes.scoring.backends import CosineBackend, trial_scores
 from redimnet2_lobes.scoring.metrics import EER
 
 
 def equal_error_rate(
-    encode_batch: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    encode_batch: EncodeBatch,
     trials: TrialList,
     maximum_seconds: float,
     seconds_per_batch: float,
 ) -> float:
     """Equal error rate of the cosines of trials, per cent.
 
-    Arguments
-    ---------
-    encode_batch
-        Waveforms [batch, time] and relative lengths [batch] to embeddings, as
-        ``encode_utterances`` takes it.
-    trials
-        The trials and their files.
-    maximum_seconds
-        What of each utterance is used, from its start.
-    seconds_per_batch
-        Seconds of audio in a batch, padding included.
+    The other arguments are those of `encode_utterances`.
 
     Example
     -------
