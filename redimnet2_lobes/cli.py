@@ -30,7 +30,6 @@ import contextlib
 import functools
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
 Command = Callable[..., str | None]  # returns what to print
 
 MODEL_VARIABLE = "REDIMNET2_MODEL"
-OUTPUT_FORMATS = (".npz", ".json")
 NO_THRESHOLD = (
     "none known; give --threshold, or have the verification script keep its "
     "results with the model (--keep_results_with_model=True)"
@@ -68,10 +66,7 @@ NO_THRESHOLD = (
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command, or prints one line that says why not.
 
-    Arguments
-    ---------
-    arguments
-        Those of the command line; None for the program's own.
+    Without ``arguments`` they are those of the command line.
 
     Example
     -------
@@ -126,40 +121,24 @@ def command(example: str) -> Callable[[Command], click.Command]:
 
 
 def _number(
-    convert: Callable[[str], float],
-    fits: Callable[[float], bool],
-    expected: str,
-) -> Callable:
-    """A callback that checks a number."""
+    kind: type, lowest: float, highest: float, expected: str
+) -> Callable[[str], float]:
+    """A type of options: click's ranges take NaN."""
 
-    def check(
-        context: click.Context, parameter: click.Parameter, text: str | None
-    ) -> float | None:
-        if text is None:
-            return None
-        try:
-            value = convert(text)
-        except ValueError:
-            value = None
-        if value is None or not fits(value):
-            raise click.BadParameter(
-                f"{text!r} is not {expected}", context, parameter
-            )
-        return value
+    def convert(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if lowest <= value <= highest:
+                return value
+        raise click.BadParameter(f"{text!r} is not {expected}")
 
-    return check
+    return convert
 
 
-def _output(
-    context: click.Context, parameter: click.Parameter, text: str | None
-) -> Path | None:
-    if text is None:
-        return None
+def _output(text: str) -> Path:
     path = Path(text)
-    if path.suffix not in OUTPUT_FORMATS:
-        raise click.BadParameter(
-            f"{text!r} ends neither in .npz nor in .json", context, parameter
-        )
+    if path.suffix not in (".npz", ".json"):
+        raise click.BadParameter(f"{text!r} ends neither in .npz nor in .json")
     return path
 
 
@@ -168,11 +147,9 @@ def embedding_options(function: Command) -> Command:
     for option in (
         click.option(
             "--seconds_per_piece",
-            default="60",
+            default=60,
             metavar="SECONDS",
-            callback=_number(
-                float, lambda value: 1 <= value < math.inf, "a number from 1 on"
-            ),
+            type=_number(float, 1, sys.float_info.max, "a number from 1 on"),
             help="A longer file is embedded in pieces of at most so many "
             "seconds, and their embeddings are averaged; the default is 60. "
             "A lower number needs less memory.",
@@ -206,9 +183,7 @@ json_option = click.option(
 threshold_option = click.option(
     "--threshold",
     metavar="SCORE",
-    callback=_number(
-        float, lambda value: -1 <= value <= 1, "a number from -1 to 1"
-    ),
+    type=_number(float, -1, 1, "a number from -1 to 1"),
     help="The score, from -1 to 1, above which two voices are one. By default "
     f"it is that of the EER in the {RESULTS_FILE} of the model, where the "
     "verification script has kept one.",
@@ -237,32 +212,23 @@ def verify(
     model, encoder = _load_encoder(model, device)
     operating_point = _threshold(threshold, model, encoder)
     embeddings = _embed(encoder, paths, seconds_per_piece)
-    enrolled, tested = _directions([embeddings[path] for path in paths])
-    score = float(enrolled @ tested)
-    decision = None
+    score = _scores({enrolment: [enrolment]}, [test], embeddings).item()
+    decision, words = None, "none, without a threshold"
     if operating_point.value is not None:
         decision = score > operating_point.value
+        words = "same speaker" if decision else "different speakers"
     if as_json:
-        return _json(
-            enrolment=enrolment,
-            test=test,
-            score=score,
-            threshold=operating_point.value,
-            threshold_origin=operating_point.origin,
-            same_speaker=decision,
-        )
-    words = {
-        True: "same speaker",
-        False: "different speakers",
-        None: "none, without a threshold",
-    }
-    return "\n".join(
-        (
-            f"score      {score:.4f}",
-            _threshold_line(operating_point),
-            f"decision   {words[decision]}",
-        )
-    )
+        result = {
+            "enrolment": enrolment,
+            "test": test,
+            "score": score,
+            "threshold": operating_point.value,
+            "threshold_origin": operating_point.origin,
+            "same_speaker": decision,
+        }
+        return json.dumps(result, indent=2)
+    threshold_line = _threshold_line(operating_point)
+    return f"score      {score:.4f}\n{threshold_line}\ndecision   {words}"
 
 
 @command("recordings/ --output=embeddings.npz --model=redimnet2_b3")
@@ -271,7 +237,7 @@ def verify(
 @click.option(
     "--output",
     metavar="PATH",
-    callback=_output,
+    type=_output,
     help="A new file to write: .npz with the arrays names and embeddings, or "
     ".json. By default a line is printed for each recording, with its name, a "
     "tab, and the numbers.",
@@ -290,14 +256,15 @@ def embed(
     A folder stands for all recordings below it.
     """
     if output is not None and as_json:
-        raise click.UsageError(
-            "--json is not allowed with --output", click.get_current_context()
-        )
+        raise click.UsageError("--json is not allowed with --output")
     paths = _find_files(files)
+
+    def compute() -> Embeddings:
+        encoder = _load_encoder(model, device)[1]
+        return _embed(encoder, paths, seconds_per_piece)
+
     if output is None:
-        embeddings = _embed(
-            _load_encoder(model, device)[1], paths, seconds_per_piece
-        )
+        embeddings = compute()
         if as_json:
             return _rows_as_json(embeddings)
         return "\n".join(
@@ -309,13 +276,10 @@ def embed(
     with complete_or_absent(output) as partial:
         # What cannot be written should not be computed first.
         _write(output, partial, b"")
-        embeddings = _embed(
-            _load_encoder(model, device)[1], paths, seconds_per_piece
-        )
         if output.suffix == ".json":
-            content = f"{_rows_as_json(embeddings)}\n".encode()
+            content = f"{_rows_as_json(compute())}\n".encode()
         else:
-            content = _rows_as_npz(embeddings)
+            content = _rows_as_npz(compute())
         _write(output, partial, content)
     return f"written  {len(paths)} embeddings: {output}"
 
@@ -333,9 +297,9 @@ def embed(
 @threshold_option
 @click.option(
     "--top",
-    default="3",
+    default=3,
     metavar="N",
-    callback=_number(int, lambda value: value >= 1, "a whole number from 1 on"),
+    type=_number(int, 1, sys.maxsize, "a whole number from 1 on"),
     help="How many of the closest speakers to show; the default is 3.",
 )
 @json_option
@@ -366,28 +330,24 @@ def identify(
             zip(speakers, row, strict=True), key=lambda pair: -pair[1]
         )
         best, score = candidates[0]
-        if (
-            operating_point.value is not None
-            and not score > operating_point.value
-        ):
+        limit = operating_point.value
+        if limit is not None and not score > limit:
             best = None
         found.append((path, best, candidates[:top]))
     if as_json:
-        return _json(
-            threshold=operating_point.value,
-            threshold_origin=operating_point.origin,
-            files=[
-                {
-                    "name": path,
-                    "speaker": best,
-                    "candidates": [
-                        {"speaker": speaker, "score": score}
-                        for speaker, score in candidates
-                    ],
-                }
-                for path, best, candidates in found
-            ],
-        )
+        rows = []
+        for path, best, candidates in found:
+            closest = [
+                {"speaker": speaker, "score": score}
+                for speaker, score in candidates
+            ]
+            rows.append({"name": path, "speaker": best, "candidates": closest})
+        result = {
+            "threshold": operating_point.value,
+            "threshold_origin": operating_point.origin,
+            "files": rows,
+        }
+        return json.dumps(result, indent=2)
     lines = [_threshold_line(operating_point)]
     for path, best, candidates in found:
         closest = ", ".join(
@@ -425,10 +385,7 @@ def convert(
     if list_all:
         return list_released()
     if source is None or output is None:
-        raise click.UsageError(
-            "SOURCE and --output are needed, or --list",
-            click.get_current_context(),
-        )
+        raise click.UsageError("SOURCE and --output are needed, or --list")
     if form == "published":
         convert_back(source, output)
         return f"Published checkpoint: {output}"
@@ -578,12 +535,6 @@ def _find_files(arguments: Iterable[str]) -> list[str]:
     return list(files)
 
 
-def _is_audio(name: str) -> bool:
-    from redimnet2_lobes.data.audio import audio_rank
-
-    return name[0] != "." and audio_rank(name) is not None
-
-
 def _check_file(path: str) -> None:
     """Refuses what is no file, before anything is loaded."""
     from redimnet2_lobes.data.audio import check_name
@@ -600,15 +551,16 @@ def _check_file(path: str) -> None:
 
 def _enrolled_speakers(folder: str) -> dict[str, list[str]]:
     """The recordings of each speaker."""
+    from redimnet2_lobes.data.audio import audio_rank, utterance_name
+
     speakers = {}
     for entry in sorted(os.listdir(folder)):
         path = os.path.join(folder, entry)
-        if os.path.isdir(path) and entry[0] != ".":
-            speaker, paths = entry, _find_files([path])
-        elif _is_audio(entry):
-            speaker, paths = os.path.splitext(entry)[0], _find_files([path])
-        else:
+        is_folder = os.path.isdir(path)
+        if entry[0] == "." or (not is_folder and audio_rank(entry) is None):
             continue
+        speaker = entry if is_folder else utterance_name(entry)
+        paths = _find_files([path])
         if speaker in speakers:
             raise ValueError(
                 f"--enrol: {path}: there is a speaker {speaker} already; "
@@ -700,49 +652,34 @@ def _threshold_line(threshold: Threshold) -> str:
 def _embed(
     encoder: Encoder, paths: list[str], seconds_per_piece: float
 ) -> Embeddings:
-    """Each path to its embedding, in the order of the paths."""
+    """The embedding of each path, in the order of the paths."""
     from redimnet2_lobes.inference.long_files import encode_files
 
     embeddings, pieces = encode_files(
         encoder.encode_batch, paths, seconds_per_piece
     )
     for path, count in pieces.items():
-        _note(
+        note = (
             f"{path} is longer than {seconds_per_piece:g} s: the "
             f"embeddings of {count} pieces were averaged"
         )
+        print(f"note: {' '.join(note.split())}", file=sys.stderr)
     return {path: embeddings[path] for path in paths}
-
-
-def _directions(embeddings: list[torch.Tensor]) -> torch.Tensor:
-    """Rows of length 1 [embeddings, embedding]."""
-    import torch
-
-    from redimnet2_lobes.scoring.backends import CosineBackend
-
-    return CosineBackend().test_side(torch.stack(embeddings))
 
 
 def _scores(
     speakers: dict[str, list[str]], tests: list[str], embeddings: Embeddings
 ) -> torch.Tensor:
-    """Scores [tests, speakers]."""
+    """Cosines [tests, speakers] of embeddings, the speakers' averaged."""
     import torch
+    from torch.nn.functional import normalize
 
-    from redimnet2_lobes.scoring.backends import CosineBackend, average
-
-    enrolled = [
-        embeddings[path] for paths in speakers.values() for path in paths
+    enrolments = [
+        torch.stack([embeddings[path] for path in paths]).mean(0)
+        for paths in speakers.values()
     ]
-    rows = iter(range(len(enrolled)))
-    groups = [[next(rows) for _ in paths] for paths in speakers.values()]
-    voices = average(torch.stack(enrolled), groups)
-    enrolments = CosineBackend().enrolment_side(voices)
-    return _directions([embeddings[path] for path in tests]) @ enrolments.T
-
-
-def _json(**values: object) -> str:
-    return json.dumps(values, indent=2)
+    tested = normalize(torch.stack([embeddings[path] for path in tests]))
+    return tested @ normalize(torch.stack(enrolments)).T
 
 
 def _rows_as_json(embeddings: Embeddings) -> str:
@@ -772,10 +709,6 @@ def _write(output: Path, partial: Path, content: bytes) -> None:
         raise OSError(
             f"--output: {output} cannot be written ({error.strerror or error})"
         ) from None
-
-
-def _note(text: str) -> None:
-    print(f"note: {' '.join(text.split())}", file=sys.stderr)
 
 
 def _print(text: str) -> None:

@@ -1,4 +1,4 @@
-"""One door: loads a model, whatever it is kept as.
+"""One door: loads a model in any of its forms.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -25,7 +25,9 @@ def load(
     source
         A model folder, the output folder of a training, the name of a published
         checkpoint such as ``b3-vox2-lm`` (downloaded once), the name
-        ``user/name`` of a model on the Hugging Face hub, or a .onnx file.
+        ``user/name`` of a model on the Hugging Face hub, or a .onnx file. A
+        ValueError, or an OSError of a download, says in one line why there is
+        none.
     run_opts
         SpeechBrain's run options, such as ``device``; a .onnx file runs on the
         CPU.
@@ -35,13 +37,6 @@ def load(
     EncoderClassifier or OnnxEncoder
         Its ``encode_batch(wavs, wav_lens)`` gives embeddings
         [batch, 1, embedding].
-
-    Raises
-    ------
-    ValueError
-        If there is none, it is damaged, or it cannot be fetched. One line.
-    OSError
-        If a published checkpoint cannot be downloaded.
 
     Example
     -------

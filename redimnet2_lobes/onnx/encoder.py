@@ -16,23 +16,16 @@ from redimnet2_lobes.scoring.threshold import Threshold
 class OnnxEncoder:
     """Runs a file of ``redimnet2_lobes.onnx.export`` on the CPU.
 
+    Its ``threshold`` is the operating point of the model folder, if that had
+    the results of an evaluation when it was exported.
+
     Arguments
     ---------
     path
-        The file; one that takes waveforms.
+        A file that takes waveforms. A ValueError says that it is another or
+        damaged, or that onnxruntime is missing.
     threads
         None for one on each core.
-
-    Attributes
-    ----------
-    threshold
-        The cosine above which two voices are one, if the model folder had the
-        results of an evaluation when it was exported.
-
-    Raises
-    ------
-    ValueError
-        If it is not such a file, is damaged, or onnxruntime is missing.
 
     Example
     -------
@@ -82,25 +75,12 @@ class OnnxEncoder:
     def encode_batch(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Computes embeddings, as ``EncoderClassifier.encode_batch``.
+        """Computes embeddings [batch, 1, embedding].
 
-        Arguments
-        ---------
-        wavs
-            Waveforms at 16 kHz, padded at the end [batch, time], or one [time].
-        wav_lens
-            Lengths relative to ``time`` [batch]; None where none is padded.
-
-        Returns
-        -------
-        torch.Tensor
-            Embeddings [batch, 1, embedding].
-
-        Raises
-        ------
-        ValueError
-            If an utterance has less than 25 ms, or shapes or relative lengths
-            are not as above.
+        As for ``EncoderClassifier.encode_batch``, ``wavs`` are waveforms at
+        16 kHz, padded at the end [batch, time], or one [time], and ``wav_lens``
+        their lengths relative to ``time`` [batch]. A ValueError says that these
+        are others, or that an utterance has less than 25 ms.
         """
         if wavs.dim() == 1:  # as EncoderClassifier
             wavs = wavs.unsqueeze(0)

@@ -53,12 +53,7 @@ from redimnet2_lobes.models.front_end import (
     FrontEnd,
     LogMel,
 )
-from redimnet2_lobes.models.redimnet2 import (
-    Aggregation,
-    ReDimNet2,
-    Stage,
-    Stem,
-)
+from redimnet2_lobes.models.redimnet2 import Aggregation, ReDimNet2, Stage, Stem
 
 OPSET = 20  # the first that has Gelu
 IR_VERSION = 9
@@ -77,18 +72,9 @@ Map = tuple[str, str | None, str | None]
 def write_graph(network: ReDimNet2, features: bool = False) -> ModelProto:
     """Writes the graph that encodes one utterance.
 
-    Arguments
-    ---------
-    network
-        The network, not folded; it is not changed.
-    features
-        Whether the input is log-mel features in place of a waveform.
-
-    Returns
-    -------
-    ModelProto
-        Input ``waveform`` [1, samples] or ``features_of_one`` [1, frames,
-        mel bins], output ``embedding`` [1, embedding].
+    The network is not folded, and stays as it is. The input is ``waveform``
+    [1, samples] or, with ``features``, ``features_of_one`` [1, frames,
+    mel bins], the output ``embedding`` [1, embedding].
 
     Example
     -------
@@ -115,19 +101,11 @@ def write_graph(network: ReDimNet2, features: bool = False) -> ModelProto:
 
 
 def over_batch(model: ModelProto) -> ModelProto:
-    """Puts the graph for one utterance into a loop over a padded batch.
+    """Puts a graph of ``write_graph`` into a loop over a padded batch.
 
-    Arguments
-    ---------
-    model
-        From ``write_graph``, or a quantized form of it.
-
-    Returns
-    -------
-    ModelProto
-        Inputs ``waveforms`` [batch, samples] and ``lengths`` [batch], int64,
-        in samples, or ``features`` [batch, frames, mel bins] and ``frames``
-        [batch]; output ``embeddings`` [batch, embedding].
+    Inputs are ``waveforms`` [batch, samples] and ``lengths`` [batch], int64,
+    in samples, or ``features`` [batch, frames, mel bins] and ``frames``
+    [batch]; the output is ``embeddings`` [batch, embedding].
 
     Example
     -------
@@ -147,19 +125,14 @@ def over_batch(model: ModelProto) -> ModelProto:
     body.nodes.extend(inner.node)
     body("Squeeze", embedding.name, [0], output="embedding_of_one")
     body("Identity", "go_on", output="go_on_after")
+    turn = _value("turn", [], TensorProto.INT64)
+    go_on = _value("go_on", [], TensorProto.BOOL)
+    go_on_after = _value("go_on_after", [], TensorProto.BOOL)
+    outputs = [go_on_after, _value("embedding_of_one", [size])]
+    # Optimizations do not see constants of the outer graph.
+    constants = [*body.constants, *inner.initializer]
     subgraph = helper.make_graph(
-        body.nodes,
-        "one_utterance",
-        [
-            _value("turn", [], TensorProto.INT64),
-            _value("go_on", [], TensorProto.BOOL),
-        ],
-        [
-            _value("go_on_after", [], TensorProto.BOOL),
-            _value("embedding_of_one", [size]),
-        ],
-        # The constants too: those of the outer graph no optimization sees.
-        [*body.constants, *inner.initializer],
+        body.nodes, "one_utterance", [turn, go_on], outputs, constants
     )
     graph = _Graph("loop_")
     count = graph("Squeeze", graph("Shape", batch, start=0, end=1))
@@ -202,7 +175,6 @@ class _Graph:
         return output
 
     def split(self, x: str, count: int, axis: int) -> list[str]:
-        """Cuts a tensor into equal parts."""
         name = self("Split", x, axis=axis, num_outputs=count)
         others = [f"{name}_{i}" for i in range(1, count)]
         self.nodes[-1].output.extend(others)
@@ -429,10 +401,8 @@ def _stage(
     if stage.dual_aggregation:
         outputs.insert(0, x)
     norms = stage.map_norms or [None] * len(outputs)
-    return [
-        _normalized(graph, output, norm)
-        for output, norm in zip(outputs, norms, strict=True)
-    ]
+    pairs = zip(outputs, norms, strict=True)
+    return [_normalized(graph, *pair) for pair in pairs]
 
 
 def _reshape(
@@ -448,8 +418,7 @@ def _reshape(
     """
     channels, width = convolution.in_channels, convolution.out_channels
     frames, stride = convolution.kernel_size
-    groups = convolution.groups
-    count = width // groups
+    groups, count = convolution.groups, width // convolution.groups
     depthwise = groups == channels and channels % CHANNEL_BLOCK == 0
     order = torch.arange(width)
     if depthwise:

@@ -20,15 +20,9 @@ def quantize_weights(
 ) -> ModelProto:
     """Stores the weights of convolutions and products as int8.
 
-    Each output channel has a scale of its own.
-
-    Arguments
-    ---------
-    model
-        From ``graph.write_graph``; it is not changed.
-    exempt
-        Constants whose name starts so keep their precision. Those of the
-        front-end have to: its spectra span many powers of ten.
+    Each output channel has a scale of its own. Constants whose name starts with
+    ``exempt`` keep their precision. Those of the front-end have to: its spectra
+    span many powers of ten. The model itself is not changed.
 
     Example
     -------
@@ -63,24 +57,14 @@ def quantize_weights(
         largest = np.abs(weight).max(axes, keepdims=True)
         scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
         integers = (weight / scale).round().astype(np.int8)
-        graph.initializer.append(
-            numpy_helper.from_array(integers, f"{name}_int8")
-        )
-        graph.initializer.append(
-            numpy_helper.from_array(scale, f"{name}_scale")
-        )
+        stored, converted = f"{name}_int8", f"{name}_float"
+        scales = f"{name}_scale"
+        graph.initializer.append(numpy_helper.from_array(integers, stored))
+        graph.initializer.append(numpy_helper.from_array(scale, scales))
         # Not DequantizeLinear, which ONNX Runtime keeps for kernels that
         # multiply integers, and computes anew in each run.
-        graph.node.append(
-            helper.make_node(
-                "Cast",
-                [f"{name}_int8"],
-                [f"{name}_float"],
-                to=TensorProto.FLOAT,
-            )
-        )
-        graph.node.append(
-            helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name])
-        )
+        make_node, kind = helper.make_node, TensorProto.FLOAT
+        graph.node.append(make_node("Cast", [stored], [converted], to=kind))
+        graph.node.append(make_node("Mul", [converted, scales], [name]))
     graph.node.extend(model.graph.node)
     return quantized

@@ -21,36 +21,31 @@ import torch
 from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
-from redimnet2_lobes.pretrained.loading import load_model
+from redimnet2_lobes.pretrained.loading import load_model, network_of
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.pretrained.published_layout import (
     load_published,
     published_checkpoint,
 )
-from redimnet2_lobes.pretrained.releases import (
-    RELEASED,
-    load_released,
-)
+from redimnet2_lobes.pretrained.releases import RELEASED, load_released
 
 
 def convert(checkpoint: str | Path, output: str | Path) -> None:
-    """Converts one checkpoint.
+    """Converts a published checkpoint to a model folder.
 
     Arguments
     ---------
     checkpoint
-        The name of a published checkpoint, which is downloaded once, or a
-        published file, ``{"model_config": dict, "state_dict": dict}``.
+        Its name (it is downloaded once) or file. A ValueError says that there
+        is none, that it is damaged or that its architecture is not supported.
     output
         Folder to write; it must not exist, or be empty.
 
-    Raises
-    ------
-    ValueError
-        If there is no such checkpoint, or it is damaged or of an architecture
-        that is not supported. Nothing is written then.
-    OSError
-        If it cannot be downloaded, or the folder cannot be written.
+    Example
+    -------
+    >>> convert("no/such/file.pt", getfixture("tmp_path"))
+    Traceback (most recent call last):
+    ValueError: no/such/file.pt: no such file, and no published checkpoint ...
     """
     output = Path(output)
     if not output.is_dir() or any(output.iterdir()):
@@ -74,14 +69,9 @@ def convert(checkpoint: str | Path, output: str | Path) -> None:
 
 
 def released_folder(name: str) -> str:
-    """The model folder of a published checkpoint, made once and kept.
+    """The model folder of a checkpoint of ``RELEASED``, made once and kept.
 
     It is beside torch's own downloads. Errors are those of ``convert``.
-
-    Arguments
-    ---------
-    name
-        A key of ``RELEASED``.
     """
     folder = Path(torch.hub.get_dir(), "redimnet2", name)
     if not (folder / "hyperparams.yaml").is_file():  # which is written last
@@ -99,23 +89,9 @@ def _write(network: ReDimNet2, name: str, folder: Path) -> None:
 
 
 def convert_back(source: str | Path, output: str | Path) -> None:
-    """Converts a model folder to a file in the published layout.
+    """Converts a model folder or hub name to a new published file.
 
     The authors' code loads it. Speaker classes are left behind.
-
-    Arguments
-    ---------
-    source
-        A model folder, converted or trained, or a hub name.
-    output
-        File to write; it must not exist.
-
-    Raises
-    ------
-    ValueError
-        If the source is no ReDimNet2, or the file exists.
-    OSError
-        If the file cannot be written.
 
     Example
     -------
@@ -130,11 +106,7 @@ def convert_back(source: str | Path, output: str | Path) -> None:
     """
     output = Path(output)
     check_absent(output, "--output")
-    network = load_model(source).mods.embedding_model
-    if not isinstance(network, ReDimNet2):
-        raise ValueError(
-            f"{source}: holds a {type(network).__name__}, not a ReDimNet2"
-        )
+    network = network_of(load_model(source), source)
     # In memory first: of a full disk torch makes an error of its own.
     content = io.BytesIO()
     torch.save(published_checkpoint(network), content)

@@ -29,6 +29,8 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 from speechbrain.utils.run_opts import RunOptions
 from torch import nn
 
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+
 SAFETENSORS_EXTENSION = ".safetensors"
 
 
@@ -37,11 +39,6 @@ class ModelPretrainer(Pretrainer):
 
     Of each network the ``.safetensors`` file is taken, or else the ``.ckpt``.
     Weights that do not fit exactly are an error, where SpeechBrain warns.
-
-    Arguments
-    ---------
-    loadables
-        What to load, by the name of its file.
 
     Example
     -------
@@ -57,7 +54,7 @@ class ModelPretrainer(Pretrainer):
 
     def __init__(self, loadables: dict):
         hooks = {
-            name: load_tensors
+            name: _load_tensors
             for name, loadable in loadables.items()
             if isinstance(loadable, nn.Module)
         }
@@ -97,16 +94,9 @@ class ModelPretrainer(Pretrainer):
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Reads a file of tensors by name, onto the CPU. No code in it is run.
 
-    Arguments
-    ---------
-    path
-        A state dict as torch or safetensors writes it; which of them, its
-        content tells, since SpeechBrain gives both the same name.
-
-    Raises
-    ------
-    ValueError
-        If it is anything else, or damaged.
+    It is a state dict as torch or safetensors writes it: its content tells
+    which, since SpeechBrain gives both the same name. A ValueError says that it
+    is anything else, or damaged.
 
     Example
     -------
@@ -156,18 +146,9 @@ def check_tensors(
 ) -> None:
     """Checks that weights fit a network exactly.
 
-    Arguments
-    ---------
-    tensors, network
-    path
-        The file that the weights are from.
-    origin
-        The file that the network was built from.
-
-    Raises
-    ------
-    ValueError
-        If a tensor is missing, surplus, or has another shape.
+    The ValueError names the first tensor that is missing, surplus, or of
+    another shape, ``path``, which the weights are from, and ``origin``, from
+    which the network was built.
 
     Example
     -------
@@ -189,17 +170,7 @@ def check_tensors(
         raise ValueError(f"{path} does not fit {origin}: {faults[0]}{others}")
 
 
-def load_tensors(network: nn.Module, path: str | os.PathLike) -> None:
-    """Loads a file of weights into the network that it fits.
-
-    A ValueError is that of `read_tensors` or `check_tensors`.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "weights.ckpt"
-    >>> torch.save(nn.Linear(2, 3).state_dict(), path)
-    >>> load_tensors(nn.Linear(2, 3), path)
-    """
+def _load_tensors(network: nn.Module, path: str | os.PathLike) -> None:
     tensors = read_tensors(path)
     check_tensors(tensors, network, path, "its hyperparams.yaml")
     network.load_state_dict(tensors)
@@ -214,7 +185,8 @@ def load_model(
     ---------
     source
         A model folder, the output folder of a training, or a hub name
-        ``user/name``.
+        ``user/name``. A ValueError says that there is none, that it cannot be
+        fetched, is damaged, or that its weights do not fit its network.
     run_opts
         SpeechBrain's run options, such as ``device``.
 
@@ -222,12 +194,6 @@ def load_model(
     -------
     EncoderClassifier
         In evaluation mode; its network is ``mods.embedding_model``.
-
-    Raises
-    ------
-    ValueError
-        If there is none, it cannot be fetched, is damaged, or its weights do
-        not fit its network exactly. One line.
 
     Example
     -------
@@ -255,9 +221,29 @@ def load_model(
     if not isinstance(pretrainer, ModelPretrainer):
         path = pretrainer.paths["embedding_model"]
         network = pretrainer.loadables["embedding_model"]
-        origin = "its hyperparams.yaml"
-        check_tensors(read_tensors(path), network, path, origin)
+        check_tensors(read_tensors(path), network, path, "its hyperparams.yaml")
     return encoder
+
+
+def network_of(
+    encoder: EncoderClassifier, source: str | os.PathLike
+) -> ReDimNet2:
+    """The network of a model that ``load_model`` has loaded from a source.
+
+    Example
+    -------
+    >>> from argparse import Namespace
+    >>> other = Namespace(mods=Namespace(embedding_model=nn.Identity()))
+    >>> network_of(other, "folder")
+    Traceback (most recent call last):
+    ValueError: folder: holds a Identity, not a ReDimNet2
+    """
+    network = encoder.mods.embedding_model
+    if not isinstance(network, ReDimNet2):
+        raise ValueError(
+            f"{source}: holds a {type(network).__name__}, not a ReDimNet2"
+        )
+    return network
 
 
 def find_model(source: str | os.PathLike) -> str:
@@ -265,12 +251,8 @@ def find_model(source: str | os.PathLike) -> str:
 
     What exists is a path, and what cannot be a hub name is one too: it begins
     with ``.``, ``/`` or ``~``, or has not exactly one slash. Anything else is a
-    hub name, whatever else lies in the working folder.
-
-    Arguments
-    ---------
-    source
-        As for `load_model`. A ValueError says that it is neither.
+    hub name, whatever else lies in the working folder. A ValueError says that
+    it is neither.
 
     Example
     -------
@@ -286,12 +268,12 @@ def find_model(source: str | os.PathLike) -> str:
         is_name = "/" in source
     except HFValidationError:
         is_name = False
-    otherwise = ""
-    if is_name:
-        otherwise = (
-            "; for the model of this name on the hub, rename it or run this in "
-            "another folder"
-        )
+    otherwise = (
+        "; for the model of this name on the hub, rename it or run this in "
+        "another folder"
+        if is_name
+        else ""
+    )
     if os.path.isdir(source):
         # The output of a training has its model folder in it, and a
         # hyperparams.yaml of its own.

@@ -39,8 +39,7 @@ Speaker embeddings by [ReDimNet2](https://arxiv.org/abs/{paper}) for
 
 ## Usage
 
-With the package
-`redimnet2_lobes` installed (its repository says how):
+With the package `redimnet2_lobes` installed (its repository says how):
 
 ```python
 from speechbrain.inference.speaker import SpeakerRecognition
@@ -103,12 +102,12 @@ def write_model_card(
     training_data: str | None,
     datasets: list[str],
 ) -> ModelCard:
-    """Writes the card of a model.
+    """Writes the card of a model, as ``str`` the README.md.
 
     Arguments
     ---------
     repository
-        Its name on the hub.
+        Its name USER/NAME on the hub.
     network
     variant
         b0 to b6, or None.
@@ -118,15 +117,8 @@ def write_model_card(
         From ``read_results``; None where nothing was evaluated.
     license
         The hub's name of the licence, such as apache-2.0.
-    training_data
-        What it was trained on, in words.
-    datasets
-        The hub's names of what it was trained on.
-
-    Returns
-    -------
-    ModelCard
-        ``str`` of it is README.md.
+    training_data, datasets
+        What it was trained on, in words and as the hub's names.
 
     Example
     -------
@@ -142,7 +134,7 @@ def write_model_card(
     >>> "Not evaluated" in card.text
     True
     """
-    name = "ReDimNet2" if variant is None else f"ReDimNet2-{variant.upper()}"
+    title = "ReDimNet2" if variant is None else f"ReDimNet2-{variant.upper()}"
     data = ModelCardData(
         library_name="speechbrain",
         license=license,
@@ -154,7 +146,7 @@ def write_model_card(
         eval_results=_eval_results(results) if results else None,
     )
     text = CARD.format(
-        title=name,
+        title=title,
         paper=PAPER,
         variant=variant or "an architecture of its own",
         parameters=sum(weight.numel() for weight in network.parameters()),

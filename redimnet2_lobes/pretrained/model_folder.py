@@ -71,9 +71,7 @@ CLASSIFIER_LOADABLES = """\
         classifier: !ref <classifier>
         label_encoder: !ref <label_encoder>
 """
-NO_CLASSIFIER = """\
-classifier: !new:redimnet2_lobes.NoSpeakerClasses
-"""
+NO_CLASSIFIER = "classifier: !new:redimnet2_lobes.NoSpeakerClasses\n"
 
 
 class NoSpeakerClasses(nn.Module):
@@ -106,8 +104,7 @@ def write_model_folder(
 ) -> None:
     """Writes a network in the form that SpeechBrain loads.
 
-    Each file appears under its final name when it is complete,
-    hyperparams.yaml last.
+    Each file is atomic; hyperparams.yaml comes last.
 
     Arguments
     ---------
@@ -125,11 +122,6 @@ def write_model_folder(
     loss
         The training loss: what it has learned (the bias of ``SphereFace2``)
         goes into compute_cost, for fine-tuning alone. None for no file.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, for want of space or permission.
 
     Example
     -------
@@ -171,16 +163,25 @@ def write_model_folder(
             (partial / "README.md").write_text(
                 _readme(title, speakers), encoding="utf-8"
             )
+            arguments = network.arguments()
+            front_end = arguments.pop("front_end")
+            hyperparams = HYPERPARAMS.format(
+                title=title,
+                variant=_flow(variant),
+                front_end=type(network.front_end).__name__,
+                front_end_arguments=_yaml_block(front_end, 8),
+                network_arguments=_yaml_block(arguments, 4),
+                classifier=classifier,
+                loadables=loadables,
+            )
             (partial / "hyperparams.yaml").write_text(
-                _hyperparams(network, title, variant, classifier, loadables),
-                encoding="utf-8",
+                hyperparams, encoding="utf-8"
             )
             folder.mkdir(exist_ok=True)
-            files = sorted(
+            for file in sorted(
                 partial.iterdir(),
                 key=lambda file: file.name == "hyperparams.yaml",
-            )
-            for file in files:
+            ):
                 replace_when_synced(file, folder / file.name)
     except OSError as error:
         # Which folder, since of a full disk the error names no file.
@@ -199,26 +200,6 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     path.with_suffix(SAFETENSORS_EXTENSION).write_bytes(
         # Convolutions are channels_last, which that format does not know.
         save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    )
-
-
-def _hyperparams(
-    network: ReDimNet2,
-    title: str,
-    variant: str | None,
-    classifier: str,
-    loadables: str,
-) -> str:
-    arguments = network.arguments()
-    front_end = arguments.pop("front_end")
-    return HYPERPARAMS.format(
-        title=title,
-        variant=_flow(variant),
-        front_end=type(network.front_end).__name__,
-        front_end_arguments=_yaml_block(front_end, 8),
-        network_arguments=_yaml_block(arguments, 4),
-        classifier=classifier,
-        loadables=loadables,
     )
 
 
@@ -242,11 +223,9 @@ def _flow(value: object) -> str:
 
 
 def _readme(title: str, speakers: Sequence[str] | None) -> str:
-    classes = (
-        "It has no speaker classes."
-        if speakers is None
-        else f"`classify_file` knows {len(speakers)} speakers."
-    )
+    classes = "It has no speaker classes."
+    if speakers is not None:
+        classes = f"`classify_file` knows {len(speakers)} speakers."
     return f"""\
 # {title}
 

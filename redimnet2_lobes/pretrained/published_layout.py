@@ -13,10 +13,11 @@ Authors
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from redimnet2_lobes.models.architecture import STAGE
 from redimnet2_lobes.models.blocks import TIME_KERNELS
 from redimnet2_lobes.models.front_end import (
     FFT_LENGTH,
@@ -30,29 +31,30 @@ from redimnet2_lobes.models.redimnet2 import ReDimNet2, Stage
 
 Weights = dict[str, torch.Tensor]
 
-# Settings that every released checkpoint shares: key, the only value there is,
-# and whether a file may leave it out (where that value is the default).
-SHARED_SETTINGS = (
-    ("spec_in_channels", 1, True),
-    ("causal", "none", False),
-    ("block_1d_type", "conv+att", True),
-    ("block_2d_type", "basic_resnet", True),
-    ("compress_tconvs", True, True),
-    ("return_2d_output", True, False),
-    ("use_freq_pos_enc", False, True),
-    ("fm_weigthing_type", "NC", True),
-    ("group_divisor", 1, True),
-    ("hop_length", 160, True),
-    ("pooling_func", "ASTP", True),
-    ("global_context_att", True, True),
-    ("emb_bn", False, True),
-    ("feat_agg_dropout", 0.0, True),
-    ("head_activation", None, True),
-    ("num_classes", None, True),
-    ("pad_right_samples", None, True),
-    ("before_pool_offset", None, True),
-    ("return_all_outputs", False, True),
-)
+# Settings that every released checkpoint shares, with the only value there is.
+SHARED_SETTINGS = {
+    "spec_in_channels": 1,
+    "causal": "none",
+    "block_1d_type": "conv+att",
+    "block_2d_type": "basic_resnet",
+    "compress_tconvs": True,
+    "return_2d_output": True,
+    "use_freq_pos_enc": False,
+    "fm_weigthing_type": "NC",
+    "group_divisor": 1,
+    "hop_length": 160,
+    "pooling_func": "ASTP",
+    "global_context_att": True,
+    "emb_bn": False,
+    "feat_agg_dropout": 0.0,
+    "head_activation": None,
+    "num_classes": None,
+    "pad_right_samples": None,
+    "before_pool_offset": None,
+    "return_all_outputs": False,
+}
+# Those of them that a file must hold, since their default is another value.
+NOT_DEFAULT = ("causal", "return_2d_output")
 # The others, with their types.
 TYPES = {
     "F": int,
@@ -82,12 +84,9 @@ MASK_SETTINGS = {"freq_mask_width", "time_mask_width"}
 def load_published(path: str | os.PathLike) -> ReDimNet2:
     """Loads a published checkpoint, without running code from it.
 
-    Raises
-    ------
-    ValueError
-        If the file is damaged or not a published checkpoint, if its
-        architecture is not supported, or if a tensor does not fit it. The
-        message does not name the file.
+    A ValueError, which does not name the file, says that it is damaged or no
+    published checkpoint, that its architecture is not supported, or which
+    tensor does not fit it.
 
     Example
     -------
@@ -100,13 +99,11 @@ model_config and state_dict
     """
     content = _read(path)
     network = build_network(content["model_config"])
-    weights = dict(content["state_dict"])
-    constants = {
-        name: weights.pop(name)
-        for name in list(weights)
-        if name.startswith("spec.")
-    }
-    check_front_end(network.front_end, constants)
+    constants, weights = {}, {}
+    for name, tensor in content["state_dict"].items():
+        group = constants if name.startswith("spec.") else weights
+        group[name] = tensor
+    _check_front_end(network.front_end, constants)
     take_weights(network, weights)
     return network
 
@@ -143,9 +140,8 @@ def _read(path: str | os.PathLike) -> dict:
 def published_checkpoint(network: ReDimNet2) -> dict:
     """What the authors' code would store of a network.
 
-    That is ``model_config``, a dict, and ``state_dict``, tensors by name, with
-    the constants of the front-end. ``minimum_seconds`` has no place in it: the
-    published code does not repeat short utterances.
+    ``minimum_seconds`` has no place in it: the published code does not repeat
+    short utterances.
 
     Example
     -------
@@ -200,25 +196,24 @@ def published_config(network: ReDimNet2) -> dict:
             "norm_signal": not is_torchaudio or front_end.normalize,
         },
     }
+    config.update(SHARED_SETTINGS)
     # What the first version of the published code does not know is left out
     # where it is at its default.
-    for key, value, _ in SHARED_SETTINGS:
-        if key != "return_all_outputs":
-            config[key] = value
-    for key, value in (
-        ("out_channels", arguments["out_channels"]),
-        ("agg_gnorm", arguments["aggregation_norm"]),
-        ("dual_agg", arguments["dual_aggregation"]),
+    del config["return_all_outputs"]
+    for key, name in (
+        ("out_channels", "out_channels"),
+        ("agg_gnorm", "aggregation_norm"),
+        ("dual_agg", "dual_aggregation"),
     ):
-        if value:
-            config[key] = value
+        if arguments[name]:
+            config[key] = arguments[name]
     return config
 
 
 def build_network(model_config: dict) -> ReDimNet2:
-    """Builds the network that a published ``model_config`` describes.
+    """Builds the network that a ``model_config`` describes, with fresh weights.
 
-    Its weights are fresh. A ValueError names what is not supported.
+    A ValueError names what is not supported.
 
     Example
     -------
@@ -236,25 +231,21 @@ def build_network(model_config: dict) -> ReDimNet2:
     >>> network.eval()(torch.randn(1, 16000)).shape
     torch.Size([1, 1, 192])
     """
-    known = set(TYPES) | {key for key, _, _ in SHARED_SETTINGS}
-    unknown = sorted(set(model_config) - known)
+    unknown = sorted(set(model_config) - set(TYPES) - set(SHARED_SETTINGS))
     if unknown:
         raise ValueError(f"model_config.{unknown[0]}: unknown option")
-    for key, value, optional in SHARED_SETTINGS:
-        if key not in model_config and optional:
-            continue
+    for key, value in SHARED_SETTINGS.items():
+        default = None if key in NOT_DEFAULT else value
+        found = model_config.get(key, default)
         # bool and int compare equal; 1 is no word for True here.
-        found = model_config.get(key)
         if found != value or isinstance(found, bool) != isinstance(value, bool):
             raise ValueError(
                 f"model_config.{key}: {found!r} is not supported, only "
                 f"{value!r}"
             )
-    missing = sorted(
-        {"F", "C", "stages_setup", "feat_type"} - set(model_config)
-    )
-    if missing:
-        raise ValueError(f"model_config.{missing[0]}: missing")
+    for key in ("C", "F", "feat_type", "stages_setup"):
+        if key not in model_config:
+            raise ValueError(f"model_config.{key}: missing")
     for key, value in model_config.items():
         expected = TYPES.get(key, object)
         if not isinstance(value, expected) or (
@@ -313,32 +304,12 @@ def _stage(index: int, entry: Sequence) -> dict[str, int]:
             f"model_config.stages_setup[{index}]: expected (strides, blocks, "
             f"expansion, kernels, reduction), found {entry!r}"
         ) from None
-    return {
-        "frequency_stride": frequency,
-        "time_stride": time,
-        "blocks": blocks,
-        "expansion": expansion,
-        "reduction": reduction,
-    }
+    values = frequency, time, blocks, expansion, reduction
+    return dict(zip(STAGE, values, strict=True))
 
 
-def check_front_end(front_end: FrontEnd, constants: Weights) -> None:
-    """Compares the front-end constants of a published file with ours.
-
-    Arguments
-    ---------
-    front_end
-        Ours.
-    constants
-        The tensors of the file whose names begin with ``spec.``; none at all
-        is fine. A ValueError names the first that differs.
-
-    Example
-    -------
-    >>> check_front_end(LogMel(), {"spec.window": torch.ones(400)})
-    Traceback (most recent call last):
-    ValueError: spec.torchfbank.1.flipped_filter: missing
-    """
+def _check_front_end(front_end: FrontEnd, constants: Weights) -> None:
+    """Compares the constants of a file, unless it has none, with ours."""
     if not constants:
         return
     expected = _front_end_constants(front_end)
@@ -380,13 +351,8 @@ def _front_end_constants(front_end: FrontEnd) -> Weights:
 def take_weights(network: ReDimNet2, state_dict: Weights) -> None:
     """Loads a published state dict into a network of the same architecture.
 
-    Arguments
-    ---------
-    network
-        From ``build_network``.
-    state_dict
-        Published weights, without front-end constants. A ValueError names
-        missing or surplus tensors and wrong shapes.
+    It comes without front-end constants. A ValueError names missing or surplus
+    tensors and wrong shapes.
 
     Example
     -------
@@ -415,7 +381,7 @@ def take_weights(network: ReDimNet2, state_dict: Weights) -> None:
                 f"this architecture, where it is {list(tensor.shape)}"
             )
     weights = {}
-    for name, published, transform in published_layout(network):
+    for name, published, transform in _layout(network):
         parts = [transform.to_ours(state_dict[part]) for part in published]
         weights[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
     network.load_state_dict(weights)
@@ -425,7 +391,7 @@ def _published_weights(network: ReDimNet2) -> Weights:
     """The inverse of ``take_weights``."""
     ours = network.state_dict()
     weights = {}
-    for name, published, transform in published_layout(network):
+    for name, published, transform in _layout(network):
         parts = [ours[name]]
         if len(published) > 1:
             parts = ours[name].chunk(len(published))
@@ -437,210 +403,137 @@ def _published_weights(network: ReDimNet2) -> Weights:
     return weights
 
 
-@dataclass(frozen=True)
-class Transform:
-    """How a published tensor becomes ours, and back.
-
-    Arguments
-    ---------
-    to_ours
-        The published tensor to ours.
-    to_published
-        Its inverse.
-
-    Example
-    -------
-    >>> transform = SWAP_AXES.then(POINTWISE_2D)
-    >>> ours = transform.to_ours(torch.zeros(2, 3, 1, 1))
-    >>> ours.shape, transform.to_published(ours).shape
-    (torch.Size([2, 3]), torch.Size([2, 3, 1, 1]))
-    """
+class _Transform(NamedTuple):
+    """How a published tensor becomes ours, and back."""
 
     to_ours: Callable[[torch.Tensor], torch.Tensor]
     to_published: Callable[[torch.Tensor], torch.Tensor]
 
-    def then(self, other: "Transform") -> "Transform":
-        """Does this, then another on what it gives."""
-        return Transform(
+    def then(self, other: "_Transform") -> "_Transform":
+        return _Transform(
             lambda x: other.to_ours(self.to_ours(x)),
             lambda x: self.to_published(other.to_published(x)),
         )
 
 
-# Our name, their names, and how a tensor of theirs becomes ours.
-Layout = Iterator[tuple[str, tuple[str, ...], Transform]]
-
-SAME = Transform(lambda x: x, lambda x: x)
+SAME = _Transform(lambda x: x, lambda x: x)
 # [out, in, frequency, time] to [out, in, time, frequency].
-SWAP_AXES = Transform(lambda x: x.transpose(2, 3), lambda x: x.transpose(2, 3))
+SWAP_AXES = _Transform(lambda x: x.transpose(2, 3), lambda x: x.transpose(2, 3))
 # A pointwise convolution's weight to a linear layer's.
-POINTWISE_1D = Transform(lambda x: x.squeeze(2), lambda x: x.unsqueeze(2))
+POINTWISE_1D = _Transform(lambda x: x.squeeze(2), lambda x: x.unsqueeze(2))
 POINTWISE_2D = POINTWISE_1D.then(POINTWISE_1D)
 # A convolution over time to one over time and an axis of one bin.
-ADD_BIN = Transform(lambda x: x.unsqueeze(3), lambda x: x.squeeze(3))
+ADD_BIN = _Transform(lambda x: x.unsqueeze(3), lambda x: x.squeeze(3))
 # [1, maps, channels, 1] to [maps, channels].
-DROP_OUTER_AXES = Transform(
+DROP_OUTER_AXES = _Transform(
     lambda x: x.squeeze(3).squeeze(0), lambda x: x.unsqueeze(0).unsqueeze(3)
 )
 
 
-def _bins_first(axis: int, parts: int, bins: int) -> Transform:
+def _bins_first(axis: int, parts: int, bins: int) -> _Transform:
     """Of each part, channel * bins + bin to bin * channels + channel."""
 
     def reorder(x: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor:
         x = x.unflatten(axis, (parts, *sizes))
         return x.transpose(axis + 1, axis + 2).flatten(axis, axis + 2)
 
-    return Transform(
+    return _Transform(
         lambda x: reorder(x, (-1, bins)), lambda x: reorder(x, (bins, -1))
     )
 
 
-def published_layout(network: ReDimNet2) -> Layout:
-    """Pairs each tensor of a network with its published counterparts.
+def _layout(network: ReDimNet2) -> Iterator[tuple[str, list[str], _Transform]]:
+    """Our name of each tensor, theirs, and how theirs becomes ours.
 
-    Yields
-    ------
-    name
-        Name in our state dict.
-    published
-        Names in the published state dict. Where they are several, ours is
-        these tensors one below the other.
-    transform
-        Each of them to ours, and back.
-
-    Example
-    -------
-    >>> stage = dict(blocks=1, expansion=1, reduction=8)
-    >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
-    >>> network = ReDimNet2(LogMel(), 4, stages)
-    >>> layout = {ours: theirs for ours, theirs, _ in published_layout(network)}
-    >>> layout["stages.0.reshape.weight"]
-    ('backbone.stage0.2.weight',)
-    >>> set(layout) == set(network.state_dict())
-    True
+    Where theirs are several, ours is these one below the other.
     """
-    yield from _weight_and_bias(
-        "stem.convolution", "backbone.stem.0", SWAP_AXES
-    )
-    yield from _weight_and_bias("stem.norm", "backbone.stem.1")
+    # Other vectors than these have no axis of bins.
+    vectors = {
+        "pooling.attention": _bins_first(0, 1, network.bins),
+        "norm": _bins_first(0, 2, network.bins),
+    }
+    for ours, theirs, transform in _modules(network):
+        for kind, tensor in network.get_submodule(ours).state_dict().items():
+            names = [f"{theirs}.{kind}"]
+            if ours.endswith("aggregation"):
+                names = [f"{theirs}.w"]
+            elif ours.endswith("query_key_value"):
+                names = [f"{theirs}.{part}_proj.{kind}" for part in "qkv"]
+            if tensor.ndim == 1:
+                yield f"{ours}.{kind}", names, vectors.get(ours, SAME)
+            else:
+                yield f"{ours}.{kind}", names, transform
+
+
+# Our name, their name, and how weights of more than one axis become ours.
+Modules = Iterator[tuple[str, str, _Transform]]
+
+
+def _modules(network: ReDimNet2) -> Modules:
+    yield "stem.convolution", "backbone.stem.0", SWAP_AXES
+    yield "stem.norm", "backbone.stem.1", SAME
     if network.stem.map_norm is not None:
-        yield from _weight_and_bias("stem.map_norm", "backbone.stem_gnorm")
+        yield "stem.map_norm", "backbone.stem_gnorm", SAME
     for index, stage in enumerate(network.stages):
-        yield from _stage_layout(index, stage)
-    yield "aggregation.weight", ("backbone.fin_wght1d.w",), DROP_OUTER_AXES
+        yield from _stage_modules(index, stage)
+    yield "aggregation", "backbone.fin_wght1d", DROP_OUTER_AXES
     if network.head is not None:
-        yield from _weight_and_bias("head", "backbone.head", POINTWISE_2D)
-
-    bins = network.bins
-    yield (
-        "pooling.context.weight",
-        ("pool.linear1.weight",),
-        POINTWISE_1D.then(_bins_first(1, 3, bins)),
-    )
-    yield "pooling.context.bias", ("pool.linear1.bias",), SAME
-    yield (
-        "pooling.attention.weight",
-        ("pool.linear2.weight",),
-        POINTWISE_1D.then(_bins_first(0, 1, bins)),
-    )
-    yield (
-        "pooling.attention.bias",
-        ("pool.linear2.bias",),
-        _bins_first(0, 1, bins),
-    )
-    yield from _batch_norm("norm", "bn", _bins_first(0, 2, bins))
-    yield "projection.weight", ("linear.weight",), _bins_first(1, 2, bins)
-    yield "projection.bias", ("linear.bias",), SAME
+        yield "head", "backbone.head", POINTWISE_2D
+    context = POINTWISE_1D.then(_bins_first(1, 3, network.bins))
+    yield "pooling.context", "pool.linear1", context
+    attention = POINTWISE_1D.then(_bins_first(0, 1, network.bins))
+    yield "pooling.attention", "pool.linear2", attention
+    yield "norm", "bn", SAME
+    yield "projection", "linear", _bins_first(1, 2, network.bins)
 
 
-def _stage_layout(index: int, stage: Stage) -> Layout:
+def _stage_modules(index: int, stage: Stage) -> Modules:
     ours = f"stages.{index}"
     dual = stage.dual_aggregation
     # The published stage is one sequence, cut in three by dual aggregation.
     front = f"backbone.stage{index}" + ("_pre" if dual else "")
-    yield f"{ours}.aggregation.weight", (f"{front}.0.w",), DROP_OUTER_AXES
-    yield from _weight_and_bias(f"{ours}.reshape", f"{front}.2", SWAP_AXES)
+    yield f"{ours}.aggregation", f"{front}.0", DROP_OUTER_AXES
+    yield f"{ours}.reshape", f"{front}.2", SWAP_AXES
     position = 3
     for block in range(len(stage.blocks)):
-        theirs = f"{front}.{position}.conv_block"
+        name, theirs = (
+            f"{ours}.blocks.{block}",
+            f"{front}.{position}.conv_block",
+        )
         for i in (1, 2):
-            depthwise = f"{ours}.blocks.{block}.depthwise_{i}.weight"
-            yield depthwise, (f"{theirs}.conv{i}.weight",), SWAP_AXES
-            yield from _weight_and_bias(
-                f"{ours}.blocks.{block}.pointwise_{i}", f"{theirs}.conv{i}pw"
-            )
-            yield from _batch_norm(
-                f"{ours}.blocks.{block}.norm_{i}", f"{theirs}.bn{i}"
-            )
+            yield f"{name}.depthwise_{i}", f"{theirs}.conv{i}", SWAP_AXES
+            yield f"{name}.pointwise_{i}", f"{theirs}.conv{i}pw", SAME
+            yield f"{name}.norm_{i}", f"{theirs}.bn{i}", SAME
         position += 1
     if stage.contract is not None:
-        yield from _weight_and_bias(
-            f"{ours}.contract.0", f"{front}.{position}.0"
-        )
-        yield from _batch_norm(f"{ours}.contract.1", f"{front}.{position}.1")
+        for i in range(2):
+            yield f"{ours}.contract.{i}", f"{front}.{position}.{i}", SAME
         position += 1
     position += 1  # the 1-D view
     context = f"backbone.stage{index}_1d" if dual else f"{front}.{position}"
-    yield from _time_context(f"{ours}.time_context", context)
+    yield from _time_context_modules(f"{ours}.time_context", context)
     position += 2  # the time-context block and the repetition of frames
     if stage.map_norms is not None:
         names = [f"{front}.{position}"]
         if dual:
             names = [f"backbone.stage{index}_up_{i}d.1" for i in (2, 1)]
         for i, name in enumerate(names):
-            yield from _weight_and_bias(f"{ours}.map_norms.{i}", name)
+            yield f"{ours}.map_norms.{i}", name, SAME
 
 
-def _time_context(ours: str, theirs: str) -> Layout:
-    contract = f"{theirs}.red_dim_conv"
-    yield from _weight_and_bias(
-        f"{ours}.contract", f"{contract}.0", POINTWISE_1D
-    )
-    yield from _weight_and_bias(f"{ours}.norm", f"{contract}.1")
+def _time_context_modules(ours: str, theirs: str) -> Modules:
+    yield f"{ours}.contract", f"{theirs}.red_dim_conv.0", POINTWISE_1D
+    yield f"{ours}.norm", f"{theirs}.red_dim_conv.1", SAME
     for i in range(len(TIME_KERNELS)):
-        convolution, block = f"{ours}.convolutions.{i}", f"{theirs}.tcm.{i}"
-        yield from _weight_and_bias(
-            f"{convolution}.depthwise",
-            f"{block}.dwconvs.0",
-            ADD_BIN,
-        )
-        yield from _batch_norm(f"{convolution}.norm", f"{block}.norm")
-        yield from _weight_and_bias(
-            f"{convolution}.pointwise", f"{block}.pwconv1", POINTWISE_1D
-        )
-    attention, block = f"{ours}.attention", f"{theirs}.tcm.{len(TIME_KERNELS)}"
-    for kind in ("weight", "bias"):
-        yield (
-            f"{attention}.query_key_value.{kind}",
-            tuple(f"{block}.attention.{i}_proj.{kind}" for i in "qkv"),
-            SAME,
-        )
-    pairs = (
-        ("output", "attention.out_proj"),
-        ("attention_norm", "layer_norm"),
-        ("feed_forward.0", "feed_forward.intermediate_dense"),
-        ("feed_forward.2", "feed_forward.output_dense"),
-        ("feed_forward_norm", "final_layer_norm"),
-    )
-    for name, published in pairs:
-        yield from _weight_and_bias(
-            f"{attention}.{name}", f"{block}.{published}"
-        )
-    yield from _weight_and_bias(
-        f"{ours}.expand", f"{theirs}.exp_dim_conv", POINTWISE_1D
-    )
-
-
-def _weight_and_bias(
-    ours: str, theirs: str, transform: Transform = SAME
-) -> Layout:
-    yield f"{ours}.weight", (f"{theirs}.weight",), transform
-    yield f"{ours}.bias", (f"{theirs}.bias",), SAME
-
-
-def _batch_norm(ours: str, theirs: str, transform: Transform = SAME) -> Layout:
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        yield f"{ours}.{name}", (f"{theirs}.{name}",), transform
-    counter = "num_batches_tracked"
-    yield f"{ours}.{counter}", (f"{theirs}.{counter}",), SAME
+        name, block = f"{ours}.convolutions.{i}", f"{theirs}.tcm.{i}"
+        yield f"{name}.depthwise", f"{block}.dwconvs.0", ADD_BIN
+        yield f"{name}.norm", f"{block}.norm", SAME
+        yield f"{name}.pointwise", f"{block}.pwconv1", POINTWISE_1D
+    name, block = f"{ours}.attention", f"{theirs}.tcm.{len(TIME_KERNELS)}"
+    yield f"{name}.query_key_value", f"{block}.attention", SAME
+    yield f"{name}.output", f"{block}.attention.out_proj", SAME
+    yield f"{name}.attention_norm", f"{block}.layer_norm", SAME
+    for i, layer in ((0, "intermediate_dense"), (2, "output_dense")):
+        yield f"{name}.feed_forward.{i}", f"{block}.feed_forward.{layer}", SAME
+    yield f"{name}.feed_forward_norm", f"{block}.final_layer_norm", SAME
+    yield f"{ours}.expand", f"{theirs}.exp_dim_conv", POINTWISE_1D

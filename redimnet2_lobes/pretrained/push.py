@@ -20,9 +20,12 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
-from redimnet2_lobes.pretrained.loading import find_model, load_model
+from redimnet2_lobes.pretrained.loading import (
+    find_model,
+    load_model,
+    network_of,
+)
 from redimnet2_lobes.pretrained.model_card import write_model_card
 from redimnet2_lobes.pretrained.standalone import FILE_NAME, single_file
 from redimnet2_lobes.scoring.results import RESULTS_FILE, read_results
@@ -77,12 +80,8 @@ def collect(
     results_file
         What a verification script has written as results.json; None takes
         that of the folder, if it has one.
-    license
-        The hub's name of the licence.
-    training_data
-        What it was trained on, in words.
-    datasets
-        The hub's names of what it was trained on.
+    license, training_data, datasets
+        As for ``write_model_card``.
 
     Returns
     -------
@@ -91,15 +90,10 @@ def collect(
     left_out
         What else is in the folder.
 
-    Raises
-    ------
-    ValueError
-        If the name cannot be one, the folder holds no ReDimNet2 or is damaged,
-        or the results are none.
-
     Example
     -------
     >>> from redimnet2_lobes.models.front_end import LogMel
+    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
     >>> from redimnet2_lobes.pretrained.model_folder import write_model_folder
     >>> stage = dict(blocks=1, expansion=1, reduction=8)
     >>> stages = [dict(frequency_stride=2, time_stride=2, **stage)]
@@ -110,15 +104,11 @@ def collect(
     README.md config.json embedding_model.ckpt embedding_model.safetensors
     hyperparams.yaml redimnet2_lobes.py
     """
-    check_repository(repository)
+    _check_repository(repository)
     if not os.path.isdir(folder):
         raise ValueError(f"{folder}: no such folder")
     encoder = load_model(folder, {"device": "cpu"})
-    network = encoder.mods.embedding_model
-    if not isinstance(network, ReDimNet2):
-        raise ValueError(
-            f"{folder}: holds a {type(network).__name__}, not a ReDimNet2"
-        )
+    network = network_of(encoder, folder)
     folder = Path(find_model(folder))
     if results_file is None and (folder / RESULTS_FILE).is_file():
         results_file = folder / RESULTS_FILE
@@ -156,15 +146,7 @@ def _json(content: object) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def check_repository(name: str) -> None:
-    """Refuses, with a ValueError, what is no name of a repository.
-
-    Example
-    -------
-    >>> check_repository("user/../name")
-    Traceback (most recent call last):
-    ValueError: user/../name: not a name USER/NAME on the hub
-    """
+def _check_repository(name: str) -> None:
     try:
         validate_repo_id(name)
         if name.count("/") == 1:
@@ -180,32 +162,24 @@ def push(
     private: bool = False,
     revision: str | None = None,
 ) -> str:
-    """Uploads files in one commit, and gives its address.
+    """Uploads the files of ``collect`` in one commit, and gives its address.
 
     Arguments
     ---------
     files
-        From ``collect``.
     repository
-        USER/NAME on the hub; made if it does not exist.
+        USER/NAME on the hub; made if it does not exist. An OSError without the
+        token says why the hub refuses it or cannot be reached.
     private
         Whether a new repository is private.
     revision
         A branch, made if it does not exist; None for the main one.
-
-    Raises
-    ------
-    OSError
-        If the hub refuses it or cannot be reached. One line, which does not
-        hold the token.
     """
     token = huggingface_hub.get_token()
     if token is None:
         raise OSError(f"{repository}: {REMEDIES[401]}")
     api = HfApi(token=token)
-    operations = [
-        CommitOperationAdd(name, content) for name, content in files.items()
-    ]
+    operations = [CommitOperationAdd(*file) for file in files.items()]
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         if revision is not None:
@@ -247,12 +221,7 @@ def _explain(error: Exception, repository: str, token: str) -> str:
 
 
 def list_files(files: Files, left_out: list[str]) -> str:
-    """What a push would upload, with sizes: a line for each file.
-
-    Arguments
-    ---------
-    files, left_out
-        From ``collect``.
+    """What a push of what ``collect`` gives would upload, a line for each file.
 
     Example
     -------
@@ -262,10 +231,8 @@ def list_files(files: Files, left_out: list[str]) -> str:
     """
     lines = []
     for name, content in sorted(files.items()):
-        if isinstance(content, Path):
-            size = content.stat().st_size
-        else:
-            size = len(content)
+        is_path = isinstance(content, Path)
+        size = content.stat().st_size if is_path else len(content)
         lines.append(f"{size:>12,} bytes  {name}")
     lines += [f"{'left out':>18}  {name}" for name in left_out]
     return "\n".join(lines) + "\n"

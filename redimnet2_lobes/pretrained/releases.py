@@ -50,35 +50,18 @@ FIGURES = (
 class Released:
     """One published checkpoint, with figures as text.
 
-    Arguments
-    ---------
-    variant
-        b0 to b6.
-    corpora
-        What it was trained on, a key of ``CORPORA``.
-    stage
-        ptn (pretraining) or lm (large-margin fine-tuning after it).
-
-    Parameters
-    ----------
-        Number of parameters.
-    gmacs
-        Billions of multiply-accumulates for 2 s.
-    error_rates
-        EERs in % on VoxCeleb1-O, -E and -H.
-
     Example
     -------
     >>> RELEASED["b3-vox2-lm"].file_name
     'b3-vox2-lm.pt'
     """
 
-    variant: str
-    corpora: str
-    stage: str
+    variant: str  # b0 to b6
+    corpora: str  # what it was trained on, a key of CORPORA
+    stage: str  # ptn (pretraining) or lm (large-margin fine-tuning after it)
     parameters: str
-    gmacs: str
-    error_rates: tuple[str, str, str]
+    gmacs: str  # billions of multiply-accumulates for 2 s
+    error_rates: tuple[str, str, str]  # EERs in % on VoxCeleb1-O, -E and -H
 
     @property
     def name(self) -> str:
@@ -102,21 +85,11 @@ RELEASED = {
 
 
 def load_released(name: str) -> ReDimNet2:
-    """Loads a published checkpoint by name; downloads it the first time.
+    """Loads a checkpoint of ``RELEASED``; downloads it the first time.
 
-    Arguments
-    ---------
-    name
-        A key of ``RELEASED``.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that name, or the file is damaged or of another
-        architecture.
-    OSError
-        If it cannot be downloaded, or not to its end. The same call goes on
-        from there.
+    A ValueError says that there is none of the name, or that the file is
+    damaged or of another architecture; after an OSError, for a download that
+    was cut off, the same call goes on from there.
 
     Example
     -------
@@ -185,10 +158,7 @@ def list_released() -> str:
         "pretraining, lm the large-margin fine-tuning after it.",
         "",
         row.format(
-            "name",
-            "stage",
-            "parameters",
-            "GMACs",
+            *("name", "stage", "parameters", "GMACs"),
             *("Vox1-O", "Vox1-E", "Vox1-H"),
         ),
     ]

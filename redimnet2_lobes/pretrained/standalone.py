@@ -86,17 +86,12 @@ def single_file(hyperparams: str) -> str:
     """The source of a module ``redimnet2_lobes`` with what a model needs.
 
     Its classes ``EncoderClassifier`` and ``SpeakerRecognition`` are
-    SpeechBrain's.
-
-    Arguments
-    ---------
-    hyperparams
-        The text of the model's hyperparams.yaml.
+    SpeechBrain's. ``hyperparams`` is the text of its hyperparams.yaml.
 
     Example
     -------
     >>> text = single_file("norm: !new:redimnet2_lobes.PassThrough")
-    >>> "SOURCES['redimnet2_lobes.models.pooling']" in text
+    >>> "SOURCES['redimnet2_lobes.models.pass_through']" in text
     True
     >>> "SOURCES['redimnet2_lobes.scoring.plda']" in text
     False
