@@ -13,6 +13,7 @@ Authors
 import io
 import os
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -167,7 +168,7 @@ def write_model_folder(
             front_end = arguments.pop("front_end")
             hyperparams = HYPERPARAMS.format(
                 title=title,
-                variant=_flow(variant),
+                variant=variant or "null",
                 front_end=type(network.front_end).__name__,
                 front_end_arguments=_yaml_block(front_end, 8),
                 network_arguments=_yaml_block(arguments, 4),
@@ -204,22 +205,11 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def _yaml_block(arguments: Mapping[str, Any], indent: int) -> str:
-    lines = []
-    for key, value in arguments.items():
-        if key == "stages":
-            lines.append("stages:")
-            lines += [f"    - {_flow(stage)}" for stage in value]
-        else:
-            lines.append(f"{key}: {_flow(value)}")
-    return "\n".join(" " * indent + line for line in lines)
-
-
-def _flow(value: object) -> str:
-    """One line of YAML."""
+    # None: each stage in a line of its own.
     text = yaml.safe_dump(
-        value, default_flow_style=True, sort_keys=False, width=1000
+        arguments, default_flow_style=None, sort_keys=False, width=1000
     )
-    return text.removesuffix("...\n").strip()
+    return textwrap.indent(text.rstrip(), " " * indent)
 
 
 def _readme(title: str, speakers: Sequence[str] | None) -> str:

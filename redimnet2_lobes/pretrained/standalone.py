@@ -119,14 +119,10 @@ def _collect(names: Iterable[str], sources: dict[str, str]) -> None:
         if name in sources:
             continue
         sources[name] = inspect.getsource(importlib.import_module(name))
-        _collect(_imports(sources[name]), sources)
-
-
-def _imports(source: str) -> list[str]:
-    return [
-        node.module
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom)
-        and node.module is not None
-        and node.module.startswith(f"{PACKAGE}.")
-    ]
+        imported = [
+            node.module or ""
+            for node in ast.walk(ast.parse(sources[name]))
+            if isinstance(node, ast.ImportFrom)
+        ]
+        of_package = [x for x in imported if x.startswith(f"{PACKAGE}.")]
+        _collect(of_package, sources)
