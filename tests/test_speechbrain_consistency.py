@@ -23,6 +23,11 @@ from redimnet2_lobes.recipe.command_line import parse_command_line
 from redimnet2_lobes.recipe.hparams import load_hparams
 
 ROOT = Path(__file__).parent.parent
+SOURCES = sorted(
+    path
+    for folder in ("redimnet2_lobes", "recipes")
+    for path in (ROOT / folder).rglob("*.py")
+)
 COLUMNS = [
     *("Task", "Dataset", "Script_file", "Hparam_file", "Data_prep_file"),
     *("Readme_file", "Result_url", "HF_repo", "test_debug_flags"),
@@ -37,6 +42,32 @@ FIRST_ROWS = [
     min(name for name in ROWS if ROWS[name]["Script_file"] == script)
     for script in SCRIPTS
 ]
+
+
+def without_docstring(node):
+    """Classes, functions and methods, but not what a function defines."""
+    definitions = [
+        child
+        for child in node.body
+        if isinstance(child, ast.ClassDef | ast.FunctionDef)
+    ]
+    documented = {  # a property's getter speaks for its setter
+        child.name for child in definitions if ast.get_docstring(child)
+    }
+    for child in definitions:
+        if child.name not in documented and child.name[0] != "_":
+            yield child.name
+        if isinstance(child, ast.ClassDef):
+            yield from without_docstring(child)
+
+
+@pytest.mark.parametrize(
+    "path", SOURCES, ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_docstrings(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    assert list(without_docstring(tree)) == []
 
 
 def test_columns():

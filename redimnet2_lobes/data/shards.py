@@ -105,6 +105,7 @@ class _FileRange(io.FileIO):
             os.posix_fadvise(self.fileno(), start, size, getattr(os, advice))
 
     def is_cut_short(self) -> bool:
+        """Whether the file ends before the part does."""
         return self.end_of_file < self.start + self.size
 
     def prefetch(self, start: int, length: int, total: int) -> None:
@@ -120,9 +121,11 @@ class _FileRange(io.FileIO):
             )
 
     def tell(self):
+        """The position in the part."""
         return super().tell() - self.start
 
     def seek(self, offset, whence=os.SEEK_SET):
+        """Goes to a position in the part."""
         if whence == os.SEEK_SET:
             offset += self.start
         elif whence == os.SEEK_END:
@@ -131,5 +134,6 @@ class _FileRange(io.FileIO):
         return super().seek(offset, whence) - self.start
 
     def readinto(self, buffer):
+        """Reads up to the end of the part."""
         left = max(0, self.size - self.tell())
         return super().readinto(memoryview(buffer)[:left])

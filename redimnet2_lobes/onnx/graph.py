@@ -181,6 +181,7 @@ class _Graph:
         return [name, *others]
 
     def constant(self, value: Tensor | list[int] | float) -> str:
+        """The name of a constant, which is kept once."""
         if isinstance(value, Tensor):
             array = value.float().contiguous().numpy()
         else:

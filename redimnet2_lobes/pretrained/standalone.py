@@ -52,6 +52,7 @@ class _Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports the modules above, and the packages they are in."""
 
     def find_spec(self, name, path=None, target=None):
+        """See importlib.abc.MetaPathFinder."""
         package = any(module.startswith(name + ".") for module in SOURCES)
         if package or name in SOURCES:
             return importlib.util.spec_from_loader(
@@ -60,6 +61,7 @@ class _Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module):
+        """See importlib.abc.Loader."""
         name = module.__name__
         source = SOURCES.get(name, "")
         exec(compile(source, f"<{name}>", "exec"), module.__dict__)

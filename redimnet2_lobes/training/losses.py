@@ -152,6 +152,7 @@ class _SumOfBlocks(torch.autograd.Function):
         cosines: torch.Tensor,
         bias: torch.Tensor,
     ) -> torch.Tensor:
+        """The sum, a scalar."""
         ctx.function = function
         ctx.save_for_backward(cosines, labels, bias)
         losses = (
@@ -162,6 +163,7 @@ class _SumOfBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
+        """To the cosines and the bias."""
         cosines, labels, bias = ctx.saved_tensors
         to_cosines = torch.empty_like(cosines)
         to_bias = torch.zeros_like(bias)
