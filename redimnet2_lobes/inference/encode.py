@@ -212,7 +212,7 @@ def _duration(path: str | os.PathLike, load: Callable) -> float:
     """Seconds of an utterance, from its header alone where it has one."""
     try:
         if SHARD_SOURCE.fullmatch(str(path)):
-            with open_audio(path) as audio:
+            with open_audio(os.fspath(path)) as audio:
                 return audio.frames / audio.samplerate
         return audio_io.info(path).duration
     except RuntimeError:

@@ -8,6 +8,8 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,13 +40,14 @@ class ResidualBlock(nn.Module):
             channels, channels, 3, padding=1, groups=channels, bias=False
         )
         self.pointwise_1 = nn.Conv2d(channels, channels, 1)
-        self.rectify = nn.ReLU(inplace=True)
-        self.norm_1 = nn.BatchNorm2d(channels)
+        # Folding replaces what is a Module here.
+        self.rectify: nn.Module = nn.ReLU(inplace=True)
+        self.norm_1: nn.Module = nn.BatchNorm2d(channels)
         self.depthwise_2 = nn.Conv2d(
             channels, channels, 3, padding=1, groups=channels, bias=False
         )
         self.pointwise_2 = nn.Conv2d(channels, channels, 1)
-        self.norm_2 = nn.BatchNorm2d(channels)
+        self.norm_2: nn.Module = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """A 2-D view to one of the same shape."""
@@ -69,9 +72,10 @@ class ResidualBlock(nn.Module):
             return convolve(x)
         # The map between is computed again for the backward pass: a quarter of
         # the memory of training for a few per cent of its time.
-        return checkpoint(
+        y = checkpoint(
             convolve, x, use_reentrant=False, preserve_rng_state=False
         )
+        return cast(Tensor, y)
 
 
 class TimeContextBlock(nn.Module):
@@ -122,7 +126,7 @@ class TimeConvolution(nn.Module):
         self.depthwise = nn.Conv2d(
             width, width, (kernel, 1), padding=(kernel // 2, 0), groups=width
         )
-        self.norm = nn.BatchNorm2d(width)
+        self.norm: nn.Module = nn.BatchNorm2d(width)
         self.pointwise = nn.Linear(width, width)
 
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:

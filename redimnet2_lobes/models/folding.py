@@ -5,6 +5,7 @@ Authors
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +48,13 @@ def fold(network: ReDimNet2) -> ReDimNet2:
             _fold_after(module.depthwise, module.norm)
             module.norm = nn.Identity()
         elif isinstance(module, Stage) and module.contract is not None:
-            convolution, norm = module.contract
+            convolution, norm = module.contract.children()
             _fold_after(convolution, norm)
             module.contract = convolution
     scale, shift = _scale_and_shift(network.norm)
     projection = network.projection
-    projection.bias += projection.weight @ shift
-    projection.weight *= scale
+    projection.bias.add_(projection.weight @ shift)
+    projection.weight.mul_(scale)
     network.norm = nn.Identity()
     return network
 
@@ -84,7 +85,10 @@ class Floor(nn.Module):
         return x.clamp_min_(self.floor.to(x.dtype))
 
 
-def _fold_rectified_norm(block: ResidualBlock) -> None:
+# To torch, what is in a module may be a tensor or a module; hence Any.
+
+
+def _fold_rectified_norm(block: Any) -> None:
     """Replaces ReLU and BatchNorm between two convolutions.
 
     The BatchNorm cannot move into the second convolution as a whole: beyond
@@ -103,14 +107,14 @@ def _fold_rectified_norm(block: ResidualBlock) -> None:
     block.depthwise_2.weight *= scale[:, None, None, None]
 
 
-def _fold_after(convolution: nn.Module, norm: nn.Module) -> None:
+def _fold_after(convolution: Any, norm: Any) -> None:
     """Folds a BatchNorm into the convolution before it."""
     scale, shift = _scale_and_shift(norm)
     convolution.weight *= scale[:, None, None, None]
     convolution.bias.mul_(scale).add_(shift)
 
 
-def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """What a BatchNorm in evaluation mode multiplies by and adds."""
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return scale, norm.bias - norm.running_mean * scale

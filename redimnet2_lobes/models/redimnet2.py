@@ -167,9 +167,10 @@ class ReDimNet2(nn.Module):
             self.head = nn.Linear(channels, out_channels)
         pooled = bins * (out_channels or channels)
         self.pooling = AttentiveStatisticsPooling(pooled)
-        self.norm = nn.BatchNorm1d(2 * pooled)
+        self.norm: nn.Module = nn.BatchNorm1d(2 * pooled)
         self.projection = nn.Linear(2 * pooled, embedding_size)
-        self.to(memory_format=torch.channels_last)
+        # torch's annotations lack this form.
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @classmethod
     def from_variant(
@@ -462,7 +463,7 @@ class Stage(nn.Module):
         )
         channels *= frequency_stride
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
-        self.contract = None
+        self.contract: nn.Module | None = None
         if expansion != 1:
             self.contract = nn.Sequential(
                 nn.Conv2d(width, channels, 1),

@@ -61,6 +61,7 @@ class StridedConvolution(nn.Conv2d):
             y = convolve(x, weight, bias, (frames // stride, bins), self.groups)
             total = y if total is None else total.add_(y)
             bias = None
+        assert total is not None  # there is a map at least
         return total
 
 

@@ -12,9 +12,10 @@ Authors
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # 2 to 8 MiB do about as well; smaller tiles make more calls, larger ones
 # leave the cache.
@@ -71,7 +72,7 @@ def utterances(x: Tensor) -> list[slice]:
     return [slice(row, row + rows) for row in range(0, batch, rows)]
 
 
-def in_tiles(block: nn.Module, x: Tensor, padding: Tensor | None) -> Tensor:
+def in_tiles(block: Any, x: Tensor, padding: Tensor | None) -> Tensor:
     """Applies a block to overlapping pieces of a map.
 
     Pieces are taken on a CPU only, with the block in evaluation mode, without
@@ -119,7 +120,8 @@ def in_tiles(block: nn.Module, x: Tensor, padding: Tensor | None) -> Tensor:
     tile = -(-time // -(-time // frames))
     by_time = x.transpose(1, 2)
     for rows in utterances(x):
-        place = done = None
+        place = rows, slice(0)
+        done = by_time[place]  # nothing yet
         for start in range(0, time, tile):
             first = max(0, start - block.context)
             piece = rows, slice(first, start + tile + block.context)
@@ -128,8 +130,7 @@ def in_tiles(block: nn.Module, x: Tensor, padding: Tensor | None) -> Tensor:
                 None if padding is None else padding[piece],
             )
             # One piece late, as this one still needed the frames before it.
-            if done is not None:
-                by_time[place] = done
+            by_time[place] = done
             place = rows, slice(start, start + tile)
             done = y.transpose(1, 2)[:, start - first :][:, :tile]
         by_time[place] = done

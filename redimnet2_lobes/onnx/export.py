@@ -149,7 +149,7 @@ def write_model(
     }
     if threshold.value is not None:
         properties["threshold"] = repr(threshold.value)
-        properties["threshold_origin"] = threshold.origin
+        properties["threshold_origin"] = threshold.origin or ""
     set_model_props(model, properties)
     path.write_bytes(model.SerializeToString())
 

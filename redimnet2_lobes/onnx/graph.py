@@ -39,10 +39,6 @@ from torch import Tensor, nn
 
 from redimnet2_lobes.models.blocks import (
     ATTENTION_HEADS,
-    MapNorm,
-    ResidualBlock,
-    SelfAttention,
-    TimeContextBlock,
 )
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import (
@@ -53,7 +49,7 @@ from redimnet2_lobes.models.front_end import (
     FrontEnd,
     LogMel,
 )
-from redimnet2_lobes.models.redimnet2 import Aggregation, ReDimNet2, Stage, Stem
+from redimnet2_lobes.models.redimnet2 import Aggregation, ReDimNet2
 
 OPSET = 20  # the first that has Gelu
 IR_VERSION = 9
@@ -276,9 +272,10 @@ def _power_spectrum(
     return graph("Add", *squares)
 
 
-def _encode_features(
-    graph: _Graph, x: str, network: ReDimNet2, output: str
-) -> None:
+# To torch, what is in a module may be a tensor or a module; hence Any.
+
+
+def _encode_features(graph: _Graph, x: str, network: Any, output: str) -> None:
     """Features [1, mel bins, frames] to the embedding [1, embedding]."""
     trim = [network.time_stride]
     count = graph("Shape", x, start=2, end=3)
@@ -304,7 +301,7 @@ def _encode_features(
     graph("Gemm", x, *parameters, transB=1, output=output)
 
 
-def _stem(graph: _Graph, x: str, stem: Stem, size: int) -> Map:
+def _stem(graph: _Graph, x: str, stem: Any, size: int) -> Map:
     # LayerNorm over channels: weights without their mean over the channels
     # give maps without it.
     weight, bias = stem.convolution.weight, stem.convolution.bias
@@ -320,7 +317,7 @@ def _stem(graph: _Graph, x: str, stem: Stem, size: int) -> Map:
     return _normalized(graph, graph("Reshape", x, [1, size, -1]), stem.map_norm)
 
 
-def _normalized(graph: _Graph, x: str, norm: MapNorm | None) -> Map:
+def _normalized(graph: _Graph, x: str, norm: Any) -> Map:
     """The next sums multiply scale and shift into their weights."""
     if norm is None:
         return x, None, None
@@ -346,7 +343,7 @@ def _aggregate(
     for stride, weight, (x, scale, shift) in zip(
         aggregation.strides, weights, maps, strict=True
     ):
-        if scale is not None:
+        if scale is not None and shift is not None:
             shifts.append(graph("Mul", shift, weight))
             weight = graph("Mul", scale, weight)
         x = graph("Mul", x, weight)
@@ -366,13 +363,13 @@ def _at_full_rate(graph: _Graph, sums: dict[int, str], size: int) -> str:
     knows no order, and additions over frames side by side are fast.
     """
     slowest = max(sums)
-    total, repeats = None, 1
+    total, repeats = "", 1
     for stride in sorted(sums, reverse=True):
         phases = slowest // stride
         x = graph("Reshape", sums[stride], [1, size, -1, phases])
         x = graph("Transpose", x, perm=[0, 1, 3, 2])
         x = graph("Reshape", x, [1, size, repeats, phases // repeats, -1])
-        if total is not None:
+        if total:
             x = graph("Add", x, total)
         total = graph("Reshape", x, [1, size, phases, 1, -1])
         repeats = phases
@@ -380,7 +377,7 @@ def _at_full_rate(graph: _Graph, sums: dict[int, str], size: int) -> str:
 
 
 def _stage(
-    graph: _Graph, maps: list[Map], stage: Stage, channels: int, bins: int
+    graph: _Graph, maps: list[Map], stage: Any, channels: int, bins: int
 ) -> list[Map]:
     sums = _aggregate(graph, stage.aggregation, maps)
     size = channels * bins
@@ -407,7 +404,7 @@ def _stage(
 
 
 def _reshape(
-    graph: _Graph, convolution: nn.Conv2d, sums: dict[int, str], bins: int
+    graph: _Graph, convolution: Any, sums: dict[int, str], bins: int
 ) -> tuple[str, Tensor]:
     """The strided convolution of a stage.
 
@@ -425,7 +422,7 @@ def _reshape(
     if depthwise:
         order = order.view(groups, count).T.flatten()
     bias = convolution.bias[order]
-    total = None
+    total = ""
     for rate, x in sums.items():
         x = graph("Reshape", x, [bins, channels, -1])
         x = graph("Transpose", x, perm=[1, 0, 2])
@@ -448,19 +445,17 @@ def _reshape(
             dense[each, :, each] = weight.unflatten(0, (groups, count))
             dense = dense.flatten(2, 3).flatten(0, 1)
             x = graph("Conv", x, dense, bias, strides=strides)
-        total = x if total is None else graph("Add", total, x)
+        total = graph("Add", total, x) if total else x
         bias = torch.zeros_like(bias)
     return total, order
 
 
-def _residual_block(
-    graph: _Graph, x: str, block: ResidualBlock, order: Tensor
-) -> str:
-    def depthwise(x: str, layer: nn.Conv2d) -> str:
+def _residual_block(graph: _Graph, x: str, block: Any, order: Tensor) -> str:
+    def depthwise(x: str, layer: Any) -> str:
         weight = layer.weight[order].transpose(2, 3)
         return graph("Conv", x, weight, group=len(order), pads=[1] * 4)
 
-    def pointwise(x: str, layer: nn.Conv2d, shift: Tensor | float = 0.0) -> str:
+    def pointwise(x: str, layer: Any, shift: Tensor | float = 0.0) -> str:
         weight, bias = layer.weight[order][:, order], layer.bias[order]
         return graph("Conv", x, weight, bias + shift)
 
@@ -476,7 +471,7 @@ def _residual_block(
     return graph("Relu", graph("Add", y, x))
 
 
-def _time_context(graph: _Graph, x: str, block: TimeContextBlock) -> str:
+def _time_context(graph: _Graph, x: str, block: Any) -> str:
     y = graph.layer_norm(graph.layer(x, block.contract), block.norm)
     for layer in block.convolutions:
         weight, bias = layer.depthwise.weight[..., 0], layer.depthwise.bias
@@ -488,7 +483,7 @@ def _time_context(graph: _Graph, x: str, block: TimeContextBlock) -> str:
     return graph("Add", graph.layer(y, block.expand), x)
 
 
-def _self_attention(graph: _Graph, x: str, layer: SelfAttention) -> str:
+def _self_attention(graph: _Graph, x: str, layer: Any) -> str:
     width = layer.output.out_features
     size = width // ATTENTION_HEADS
     scale = torch.ones(3 * width, 1)
@@ -512,7 +507,7 @@ def _self_attention(graph: _Graph, x: str, layer: SelfAttention) -> str:
     return graph.layer_norm(x, layer.feed_forward_norm)
 
 
-def _pool(graph: _Graph, x: str, count: str, pooling: nn.Module) -> str:
+def _pool(graph: _Graph, x: str, count: str, pooling: Any) -> str:
     """Statistics [1, 2 * size] of frames [1, size, frames]."""
     size = pooling.attention.out_features
     mean = graph("Div", graph("ReduceSum", x, [2]), count)
