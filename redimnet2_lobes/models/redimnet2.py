@@ -225,7 +225,7 @@ class ReDimNet2(nn.Module):
             If the shape, a length or a relative length is not as above, or the
             network is being traced.
         """
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             raise ValueError(
                 "torch.jit.trace would hold the network to the lengths that it "
                 "saw; use redimnet2 export or torch.compile"

@@ -241,7 +241,9 @@ def train_plda(
         dimension = min(vectors.shape[1], speaker_count - 1)
     if rank is None:
         rank = min(dimension, LARGEST_RANK)
-    _check_dimensions(*vectors.shape, speaker_count, dimension, rank)
+    _check_dimensions(
+        len(vectors), vectors.shape[1], speaker_count, dimension, rank
+    )
     statistics = _SortedStatistics(
         vectors, speaker_numbers, utterances_of_speakers
     )
