@@ -475,6 +475,7 @@ def _modules(network: ReDimNet2) -> Modules:
     if network.stem.map_norm is not None:
         yield "stem.map_norm", "backbone.stem_gnorm", SAME
     for index, stage in enumerate(network.stages):
+        assert isinstance(stage, Stage)
         yield from _stage_modules(index, stage)
     yield "aggregation", "backbone.fin_wght1d", DROP_OUTER_AXES
     if network.head is not None:

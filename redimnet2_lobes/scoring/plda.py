@@ -236,14 +236,13 @@ def train_plda(
         np.asarray(speakers), return_inverse=True, return_counts=True
     )
     speaker_count = len(utterances_of_speakers)
+    size: int = vectors.shape[1]
     dimension = lda_dimension
     if dimension is None:
-        dimension = min(vectors.shape[1], speaker_count - 1)
+        dimension = min(size, speaker_count - 1)
     if rank is None:
         rank = min(dimension, LARGEST_RANK)
-    _check_dimensions(
-        len(vectors), vectors.shape[1], speaker_count, dimension, rank
-    )
+    _check_dimensions(len(vectors), size, speaker_count, dimension, rank)
     statistics = _SortedStatistics(
         vectors, speaker_numbers, utterances_of_speakers
     )
