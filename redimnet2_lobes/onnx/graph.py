@@ -171,6 +171,7 @@ class _Graph:
         return output
 
     def split(self, x: str, count: int, axis: int) -> list[str]:
+        """Cuts a tensor into equal parts."""
         name = self("Split", x, axis=axis, num_outputs=count)
         others = [f"{name}_{i}" for i in range(1, count)]
         self.nodes[-1].output.extend(others)
