@@ -410,7 +410,7 @@ class _Transform(NamedTuple):
     to_published: Callable[[torch.Tensor], torch.Tensor]
 
     def then(self, other: "_Transform") -> "_Transform":
-        """This one, then the other."""
+        """Joins two, the other after this one."""
         return _Transform(
             lambda x: other.to_ours(self.to_ours(x)),
             lambda x: self.to_published(other.to_published(x)),
