@@ -41,8 +41,11 @@ import click
 from redimnet2_lobes import __version__
 from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line, one_line_errors
+from redimnet2_lobes.scoring.operating_point import (
+    OperatingPoint,
+    operating_point_of,
+)
 from redimnet2_lobes.scoring.results import RESULTS_FILE
-from redimnet2_lobes.scoring.threshold import Threshold, kept_threshold
 
 # torch and SpeechBrain take seconds to import: not before they are needed.
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
 Command = Callable[..., str | None]  # returns what to print
 
 MODEL_VARIABLE = "REDIMNET2_MODEL"
-NO_THRESHOLD = (
+UNKNOWN = (
     "none known; give --threshold, or have the verification script keep its "
     "results with the model (--keep_results_with_model=True)"
 )
@@ -210,7 +213,7 @@ def verify(
     for path in paths:
         _check_file(path)
     model, encoder = _load_encoder(model, device)
-    operating_point = _threshold(threshold, model, encoder)
+    operating_point = _operating_point(threshold, model, encoder)
     embeddings = _embed(encoder, paths, seconds_per_piece)
     score = _scores({enrolment: [enrolment]}, [test], embeddings).item()
     decision, words = None, "none, without a threshold"
@@ -320,7 +323,7 @@ def identify(
     speakers = _enrolled_speakers(enrol)
     tests = _find_files(files)
     model, encoder = _load_encoder(model, device)
-    operating_point = _threshold(threshold, model, encoder)
+    operating_point = _operating_point(threshold, model, encoder)
     enrolled = [path for paths in speakers.values() for path in paths]
     embeddings = _embed(encoder, [*enrolled, *tests], seconds_per_piece)
     scores = _scores(speakers, tests, embeddings)
@@ -486,8 +489,8 @@ def export(model: str, output: str, features: bool, int8: bool) -> str:
     check_export(output)
     model = door.find(model)
     network = load_model(model).mods.embedding_model
-    threshold = kept_threshold(model)
-    difference = export_onnx(network, output, features, int8, threshold)
+    operating_point = operating_point_of(model)
+    difference = export_onnx(network, output, features, int8, operating_point)
     return f"{output}: within {difference:.1e} of torch's embeddings"
 
 
@@ -626,27 +629,31 @@ def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
     return model, encoder
 
 
-def _threshold(given: float | None, model: str, encoder: Encoder) -> Threshold:
+def _operating_point(
+    given: float | None, model: str, encoder: Encoder
+) -> OperatingPoint:
     if given is not None:
-        return Threshold(given, "given by --threshold")
+        return OperatingPoint(given, "given by --threshold")
     from redimnet2_lobes import door
 
     if door.is_onnx(model):
-        threshold, holder = encoder.threshold, os.path.basename(model)
+        operating_point = encoder.operating_point
+        holder = os.path.basename(model)
     else:
-        threshold = kept_threshold(model)
+        operating_point = operating_point_of(model)
         if os.path.isabs(model):  # where it lies is the user's business
             model = os.path.basename(model)
         holder = f"{RESULTS_FILE} of {model}"
-    if threshold.value is None:
-        return threshold
-    return threshold._replace(origin=f"{threshold.origin}; {holder}")
+    if operating_point.value is None:
+        return operating_point
+    origin = f"{operating_point.origin}; {holder}"
+    return operating_point._replace(origin=origin)
 
 
-def _threshold_line(threshold: Threshold) -> str:
-    if threshold.value is None:
-        return f"threshold  {NO_THRESHOLD}"
-    return f"threshold  {threshold.value:.4f} ({threshold.origin})"
+def _threshold_line(operating_point: OperatingPoint) -> str:
+    if operating_point.value is None:
+        return f"threshold  {UNKNOWN}"
+    return f"threshold  {operating_point.value:.4f} ({operating_point.origin})"
 
 
 def _embed(

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from redimnet2_lobes.models.lengths import valid_samples
-from redimnet2_lobes.scoring.threshold import Threshold
+from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
 
 class OnnxEncoder:
     """Runs a file of ``redimnet2_lobes.onnx.export`` on the CPU.
 
-    Its ``threshold`` is the operating point of the model folder, if that had
+    Its ``operating_point`` is that of the model folder, if that had
     the results of an evaluation when it was exported.
 
     Arguments
@@ -67,10 +67,12 @@ class OnnxEncoder:
                 f"{path}: takes features; export without --features"
             )
         self.minimum_samples = int(known["minimum_samples"])
-        self.threshold = Threshold()
+        self.operating_point = OperatingPoint()
         if "threshold" in known:
             value = float(known["threshold"])
-            self.threshold = Threshold(value, known["threshold_origin"])
+            self.operating_point = OperatingPoint(
+                value, known["threshold_origin"]
+            )
 
     def encode_batch(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None

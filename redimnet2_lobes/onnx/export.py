@@ -23,7 +23,7 @@ from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
-from redimnet2_lobes.scoring.threshold import Threshold
+from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -34,7 +34,7 @@ INT8_TOLERANCE = 1e-1  # measured: 1e-2
 # Below and above half a second, up to which utterances are repeated.
 VERIFIED_SAMPLES = ((48000,), (WINDOW, 7999, 30001, 16160), (128000, 8000))
 VERIFIED_FRAMES = ((300,), (50, 51, 197), (800, 99))
-NO_THRESHOLD = Threshold()
+UNKNOWN = OperatingPoint()
 
 
 def export_onnx(
@@ -42,7 +42,7 @@ def export_onnx(
     path: str | os.PathLike,
     features: bool = False,
     int8: bool = False,
-    threshold: Threshold = NO_THRESHOLD,
+    operating_point: OperatingPoint = UNKNOWN,
 ) -> float:
     """Writes a network as an ONNX file and verifies it.
 
@@ -65,7 +65,7 @@ def export_onnx(
         Whether to leave out the front-end.
     int8
         Whether to store the weights in eight bits, see ``quantization``.
-    threshold
+    operating_point
         For the metadata, unless it has no value.
 
     Returns
@@ -87,13 +87,13 @@ def export_onnx(
     model = write_graph(network, features)
     if int8:
         model = quantize_weights(model)
-        if threshold.value is not None:
-            origin = f"{threshold.origin}, before quantization"
-            threshold = threshold._replace(origin=origin)
+        if operating_point.value is not None:
+            origin = f"{operating_point.origin}, before quantization"
+            operating_point = operating_point._replace(origin=origin)
     model = over_batch(model)
     tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     with complete_or_absent(path) as partial:
-        write_model(model, network, partial, threshold)
+        write_model(model, network, partial, operating_point)
         difference = _largest_difference(network, partial, features)
         if not difference <= tolerance:
             raise ValueError(
@@ -128,7 +128,7 @@ def write_model(
     model: "ModelProto",
     network: ReDimNet2,
     path: Path,
-    threshold: Threshold = NO_THRESHOLD,
+    operating_point: OperatingPoint = UNKNOWN,
 ) -> None:
     """Writes a model with what a user of the file has to know of its network.
 
@@ -147,9 +147,9 @@ def write_model(
         "minimum_samples": str(WINDOW),
         "embedding_size": str(network.projection.out_features),
     }
-    if threshold.value is not None:
-        properties["threshold"] = repr(threshold.value)
-        properties["threshold_origin"] = threshold.origin or ""
+    if operating_point.value is not None:
+        properties["threshold"] = repr(operating_point.value)
+        properties["threshold_origin"] = operating_point.origin or ""
     set_model_props(model, properties)
     path.write_bytes(model.SerializeToString())
 

@@ -18,12 +18,12 @@ from redimnet2_lobes.scoring.results import (
 )
 
 
-class Threshold(NamedTuple):
+class OperatingPoint(NamedTuple):
     """The cosine above which two voices are one.
 
     Example
     -------
-    >>> Threshold().value is None
+    >>> OperatingPoint().value is None
     True
     """
 
@@ -31,7 +31,7 @@ class Threshold(NamedTuple):
     origin: str | None = None  # where it is from, in words
 
 
-def kept_threshold(model: str) -> Threshold:
+def operating_point_of(model: str) -> OperatingPoint:
     """Finds the threshold at the EER of a model's first trial list.
 
     The model is a folder or a hub name, see ``loading.find_model``. There is no
@@ -41,24 +41,24 @@ def kept_threshold(model: str) -> Threshold:
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> kept_threshold(folder)
-    Threshold(value=None, origin=None)
+    >>> operating_point_of(folder)
+    OperatingPoint(value=None, origin=None)
     >>> row = {"list": "O", "back_end": "cosine", "trials": 37611}
     >>> row.update({"eer_percent": 1.0, "eer_threshold": 0.25})
     >>> results = {"results": [{**row, "min_dcf_0.01": 0.1}]}
     >>> results.update(checkpoint="b3", seconds_used=None, crops=None)
     >>> import json
     >>> _ = (folder / RESULTS_FILE).write_text(json.dumps(results))
-    >>> kept_threshold(folder).origin
+    >>> operating_point_of(folder).origin
     'that of the EER on O, 37,611 trials'
     """
     path = _find_results(model)
     if path is None:
-        return Threshold()
+        return OperatingPoint()
     results = read_results(path)
     rows = plain_cosine(results)
     if not rows or not math.isfinite(rows[0]["eer_threshold"]):
-        return Threshold()
+        return OperatingPoint()
     row = rows[0]
     origin = f"that of the EER on {row['list']}, {row['trials']:,} trials"
     if len(rows) > 1:
@@ -68,7 +68,7 @@ def kept_threshold(model: str) -> Threshold:
         origin += f", with {crops} crops of {seconds:g} s each, not whole files"
     elif seconds is not None:
         origin += f", with the first {seconds:g} s of each, not whole files"
-    return Threshold(row["eer_threshold"], origin + in_precision(results))
+    return OperatingPoint(row["eer_threshold"], origin + in_precision(results))
 
 
 def _find_results(model: str) -> Path | str | None:
