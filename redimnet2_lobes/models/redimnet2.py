@@ -353,7 +353,7 @@ class ReDimNet2(nn.Module):
         # From the slowest rate upwards, so that little is repeated.
         strides = sorted(sums, reverse=True)
         total = sums[strides[0]]
-        for slow, fast in zip(strides, strides[1:], strict=False):
+        for slow, fast in zip(strides[:-1], strides[1:], strict=True):
             frames = sums[fast].unflatten(1, (-1, slow // fast))
             total = (total.unsqueeze(2) + frames).flatten(1, 2)
         return total

@@ -88,7 +88,7 @@ def convolve(
     """
     out, size, *kernel = weight.shape
     count = out // groups
-    if size > 1 or count not in (2, 3) or kernel == [1, 1]:
+    if size > 1 or count not in (2, 3) or tuple(kernel) == (1, 1):
         return functional.conv2d(x, weight, bias, stride, groups=groups)
     maps = []
     for i in range(count):
