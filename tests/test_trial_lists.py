@@ -65,6 +65,15 @@ def test_no_list_but_a_web_page(published, tmp_path, capsys):
     assert not (tmp_path / "list_test_bilingual.txt").exists()
 
 
+def test_a_web_page_that_is_there_already(tmp_path, capsys):
+    """Left by another program; the line says what to do about it."""
+    (tmp_path / "list_test_bilingual.txt").write_text("<html>Not here</html>")
+    assert exit_code(trial_lists.main, [str(tmp_path), "B"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "list_test_bilingual.txt" in error
+    assert error.endswith("remove it and run the same command again")
+
+
 def test_unknown_letter(tmp_path, capsys):
     assert exit_code(trial_lists.main, [str(tmp_path / "new"), "O", "X"]) == 1
     assert capsys.readouterr().err == (

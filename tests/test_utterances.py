@@ -1,5 +1,7 @@
 """Lists of utterances: folders, CSV files and wav.scp."""
 
+import os
+
 import pytest
 
 from redimnet2_lobes.data.utterances import (
@@ -186,3 +188,25 @@ def test_some_utterances_of_each_speaker():
         limit_per_speaker(utterances, 0)
     with pytest.raises(ValueError, match="x: its speaker is not known"):
         limit_per_speaker([Utterance("x", "x.wav")], 1)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_any_system(corpus, tmp_path, end):
+    lines = ["ID,wav", f"one,{corpus}/alone.wav", f"two,{corpus}/a/1.ogg"]
+    table = write(tmp_path, "list.csv", end.join(lines))
+    assert [each.name for each in read_utterances(table)] == ["one", "two"]
+    lines = [f"one {corpus}/alone.wav", f"two {corpus}/a/1.ogg"]
+    table = write(tmp_path, "list.scp", end.join(lines) + end)
+    assert [each.name for each in read_utterances(table)] == ["one", "two"]
+
+
+def test_a_corpus_below_a_folder_of_another_encoding(corpus, tmp_path):
+    """Names are those below the corpus; only they are written anywhere."""
+    parent = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9"))
+    try:
+        os.mkdir(parent)
+    except OSError:
+        pytest.skip("a file system that has only names in UTF-8")
+    corpus.rename(os.path.join(parent, "corpus"))
+    utterances = read_utterances(os.path.join(parent, "corpus"))
+    assert [each.name for each in utterances][:2] == ["a/1.ogg", "alone.wav"]

@@ -142,7 +142,8 @@ def _read_utterances(
         ]
     except ValueError as error:
         raise ValueError(
-            f"{error}: not a list of utterances as the preparation writes it"
+            f"{train_csv}: not a list of utterances as the preparation writes "
+            f"it ({error}); name its train.csv"
         ) from None
     if not utterances:
         raise ValueError(f"{train_csv}: no utterances; prepare a corpus first")

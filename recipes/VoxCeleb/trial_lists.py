@@ -54,7 +54,12 @@ def fetch_trial_list(name: str, folder: str) -> tuple[str, int]:
             f"{path}: it is not VoxCeleb1-{name} as published (another MD5 "
             "sum); remove it and run the same command again"
         )
-    return path, len(read_trials(path))
+    try:
+        return path, len(read_trials(path))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; remove it and run the same command again"
+        ) from None
 
 
 def main(arguments: list[str] | None = None) -> None:

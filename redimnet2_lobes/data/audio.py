@@ -127,7 +127,7 @@ def find_audio(folder: str | os.PathLike) -> list[str]:
     Raises
     ------
     ValueError
-        If there is none, or the name of one is not UTF-8.
+        If there is none.
 
     Example
     -------
@@ -151,8 +151,6 @@ def find_audio(folder: str | os.PathLike) -> list[str]:
             f"{folder}: there is no audio file in it; name the folder that "
             "holds them"
         )
-    for path in found:
-        check_name(path)
     return sorted(found)
 
 

@@ -22,16 +22,19 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     >>> list(read_lines(path))
     [(1, 'a\n'), (2, 'b')]
     """
-    with open(path, "rb") as file:
+    # Lines may end as on any system.
+    with open(
+        path, encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as file:
         for number, line in enumerate(file, start=1):
-            encoding = "utf-8-sig" if number == 1 else "utf-8"
             try:
-                yield number, line.decode(encoding)
-            except UnicodeDecodeError:
+                line.encode()
+            except UnicodeEncodeError:
                 raise ValueError(
                     f"{path}, line {number}: not UTF-8 text; save the list as "
                     "such"
                 ) from None
+            yield number, line
 
 
 def read_rows(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from redimnet2_lobes.data.audio import find_audio
+from redimnet2_lobes.data.audio import check_name, find_audio
 from redimnet2_lobes.data.lists import read_lines, read_rows
 from redimnet2_lobes.data.shards import SHARD_SOURCE
 
@@ -128,6 +128,7 @@ def _read_folder(folder: Path) -> list[Utterance]:
     utterances = []
     for path in find_audio(root):
         name = Path(path).relative_to(root).as_posix()
+        check_name(name)
         speaker, slash, _ = name.partition("/")
         utterances.append(Utterance(name, path, speaker if slash else None))
     return utterances

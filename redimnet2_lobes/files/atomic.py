@@ -75,7 +75,8 @@ def replace_when_synced(
     """
     partial, path = Path(partial), Path(path)
     for content in partial.rglob("*"):
-        _sync(content)
+        if not content.is_symlink():
+            _sync(content)
     _sync(partial)
     os.replace(partial, path)
     _sync(path.parent)

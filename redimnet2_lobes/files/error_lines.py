@@ -7,7 +7,6 @@ Authors
 import contextlib
 import logging
 import sys
-import textwrap
 from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    r"""The message of an exception, in one line of up to 400 characters.
+    r"""The message of an exception, in one line.
 
     Example
     -------
@@ -56,5 +55,4 @@ def one_line(error: Exception) -> str:
         text = ": ".join(str(argument) for argument in error.args)
     elif isinstance(error, KeyError):
         text = f"{error} is missing"
-    text = textwrap.shorten(text, width=400, placeholder=" [...]")
-    return text or type(error).__name__
+    return " ".join(text.split()) or type(error).__name__

@@ -11,7 +11,11 @@ from typing import NamedTuple
 import torch
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.autocast import AMPConfig
-from speechbrain.utils.distributed import ddp_init_group, infer_device
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    infer_device,
+    run_on_main,
+)
 from speechbrain.utils.run_opts import RunOptions
 
 from redimnet2_lobes import door
@@ -141,6 +145,8 @@ def _load_model(
 ) -> EncoderClassifier:
     """A model that says of itself what it is."""
     try:
+        # One process downloads; the others find it.
+        run_on_main(door.find, args=[checkpoint])
         encoder = load_model(door.find(checkpoint), run_opts)
     except ValueError as error:
         remedy = ""

@@ -157,6 +157,8 @@ def read_trials(
             calibration_trials, calibration_folder, *places, keys
         )
     calibrations = load_calibrations(calibration) if calibration else {}
+    # Before anything is computed that could then not be written.
+    os.makedirs(output_folder, exist_ok=True)
     return Trials(tested, calibrating, calibrations)
 
 
