@@ -39,10 +39,10 @@ killed_at, folder, script, *arguments = sys.argv[1:]
 encode, save = embedding_cache.encode_utterances, numpy.savez
 saved = 0
 
-def noted(encode_batch, paths, *others):
+def noted(encode_batch, paths, **options):
     with open(f"{folder}/process{os.environ.get('RANK', '')}", "a") as file:
         file.writelines(f"{path}\\n" for path in paths)
-    return encode(encode_batch, paths, *others)
+    return encode(encode_batch, paths, **options)
 
 def killed(file, **arrays):
     global saved
