@@ -40,7 +40,7 @@ import click
 
 from redimnet2_lobes import __version__
 from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
-from redimnet2_lobes.files.error_lines import one_line, one_line_errors
+from redimnet2_lobes.files.error_lines import one_line_errors
 from redimnet2_lobes.scoring.operating_point import (
     OperatingPoint,
     operating_point_of,
@@ -602,30 +602,18 @@ def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
         )
     import logging
 
-    import torch
-
-    from redimnet2_lobes.models.folding import fold
-    from redimnet2_lobes.models.redimnet2 import ReDimNet2
-    from redimnet2_lobes.models.tiles import keep_freed_memory
+    from redimnet2_lobes.files.settings import check_device
     from redimnet2_lobes.pretrained.loading import load_model
 
     if "SB_LOG_LEVEL" not in os.environ:
         logging.getLogger("speechbrain").setLevel(logging.WARNING)
     device = device or "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"--device: {device!r} cannot be used here ({one_line(error)})"
-        ) from error
+    check_device("--device", device)
     # Whatever loading prints, stdout is for results.
     with contextlib.redirect_stdout(sys.stderr):
         model = door.find(model)
         encoder = load_model(model, {"device": device})
-    network = encoder.mods.embedding_model
-    if isinstance(network, ReDimNet2):  # others may be used as well
-        keep_freed_memory()
-        encoder.mods.embedding_model = fold(network)
+    door.fold_encoder(encoder)
     return model, encoder
 
 
@@ -679,14 +667,17 @@ def _scores(
 ) -> torch.Tensor:
     """Cosines [tests, speakers] of embeddings, the speakers' averaged."""
     import torch
-    from torch.nn.functional import normalize
+
+    from redimnet2_lobes.scoring.backends import CosineBackend
 
     enrolments = [
         torch.stack([embeddings[path] for path in paths]).mean(0)
         for paths in speakers.values()
     ]
-    tested = normalize(torch.stack([embeddings[path] for path in tests]))
-    return tested @ normalize(torch.stack(enrolments)).T
+    tested = torch.stack([embeddings[path] for path in tests])
+    cosine = CosineBackend()
+    rows = cosine.enrolment_side(torch.stack(enrolments))
+    return cosine.test_side(tested) @ rows.T
 
 
 def _rows_as_json(embeddings: Embeddings) -> str:

@@ -16,13 +16,13 @@ import torch
 from pyarrow import parquet
 from speechbrain.inference.classifiers import EncoderClassifier
 
+from redimnet2_lobes import door
 from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.inference import embedding_files
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
-from redimnet2_lobes.recipe import encoder as encoder_loading
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = Path(extraction.__file__)
@@ -330,7 +330,7 @@ def test_a_full_disk_leaves_no_output_but_the_parts(
     assert left.name == "embeddings.embedding_parts"
     # The rest needs no network.
     monkeypatch.setattr(ReDimNet2, "forward", None)
-    monkeypatch.setattr(encoder_loading, "fold", lambda network: network)
+    monkeypatch.setattr(door, "fold", lambda network: network)
     assert "embeddings.embedding_parts" not in os.listdir(extract(format=form))
 
 

@@ -244,6 +244,25 @@ def _normalizer(sample_rate: int) -> CheckedAudioNormalizer:
     return CheckedAudioNormalizer(sample_rate)
 
 
+def normalize_audio(
+    audio: torch.Tensor, rate: int, path: str, sample_rate: int = SAMPLE_RATE
+) -> torch.Tensor:
+    """What `CheckedAudioNormalizer` makes of the audio of a file [samples].
+
+    The audio is [time] or [time, channels], at ``rate``; what is wrong with it
+    is an AudioError that names ``path``.
+
+    Example
+    -------
+    >>> normalize_audio(torch.rand(8000, 2), 8000, "a.wav").shape
+    torch.Size([16000])
+    """
+    try:
+        return _normalizer(sample_rate)(audio, rate)
+    except AudioError as error:
+        raise AudioError(error.reason, error.remedy, path) from None
+
+
 def load_waveform(
     path: str | os.PathLike, sample_rate: int = 16000
 ) -> torch.Tensor:
@@ -285,7 +304,4 @@ def load_waveform(
             "(for example with ffmpeg) or leave it out",
             path,
         ) from None
-    try:
-        return _normalizer(sample_rate)(audio, rate)
-    except AudioError as error:
-        raise AudioError(error.reason, error.remedy, path) from None
+    return normalize_audio(audio, rate, path, sample_rate)

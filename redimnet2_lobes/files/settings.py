@@ -10,6 +10,10 @@ import math
 import typing
 from collections.abc import Mapping
 
+import torch
+
+from redimnet2_lobes.files.error_lines import one_line
+
 TYPES = {
     str: "text",
     int: "a whole number",
@@ -83,6 +87,21 @@ def check_choices(hparams: Mapping, **choices: typing.Iterable) -> None:
                     f"{key}: unknown value {value!r}, expected one of "
                     f"{', '.join(filter(None, known))}"
                 )
+
+
+def check_device(key: str, device: str | None) -> None:
+    """Refuses, with a ValueError, a device that torch cannot use here.
+
+    Example
+    -------
+    >>> check_device("device", "cpu")
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{key}: {device!r} cannot be used here ({one_line(error)})"
+        ) from error
 
 
 def require_number(

@@ -5,7 +5,6 @@ Authors
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -17,9 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import (
-    AudioError,
-    CheckedAudioNormalizer,
     load_waveform,
+    normalize_audio,
 )
 from redimnet2_lobes.data.shards import SHARD_SOURCE, open_audio
 from redimnet2_lobes.files.settings import check_at_least
@@ -144,16 +142,7 @@ def load_source(source: str) -> torch.Tensor:
         return load_waveform(source)
     with open_audio(source) as file:
         audio, rate = file.read_part(0, file.frames), file.samplerate
-    try:
-        return _normalizer()(torch.from_numpy(audio), rate)
-    except AudioError as error:
-        raise AudioError(error.reason, error.remedy, source) from None
-
-
-@functools.cache
-def _normalizer() -> CheckedAudioNormalizer:
-    """One normalizer, since it caches its resamplers."""
-    return CheckedAudioNormalizer(SAMPLE_RATE)
+    return normalize_audio(torch.from_numpy(audio), rate, source)
 
 
 class AveragedCrops:

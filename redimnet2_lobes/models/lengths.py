@@ -65,6 +65,28 @@ def valid_samples(wavs: Tensor, wav_lens: Tensor | None) -> Tensor | None:
     return samples.to(wavs.device)
 
 
+def check_not_shorter(
+    wavs: Tensor, samples: Tensor | None, minimum: int
+) -> None:
+    """Refuses, with a ValueError, a batch with utterances that are too short.
+
+    Waveforms and samples are those of `valid_samples`.
+
+    Example
+    -------
+    >>> check_not_shorter(torch.zeros(1, 399), None, 400)
+    Traceback (most recent call last):
+    ValueError: an utterance has 399 samples at 16 kHz; at least 400 (25 ms) \
+are needed
+    """
+    shortest = wavs.shape[1] if samples is None else int(samples.min())
+    if shortest < minimum:
+        raise ValueError(
+            f"an utterance has {shortest} samples at 16 kHz; at least "
+            f"{minimum} (25 ms) are needed"
+        )
+
+
 def repeat_short(
     wavs: Tensor, samples: Tensor | None, minimum: int
 ) -> tuple[Tensor, Tensor | None]:

@@ -41,6 +41,7 @@ from redimnet2_lobes.models.front_end import (
     LogMel,
 )
 from redimnet2_lobes.models.lengths import (
+    check_not_shorter,
     repeat_short,
     valid_mask,
     valid_samples,
@@ -231,12 +232,7 @@ class ReDimNet2(nn.Module):
                 "saw; use redimnet2 export or torch.compile"
             )
         samples = valid_samples(wavs, wav_lens)
-        shortest = wavs.shape[1] if samples is None else int(samples.min())
-        if shortest < WINDOW:
-            raise ValueError(
-                f"an utterance has {shortest} samples at 16 kHz; at least "
-                f"{WINDOW} (25 ms) are needed"
-            )
+        check_not_shorter(wavs, samples, WINDOW)
         wavs, samples = repeat_short(wavs, samples, self.minimum_samples)
         if self._needs_one_piece(wavs):
             return self._encode(wavs, samples)

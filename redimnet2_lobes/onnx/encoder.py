@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from redimnet2_lobes.models.lengths import valid_samples
+from redimnet2_lobes.models.lengths import check_not_shorter, valid_samples
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
 
@@ -87,14 +87,9 @@ class OnnxEncoder:
         if wavs.dim() == 1:  # as EncoderClassifier
             wavs = wavs.unsqueeze(0)
         samples = valid_samples(wavs, wav_lens)
+        check_not_shorter(wavs, samples, self.minimum_samples)
         if samples is None:
             samples = torch.full((len(wavs),), wavs.shape[1])
-        shortest = int(samples.min())
-        if shortest < self.minimum_samples:
-            raise ValueError(
-                f"an utterance has {shortest} samples at 16 kHz; at least "
-                f"{self.minimum_samples} (25 ms) are needed"
-            )
         feed = {
             "waveforms": wavs.detach().cpu().float().numpy(),
             "lengths": samples.cpu().numpy(),

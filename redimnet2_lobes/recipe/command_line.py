@@ -23,7 +23,8 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
-from redimnet2_lobes.files.error_lines import one_line, one_line_errors
+from redimnet2_lobes.files.error_lines import one_line_errors
+from redimnet2_lobes.files.settings import check_device
 
 logger = get_logger(__name__)
 
@@ -113,13 +114,7 @@ def parse_command_line(arguments: list[str]) -> tuple[str, RunOptions, str]:
         raise ValueError(
             message.replace("param_file", "a YAML file of hyperparameters")
         ) from None
-    device = parsed[1].device
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device: {device!r} cannot be used here ({one_line(error)})"
-        ) from error
+    check_device("device", parsed[1].device)
     return parsed
 
 

@@ -26,11 +26,9 @@ from redimnet2_lobes.files.settings import (
 )
 from redimnet2_lobes.inference.embedding_cache import network_fingerprint
 from redimnet2_lobes.inference.encode import EncodeBatch
-from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.pass_through import PassThrough
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
-from redimnet2_lobes.models.tiles import keep_freed_memory
 from redimnet2_lobes.models.variants import VARIANTS
 from redimnet2_lobes.pretrained.loading import (
     check_tensors,
@@ -128,10 +126,7 @@ def load_folded_encoder(
     classes = getattr(encoder.hparams, "label_encoder", None)
     speakers = frozenset(classes.lab2ind if classes else ())
     fingerprint = network_fingerprint(encoder.mods)
-    network = encoder.mods.embedding_model
-    if isinstance(network, ReDimNet2):  # others may be used as well
-        keep_freed_memory()
-        encoder.mods.embedding_model = fold(network)
+    door.fold_encoder(encoder)
     encode_batch, precision = encoder.encode_batch, run_opts.eval_precision
     if precision != "fp32":
         fingerprint = f"{fingerprint} {precision}"
