@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from redimnet2_lobes.inference.encode import encode_utterances
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import VARIANTS
+from redimnet2_lobes.onnx import graph
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.onnx.export import export_onnx, write_model
 from redimnet2_lobes.onnx.graph import OPSET, over_batch, write_graph
@@ -122,6 +125,43 @@ def test_order_of_a_batch(small):
     forth = encoder.encode_batch(*pad(waveforms, PADDINGS["NaN"]))
     back = encoder.encode_batch(*pad(waveforms[::-1], PADDINGS["zeros"]))
     assert torch.equal(forth, back.flip(0))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at_once", [1, 7, 16])
+def test_attention_in_blocks(at_once, tmp_path, monkeypatch):
+    """Of as many frames as fit into whole blocks, and of others."""
+    monkeypatch.setattr(graph, "QUERIES_AT_ONCE", at_once)
+    network = build_small(stages=STAGES[1:3])
+    path = tmp_path / "features.onnx"
+    export_onnx(network, path, features=True)
+    session = onnxruntime.InferenceSession(path)
+    frames = torch.arange(12, 72, 2)
+    features = torch.randn(len(frames), 70, 72)
+    feed = {"features": features.numpy(), "frames": frames.numpy()}
+    (found,) = session.run(["embeddings"], feed)
+    expected = network.encode_features(features, frames)
+    assert relative_difference(torch.from_numpy(found), expected) < 1e-5
+
+
+IN_BOUNDED_MEMORY = """
+import resource, sys
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+frames = 12_000
+features = numpy.ones((1, frames, 72), numpy.float32)
+feed = {"features": features, "frames": numpy.array([frames])}
+in_use = 4096 * int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, [in_use + 2**30] * 2)
+session.run(None, feed)
+"""
+
+
+def test_memory_grows_with_the_length(tmp_path):
+    """Not with its square: two minutes would need 2.3 GB for one product."""
+    path = tmp_path / "features.onnx"
+    export_onnx(build_small(stages=STAGES[:1]), path, features=True)
+    subprocess.run([sys.executable, "-c", IN_BOUNDED_MEMORY, path], check=True)
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import (
+    GraphProto,
     ModelProto,
     NodeProto,
     OperatorSetIdProto,
@@ -55,6 +56,8 @@ OPSET = 20  # the first that has Gelu
 IR_VERSION = 9
 # ONNX Runtime's fast convolutions work on blocks of so many channels.
 CHANNEL_BLOCK = 16
+# Frames whose attention to all frames is computed together.
+QUERIES_AT_ONCE = 512
 # The input of one utterance: those of a batch.
 BATCH_INPUTS = {
     "waveform": ("waveforms", "lengths"),
@@ -494,11 +497,8 @@ def _self_attention(graph: _Graph, x: str, layer: Any) -> str:
     heads = graph("Conv", x, weight[:, :, None], bias)
     heads = graph("Reshape", heads, [3, ATTENTION_HEADS, size, -1])
     query, key, value = graph.split(heads, 3, axis=0)
-    query = graph("Transpose", query, perm=[0, 1, 3, 2])
     value = graph("Transpose", value, perm=[0, 1, 3, 2])
-    weights = graph("Softmax", graph("MatMul", query, key), axis=-1)
-    attended = graph("MatMul", weights, value)
-    attended = graph("Transpose", attended, perm=[0, 1, 3, 2])
+    attended = _attend(graph, query, key, value)
     attended = graph("Reshape", attended, [1, width, -1])
     x = graph("Add", x, graph.layer(attended, layer.output))
     x = graph.layer_norm(x, layer.attention_norm)
@@ -506,6 +506,55 @@ def _self_attention(graph: _Graph, x: str, layer: Any) -> str:
     y = graph("Gelu", graph.layer(x, first), approximate="tanh")
     x = graph("Add", x, graph.layer(y, second))
     return graph.layer_norm(x, layer.feed_forward_norm)
+
+
+def _attend(graph: _Graph, query: str, key: str, value: str) -> str:
+    """Attended values [1, heads, size, frames].
+
+    Queries and keys are [1, heads, size, frames], values [1, heads, frames,
+    size]. Of a long utterance the queries are taken in blocks of about equal
+    length: weights of all at once would grow with the square of the frames.
+    """
+    frames = graph("Shape", query, start=3, end=4)
+    short = _Graph(f"{query}_short_")
+    x = short("Transpose", query, perm=[0, 1, 3, 2])
+    x = _weighted_values(short, x, key, value)
+    short_output = short("Transpose", x, perm=[0, 1, 3, 2])
+
+    long = _Graph(f"{query}_long_")
+    limit = [QUERIES_AT_ONCE]
+    blocks = long("Div", long("Add", frames, [QUERIES_AT_ONCE - 1]), limit)
+    length = long("Add", long("Div", long("Sub", frames, [1]), blocks), [1])
+    missing = long("Sub", long("Mul", blocks, length), frames)
+    x = long("Pad", query, long("Concat", [0], missing, axis=0), "", [3])
+    shape = long("Concat", [0, 0, 0], blocks, length, axis=0)
+    x = long("Transpose", long("Reshape", x, shape), perm=[3, 0, 1, 4, 2])
+    block = _Graph(f"{query}_block_")
+    one = f"{query}_block"
+    output = _weighted_values(block, one, key, value)
+    body = _subgraph(block, output, one)
+    x = long("Scan", x, body=body, num_scan_inputs=1)
+    x = long("Transpose", x, perm=[1, 2, 4, 0, 3])
+    x = long("Reshape", x, [0, 0, 0, -1])
+    long_output = long("Slice", x, [0], frames, [3])
+    return graph(
+        "If",
+        graph("Squeeze", graph("LessOrEqual", frames, limit)),
+        then_branch=_subgraph(short, short_output),
+        else_branch=_subgraph(long, long_output),
+    )
+
+
+def _weighted_values(graph: _Graph, query: str, key: str, value: str) -> str:
+    weights = graph("Softmax", graph("MatMul", query, key), axis=-1)
+    return graph("MatMul", weights, value)
+
+
+def _subgraph(graph: _Graph, output: str, *inputs: str) -> GraphProto:
+    values = [_value(name, [None] * 4) for name in (*inputs, output)]
+    return helper.make_graph(
+        graph.nodes, "attention", values[:-1], values[-1:], graph.constants
+    )
 
 
 def _pool(graph: _Graph, x: str, count: str, pooling: Any) -> str:
@@ -533,7 +582,7 @@ def _pool(graph: _Graph, x: str, count: str, pooling: Any) -> str:
 
 
 def _value(
-    name: str, shape: list[int | str], kind: int = TensorProto.FLOAT
+    name: str, shape: list[int | str | None], kind: int = TensorProto.FLOAT
 ) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
