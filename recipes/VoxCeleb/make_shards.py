@@ -3,16 +3,17 @@
 A shard is a tar file of some thousands of utterances, for file systems that are
 slow with millions of small files. Anything that reads WebDataset reads it: each
 utterance has the members ``<ID>.wav`` (or another extension, the file as it is)
-and ``<ID>.json`` with its speaker. Utterances are dealt to shards at random and
-evenly, so that other programs can stream them::
+and ``<ID>.json`` with its speaker. Of a segment of a file (columns start and
+stop) the first holds that alone, decoded without loss. WebDataset allows no
+dots in names: there they are ``%2E``. Utterances are dealt to shards at random
+and evenly, so that other programs can stream them::
 
     OUTPUT/shard-000000.tar ...
     OUTPUT/train.csv    where each utterance lies in them, written last
     OUTPUT/plan.json    what the shards are made of
 
-The columns and the order are those of TRAIN_CSV, and so is what training draws
-from them. An interrupted run goes on where it was; the result is the same, byte
-for byte.
+The order is that of TRAIN_CSV, and what training draws from them is the same.
+An interrupted run goes on where it was; the result is the same, byte for byte.
 
 Example
 -------
@@ -28,6 +29,7 @@ import argparse
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import math
 import signal
@@ -38,11 +40,14 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import webdataset
+from scipy.io import wavfile
 from speechbrain.utils.parallel import get_available_cpu_count
 from tqdm import tqdm
 
 from redimnet2_lobes.data.lists import read_rows
+from redimnet2_lobes.data.sources import open_audio, split_source
 from redimnet2_lobes.data.training_set import COLUMNS
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line_errors
@@ -51,6 +56,9 @@ from redimnet2_lobes.files.settings import check_at_least
 Row = tuple[str, float, str, str]  # as COLUMNS
 Task = tuple[Path, list[Row]]  # a shard and its utterances
 Place = tuple[int, int]  # offset and size in a shard, in bytes
+
+# Of these a WAV file holds every sample as it is.
+PCM = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")
 
 
 def make_shards(
@@ -154,12 +162,6 @@ def _read_utterances(
                 f"{train_csv}: utterance {name} is there twice; remove one"
             )
         seen.add(name)
-        # WebDataset takes what follows the first dot for the kind of the data.
-        if "." in name.rpartition("/")[2]:
-            raise ValueError(
-                f"{train_csv}: utterance {name} has a dot in its name, which "
-                "WebDataset does not allow; rename its file and prepare again"
-            )
     return utterances
 
 
@@ -207,7 +209,7 @@ def _start_worker() -> None:
 def _make_shard(task: Task) -> list[Place]:
     """Writes a shard unless it is there; gives the places of its utterances."""
     path, utterances = task
-    audio = [name + Path(wav).suffix.lower() for name, _, wav, _ in utterances]
+    audio = [_key(name) + _extension(wav) for name, _, wav, _ in utterances]
     ranges = _read_shard(path)
     if set(audio) - set(ranges):  # it is not there, or was damaged
         _write_shard(path, utterances)
@@ -233,11 +235,37 @@ def _write_shard(path: Path, utterances: list[Row]) -> None:
         for name, duration, wav, speaker in utterances:
             shard.write(
                 {
-                    "__key__": name,
+                    "__key__": _key(name),
                     "json": {"spk_id": speaker, "duration": duration},
-                    Path(wav).suffix[1:].lower(): Path(wav).read_bytes(),
+                    _extension(wav)[1:]: _read_audio(wav),
                 }
             )
+
+
+def _key(name: str) -> str:
+    """The name without dots, after which WebDataset looks for an extension."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.replace("%", "%25").replace(".", "%2E")
+
+
+def _extension(wav: str) -> str:
+    path, place = split_source(wav)
+    return ".wav" if place else Path(path).suffix.lower()
+
+
+def _read_audio(wav: str) -> bytes:
+    """The bytes of a file as it is, or of a WAV file of a segment."""
+    if not split_source(wav)[1]:
+        return Path(wav).read_bytes()
+    member = io.BytesIO()
+    with open_audio(wav) as audio:
+        rate, length = audio.samplerate, audio.length
+        if audio.subtype in PCM:
+            samples = audio.read_part(0, length, "int32")
+            soundfile.write(member, samples, rate, audio.subtype, format="WAV")
+        else:  # as float32, in which soundfile would note the time as well
+            wavfile.write(member, rate, audio.read_part(0, length))
+    return member.getvalue()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch
 import torchaudio
 
 from redimnet2_lobes.data.audio import AudioError, CheckedAudioNormalizer
-from redimnet2_lobes.data.shards import open_audio
+from redimnet2_lobes.data.sources import open_audio
 from redimnet2_lobes.models.front_end import HOP, SAMPLE_RATE, WINDOW
 
 
@@ -110,16 +110,9 @@ class RandomCrop:
                     "channels, so prepare the corpus again",
                     source,
                 )
-            start = int(random.integers(max(1, audio.frames - needed + 1)))
-            frames = min(needed, audio.frames)
+            start = int(random.integers(max(1, audio.length - needed + 1)))
+            frames = min(needed, audio.length)
             waveform = torch.from_numpy(audio.read_part(start, frames))
-        if len(waveform) < frames:
-            raise AudioError(
-                "cut short",
-                f"it ends within {frames} samples from {start}, against its "
-                "header, so replace it or leave it out",
-                source,
-            )
         try:
             waveform = self._check(waveform, SAMPLE_RATE)
         except AudioError as error:

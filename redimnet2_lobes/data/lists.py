@@ -9,6 +9,9 @@ import os
 import string
 from collections.abc import Collection, Iterator, Mapping
 
+from redimnet2_lobes.data.sources import segment_source, split_source
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
+
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     r"""Yields (line number, line with its end) of a text in UTF-8.
@@ -44,6 +47,10 @@ def read_rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     r"""Yields (line number, row) of a CSV file that names utterances.
 
+    Where columns start and stop have values, in samples of the file, wav
+    becomes a segment, see ``data/sources.py``, and duration its seconds at
+    16 kHz: SpeechBrain's own lists have that of the file there.
+
     Arguments
     ---------
     path
@@ -63,8 +70,15 @@ def read_rows(
     >>> _ = path.write_text("ID,wav\na1,$data_root/a.wav\n")
     >>> list(read_rows(path, ["ID", "wav"], {"data_root": "/corpus"}))
     [(2, {'ID': 'a1', 'wav': '/corpus/a.wav'})]
+    >>> _ = path.write_text("ID,wav,start,stop\na1,a.wav,0,16000\n")
+    >>> [row["wav"] for _, row in read_rows(path, ["ID", "wav"], {})]
+    ['a.wav[0:16000]']
     """
-    rows = csv.DictReader((line for _, line in read_lines(path)), strict=True)
+    rows = csv.DictReader(
+        (line for _, line in read_lines(path)),
+        strict=True,
+        skipinitialspace=True,  # as SpeechBrain reads them
+    )
 
     def fault(problem: str, line: int) -> ValueError:
         return ValueError(f"{path}, line {line}: {problem}")
@@ -77,6 +91,13 @@ def read_rows(
                     f"{', '.join(columns)}, separated by commas",
                     1,
                 )
+        borders = {"start", "stop"}.intersection(rows.fieldnames or ())
+        if len(borders) == 1:
+            raise fault(
+                f"column {borders.pop()} stands alone; segments need both "
+                "start and stop, in samples of the file",
+                1,
+            )
         for row in rows:
             line = rows.line_num
             if None in row or None in row.values():
@@ -99,9 +120,26 @@ def read_rows(
                         "be replaced; write $$ for the sign itself",
                         line,
                     ) from None
+            try:
+                _take_segment(row)
+            except ValueError as error:
+                raise fault(str(error), line) from None
             yield line, row
     except csv.Error as error:
         # Where the row begins; a quote that is left open goes on to the end.
         raise fault(
             f"not a row of a CSV ({error}); check its quotes", rows.line_num + 1
         ) from None
+
+
+def _take_segment(row: dict[str, str]) -> None:
+    """Makes a segment of a row's wav, if it has start and stop."""
+    start, stop = row.get("start", "").strip(), row.get("stop", "").strip()
+    if start or stop:
+        row["wav"] = segment_source(row["wav"], start, stop)
+        row["duration"] = str((int(stop) - int(start)) / SAMPLE_RATE)
+    elif len(split_source(row["wav"])[1]) == 1:
+        raise ValueError(
+            f"wav: {row['wav']} looks like a segment; write its borders into "
+            "columns start and stop"
+        )

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from redimnet2_lobes.data.audio import AudioError, utterance_name
 from redimnet2_lobes.data.crops import EpochRandom, RandomCrop
 from redimnet2_lobes.data.lists import read_rows
+from redimnet2_lobes.data.sources import split_source
 from redimnet2_lobes.data.trials import read_trials
 
 logger = get_logger(__name__)
@@ -31,8 +32,9 @@ MOST_REPLACEMENTS = 10
 class UtteranceList:
     r"""Utterances of CSV files (ID, duration, wav, spk_id).
 
-    Kept as arrays, which all workers of a process share. ``shards`` holds the
-    number of each utterance's shard; files are one shard.
+    Rows with start and stop are segments of files, see `read_rows`. Kept as
+    arrays, which all workers of a process share. ``shards`` holds the number of
+    each utterance's shard; files are one shard.
 
     Example
     -------
@@ -96,10 +98,11 @@ class UtteranceList:
                 names.append(os.fsencode(prefix + row["ID"]))
                 sources.append(os.fsencode(row["wav"]))
                 speakers.append(os.fsencode(prefix + row["spk_id"]))
-                tar, place, _ = row["wav"].rpartition(".tar:")
+                path, _ = split_source(row["wav"])
                 shards.append(
                     self._shard_numbers.setdefault(
-                        tar if place else "", len(self._shard_numbers)
+                        path if path.endswith(".tar") else "",
+                        len(self._shard_numbers),
                     )
                 )
         except OSError as error:

@@ -6,6 +6,7 @@ Authors
 
 import functools
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,23 @@ from typing import NamedTuple
 
 from redimnet2_lobes.data.audio import check_name, find_audio
 from redimnet2_lobes.data.lists import read_lines, read_rows
-from redimnet2_lobes.data.shards import SHARD_SOURCE
+from redimnet2_lobes.data.sources import segment_source, split_source
+
+# What Kaldi takes in place of a file.
+_NO_FILE = (
+    (re.compile(r"\|.*|.*\|", re.DOTALL), "a command, and none is run"),
+    (re.compile("-"), "standard input, which is not read"),
+    (re.compile(r".*:[0-9]+", re.DOTALL), "a place in an archive"),
+    (re.compile(r".*\]", re.DOTALL), "a range of a file"),
+)
 
 
 class Utterance(NamedTuple):
-    """An utterance: its name, where it is, and its speaker if known."""
+    """An utterance: its name, its source and its speaker if known.
+
+    The path is any source of ``data/sources.py``: of a file, a segment of one,
+    or a place in a shard.
+    """
 
     name: str
     path: str
@@ -34,16 +47,19 @@ def read_utterances(
     - a folder: all audio files in its folder ``wav``, or else in it. Their
       names are their paths in there, their speakers the first folder in these;
     - a file ``.csv`` with the columns ID and wav, and spk_id for speakers, such
-      as training lists and those of shards. In it ``$save_root`` is the folder
-      of the CSV, and so is ``$data_root`` unless ``data_folder`` is given;
-    - a file ``.scp`` of Kaldi with lines ``name path``; a file ``utt2spk``
-      beside it gives the speakers.
+      as training lists and those of shards. With the columns start and stop,
+      in samples of the file, an utterance is that segment of it, where they
+      are not empty. In it ``$save_root`` is the folder of the CSV, and so is
+      ``$data_root`` unless ``data_folder`` is given;
+    - a file ``.scp`` of Kaldi with lines ``name path``. With a file
+      ``segments`` beside it, lines ``name recording start end`` in seconds,
+      these are the utterances. A file ``utt2spk`` gives their speakers.
 
     Raises
     ------
     ValueError
         If the list has another form, is empty, or names an utterance twice, a
-        command, or files that are missing.
+        command, channels, or files that are missing.
 
     Example
     -------
@@ -62,15 +78,18 @@ def read_utterances(
     source = Path(source)
     if source.is_dir():
         return _read_folder(source)
-    readers = {".csv": _read_csv, ".scp": _read_scp}
-    read = readers.get(source.suffix.lower())
-    if read is None:
+    suffix = source.suffix.lower()
+    if suffix == ".csv":
+        found = _read_csv(source, data_folder)
+    elif suffix == ".scp":
+        source, found = _read_kaldi(source)
+    else:
         raise ValueError(
             f"{source}: neither a folder nor a file .csv or .scp; name one of "
             "these"
         )
     utterances, lines = [], {}
-    for line, utterance in read(source, data_folder):
+    for line, utterance in found:
         before = lines.setdefault(utterance.name, line)
         if before != line:
             raise ValueError(
@@ -125,8 +144,17 @@ def limit_per_speaker(
 
 def _read_folder(folder: Path) -> list[Utterance]:
     root = folder / "wav" if (folder / "wav").is_dir() else folder
+    try:
+        paths = find_audio(root)
+    except ValueError:
+        if not (folder / "wav.scp").is_file():
+            raise
+        raise ValueError(
+            f"{folder}: there is no audio file in it, but a list of them; name "
+            f"{folder / 'wav.scp'}"
+        ) from None
     utterances = []
-    for path in find_audio(root):
+    for path in paths:
         name = Path(path).relative_to(root).as_posix()
         check_name(name)
         speaker, slash, _ = name.partition("/")
@@ -160,36 +188,103 @@ def _read_pairs(path: Path, second: str) -> Iterator[tuple[int, str, str]]:
         yield line, fields[0], fields[1]
 
 
-def _read_scp(path: Path, _: object) -> Iterator[tuple[int, Utterance]]:
-    speakers = None
-    utt2spk = path.parent / "utt2spk"
-    if utt2spk.is_file():
-        pairs = _read_pairs(utt2spk, "speaker")
-        speakers = {name: speaker for _, name, speaker in pairs}
+def _read_kaldi(scp: Path) -> tuple[Path, Iterator[tuple[int, Utterance]]]:
+    """The file that lists the utterances, and its lines and utterances."""
+    channels = scp.with_name("reco2file_and_channel")
+    if channels.exists():
+        raise ValueError(
+            f"{channels}: channels cannot be chosen, all of a file are mixed; "
+            "write each to a file of its own, and remove this list of them"
+        )
+    segments = scp.with_name("segments")
+    if segments.is_file():
+        return segments, _with_speakers(segments, _read_segments(segments, scp))
+    return scp, _with_speakers(scp, _read_scp(scp))
+
+
+def _read_scp(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yields (line, name, file) of a wav.scp."""
     for line, name, audio in _read_pairs(path, "path"):
-        if audio.endswith("|"):
+        for form, what in _NO_FILE:
+            if form.fullmatch(audio):
+                raise ValueError(
+                    f"{path}, line {line}: {name} is {what}; write its audio "
+                    "to a file and name that"
+                )
+        yield line, name, audio
+
+
+def _read_segments(path: Path, scp: Path) -> Iterator[tuple[int, str, str]]:
+    """Yields (line, name, segment of a file) of a list of segments."""
+    recordings = {}
+    for line, name, audio in _read_scp(scp):
+        if name in recordings:
             raise ValueError(
-                f"{path}, line {line}: {name} is a command, and none is run; "
-                "write its output to a file and name that"
+                f"{scp}, line {line}: recording {name} is in an earlier line "
+                "already; leave out one of them"
             )
+        recordings[name] = audio
+    for line, name, rest in _read_pairs(path, "recording start end"):
+        recording, *times = rest.split()
+        try:
+            if len(times) == 3:
+                raise ValueError(
+                    f"{name} is of channel {times[2]}, but all channels of a "
+                    "file are mixed; write each to a file of its own"
+                )
+            if len(times) != 2:
+                raise ValueError(
+                    "expected 'name recording start end', found "
+                    f"{f'{name} {rest}'[:80]!r}"
+                )
+            if recording not in recordings:
+                raise ValueError(
+                    f"recording {recording} is not in {scp.name}; add it there "
+                    "or leave out its segments"
+                )
+            start, stop = times
+            if re.fullmatch(r"-1(\.0*)?", stop):  # the end of the file
+                stop = ""
+            segment = segment_source(recordings[recording], start, stop, "s")
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from None
+        yield line, name, segment
+
+
+def _with_speakers(
+    path: Path, sources: Iterator[tuple[int, str, str]]
+) -> Iterator[tuple[int, Utterance]]:
+    """Yields the lines and utterances of a list, by the utt2spk beside it."""
+    speakers = None
+    utt2spk = path.with_name("utt2spk")
+    if utt2spk.is_file():
+        speakers = {}
+        for line, name, speaker in _read_pairs(utt2spk, "speaker"):
+            if speakers.setdefault(name, speaker) != speaker:
+                raise ValueError(
+                    f"{utt2spk}, line {line}: {name} has the speaker "
+                    f"{speakers[name]} in an earlier line; leave out one of "
+                    "them"
+                )
+    for line, name, source in sources:
         if speakers is not None and name not in speakers:
             raise ValueError(
                 f"{utt2spk}: no speaker for {name} ({path.name}, line "
                 f"{line}); add it, or remove the file to do without speakers"
             )
         speaker = None if speakers is None else speakers[name]
-        yield line, Utterance(name, audio, speaker)
+        yield line, Utterance(name, source, speaker)
 
 
 def _check_files(
     source: Path, utterances: list[Utterance], lines: dict[str, int]
 ) -> None:
-    is_file = functools.cache(os.path.isfile)  # a shard holds many utterances
-    missing = []
-    for utterance in utterances:
-        match = SHARD_SOURCE.fullmatch(utterance.path)
-        if not is_file(match[1] if match else utterance.path):
-            missing.append(utterance)
+    is_file = functools.cache(os.path.isfile)  # which may hold many utterances
+    missing = [
+        utterance
+        for utterance in utterances
+        if not is_file(split_source(utterance.path)[0])
+    ]
     if missing:
         raise ValueError(
             f"{source}: {len(missing)} of the {len(utterances)} files are "

@@ -26,7 +26,7 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import AudioError
-from redimnet2_lobes.data.shards import SHARD_SOURCE
+from redimnet2_lobes.data.sources import split_source
 from redimnet2_lobes.files.arrays import read_arrays
 from redimnet2_lobes.files.atomic import replace_when_synced
 from redimnet2_lobes.files.settings import check_at_least
@@ -140,7 +140,8 @@ def extract_embeddings(
     encode_batch, seconds_per_batch, maximum_seconds
         As for `encode_utterances`. A complete cache needs no ``encode_batch``.
     utterances
-        The name of each utterance to its audio file or its place in a shard,
+        The name of each utterance to its audio file, a segment of one,
+        ``<path>[<start>:<stop>]``, or its place in a shard,
         ``<shard>.tar:<offset>:<size>``.
     folder
         Holds the caches, each in a folder of its own.
@@ -210,11 +211,10 @@ seconds=tensor([0.0500]))
 def _key(names: list[str], sources: dict[str, str], settings: list) -> str:
     """A hash of settings and of the list with the state of its files."""
     digest = hashlib.sha256(json.dumps(settings).encode())
-    stat = functools.lru_cache(4096)(os.stat)  # shards hold many utterances
+    stat = functools.lru_cache(4096)(os.stat)  # files may hold many utterances
     for name in names:
         source = sources[name]
-        match = SHARD_SOURCE.fullmatch(source)
-        path, *place = match.groups() if match else [source]
+        path, place = split_source(source)
         try:
             status = stat(path)
         except FileNotFoundError:

@@ -19,7 +19,7 @@ from redimnet2_lobes.data.audio import (
     load_waveform,
     normalize_audio,
 )
-from redimnet2_lobes.data.shards import SHARD_SOURCE, open_audio
+from redimnet2_lobes.data.sources import open_audio, split_source
 from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 from redimnet2_lobes.models.lengths import valid_samples
@@ -126,8 +126,9 @@ def encode_utterances(
 def load_source(source: str) -> torch.Tensor:
     """Reads an utterance [samples], mono, 16 kHz, float32.
 
-    It is an audio file, or its place in a shard,
-    ``<shard>.tar:<offset>:<size>``; an AudioError if it cannot be used.
+    It is an audio file, a segment of one, ``<path>[<start>:<stop>]``, or its
+    place in a shard, ``<shard>.tar:<offset>:<size>``; an AudioError if it
+    cannot be used.
 
     Example
     -------
@@ -137,11 +138,13 @@ def load_source(source: str) -> torch.Tensor:
     >>> _ = (folder / "shard.tar").write_bytes(b"header" + audio)
     >>> load_source(f"{folder}/shard.tar:6:{len(audio)}").shape
     torch.Size([16000])
+    >>> load_source(f"{folder}/a.wav[0.25s:0.5s]").shape
+    torch.Size([4000])
     """
-    if not SHARD_SOURCE.fullmatch(source):
+    if not split_source(source)[1]:
         return load_waveform(source)
     with open_audio(source) as file:
-        audio, rate = file.read_part(0, file.frames), file.samplerate
+        audio, rate = file.read_part(0, file.length), file.samplerate
     return normalize_audio(torch.from_numpy(audio), rate, source)
 
 
@@ -200,9 +203,9 @@ def _check_above_zero(key: str, seconds: float | None) -> None:
 def _duration(path: str | os.PathLike, load: Callable) -> float:
     """Seconds of an utterance, from its header alone where it has one."""
     try:
-        if SHARD_SOURCE.fullmatch(str(path)):
+        if split_source(str(path))[1]:
             with open_audio(os.fspath(path)) as audio:
-                return audio.frames / audio.samplerate
+                return audio.length / audio.samplerate
         return audio_io.info(path).duration
     except RuntimeError:
         # `load` knows better what is wrong, and names the file.
