@@ -160,6 +160,8 @@ def open_audio(source: str) -> Iterator["AudioFile"]:
 class AudioFile(soundfile.SoundFile):
     """An open utterance of ``length`` samples, made by `open_audio`."""
 
+    _counted_off = False
+
     def __init__(self, file: "_FileRange", in_shard: bool, source: str):
         # libsndfile's own reading is faster, but ends with the whole file.
         super().__init__(file if in_shard else file.fileno(), closefd=False)
@@ -188,15 +190,22 @@ class AudioFile(soundfile.SoundFile):
                 self._source,
             )
         self._first, self.length = first, last - first
+        self._counted_off = self.subtype in _NOT_EXACT
+
+    def seekable(self) -> bool:
+        """Whether samples are found without decoding all before them.
+
+        Where they are not, soundfile does not seek after reading either.
+        """
+        return not self._counted_off and super().seekable()
 
     def read_part(
         self, start: int, frames: int, dtype: str = "float32"
     ) -> np.ndarray:
         """Reads samples from ``start`` on, and nothing else from the disk.
 
-        It is an AudioError if the audio is incomplete. Of codecs in which
-        nothing can be found, all that comes before is decoded; there it works
-        once.
+        It is an AudioError if the audio is incomplete. What is not seekable is
+        decoded from the beginning of the file, and once only.
         """
         first = self._first + start
         if first + frames == _UNKNOWN_LENGTH:
@@ -206,8 +215,7 @@ class AudioFile(soundfile.SoundFile):
                 self._source,
             )
         self._range.prefetch(first, frames, self.frames)
-        is_segment = self.length < self.frames
-        if self.seekable() and not (is_segment and self.subtype in _NOT_EXACT):
+        if self.seekable():
             self.seek(first)
         else:
             for block in range(0, first, _BLOCK):
