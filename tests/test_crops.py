@@ -160,6 +160,32 @@ def test_short_utterances_are_repeated(tmp_path):
     assert torch.equal(waveform[:3440], waveform[16000:])
 
 
+@pytest.mark.parametrize("length", [8240, 9000, 20000, 5000])
+def test_crops_of_a_segment_are_those_of_a_file_of_it(ramp, tmp_path, length):
+    """At every speed, so they lie within; short ones are repeated."""
+    values, _ = soundfile.read(ramp, dtype="float32")
+    cut = tmp_path / "cut.wav"
+    soundfile.write(cut, values[3000 : 3000 + length], 16000, subtype="FLOAT")
+    crop = RandomCrop(50, speeds=[1.0, 0.9, 1.1])
+    for seed in range(20):
+        waveform, speed = crop(
+            f"{ramp}[3000:{3000 + length}]", np.random.default_rng(seed)
+        )
+        expected = crop(str(cut), np.random.default_rng(seed))
+        assert torch.equal(waveform, expected[0]) and speed == expected[1]
+        if speed == 0:
+            places = (waveform * 48000).round()
+            assert places.min() >= 3000 and places.max() < 3000 + length
+
+
+def test_crops_of_a_segment_beyond_the_file_are_refused(ramp):
+    crop = RandomCrop(50, speeds=[1.0])
+    source = f"{ramp}[47000:48001]"
+    with pytest.raises(AudioError, match="a segment beyond the end") as caught:
+        crop(source, np.random.default_rng(1))
+    assert str(caught.value).startswith(source)
+
+
 def test_speeds_must_begin_with_the_original():
     with pytest.raises(ValueError, match="speeds: .* must begin with 1.0"):
         RandomCrop(100, speeds=[0.9, 1.0])

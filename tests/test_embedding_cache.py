@@ -273,6 +273,50 @@ def test_utterances_in_shards(utterances, tmp_path):
         extract(sources, tmp_path)
 
 
+def test_segments_of_one_file(utterances, tmp_path):
+    path = utterances["speaker/3"]  # of 0.4 s
+    whole = load_waveform(path)
+    sources = {
+        "0": f"{path}[0:1600]",
+        "1": f"{path}[1600:4000]",
+        "2": f"{path}[0.1s:0.25s]",
+        "3": path,
+    }
+    embeddings, embedded = extract(sources, tmp_path)
+    assert embedded == 4
+    pieces = whole[:1600], whole[1600:4000], whole[1600:4000], whole
+    for row, wav in enumerate(pieces):
+        torch.testing.assert_close(embeddings.vectors[row], moments(wav))
+        assert embeddings.seconds[row] == pytest.approx(len(wav) / RATE)
+    # Another segment under the same name is another utterance.
+    for changed in (f"{path}[0:1601]", f"{path}[1:1600]", f"{path}[0s:.1s]"):
+        _, embedded = extract({**sources, "0": changed}, tmp_path)
+        assert embedded == 4
+    assert extract(sources, tmp_path)[1] == 0
+    with pytest.raises(AudioError, match=r"[[]0:9999[]]: a segment beyond"):
+        extract({**sources, "4": f"{path}[0:9999]"}, tmp_path)
+    with pytest.raises(AudioError, match=r"lost.wav[[]0:9[]]: missing"):
+        extract({**sources, "4": f"{tmp_path}/lost.wav[0:9]"}, tmp_path)
+
+
+def test_keys_are_those_of_earlier_versions(tmp_path):
+    """Of whole files and shards; a new VERSION makes others."""
+    path, shard = tmp_path / "a.wav", tmp_path / "s.tar"
+    soundfile.write(path, np.linspace(-0.5, 0.5, 1600), RATE)
+    shard.write_bytes(b"head" + path.read_bytes())
+    sources = [str(path), f"{shard}:4:{path.stat().st_size}"]
+    keys = []
+    for number, file in enumerate((path, shard)):
+        os.utime(file, ns=(10**18, 10**18))
+        cache = tmp_path / f"cache{number}"
+        extract_embeddings(Network(), {"a": sources[number]}, cache, "1")
+        keys += os.listdir(cache)
+    assert keys == [
+        "bca90e926ed809e9403538fed30183e5",
+        "4dc2f580638c3edabce58ba03ddb0337",
+    ]
+
+
 def test_one_file_under_two_names(utterances, tmp_path):
     name, path = next(iter(utterances.items()))
     embeddings, embedded = extract({name: path, "twin": path}, tmp_path)

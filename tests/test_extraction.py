@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import join_files
 from pyarrow import parquet
 from speechbrain.inference.classifiers import EncoderClassifier
 
@@ -296,6 +297,49 @@ def test_another_checkpoint_never_meets_the_parts_of_the_last(
         for name, embedding in zip(*arrays.values(), strict=True):
             check(embedding, wanted[corpus / "wav" / name])
     assert [path.name for path in results.iterdir()] == ["embeddings.npz"]
+
+
+@pytest.fixture(scope="module")
+def recordings(corpus, tmp_path_factory):
+    """The files of the corpus in two longer ones, with lists of segments.
+
+    All lists have the same utterances under the same names.
+    """
+    folder = tmp_path_factory.mktemp("recordings")
+    rows = ["ID,duration,wav,start,stop,spk_id"]
+    recordings, segments, files = [], [], {}
+    for number in range(2):
+        paths = sorted(corpus.rglob("*.wav"))[number::2]
+        joined = folder / f"{number}.wav"
+        recordings.append(f"{number} {joined}\n")
+        for path, (start, stop) in zip(
+            paths, join_files(paths, joined), strict=True
+        ):
+            name = path.stem
+            rows.append(f"{name},99,$data_root/{joined.name},{start},{stop},x")
+            borders = f"{start / 16000:.6f} {stop / 16000:.6f}"
+            segments.append(f"{name} {number} {borders}\n")
+            files[name] = path
+    (folder / "list.csv").write_text("\n".join(rows))
+    (folder / "wav.scp").write_text("".join(recordings))
+    (folder / "segments").write_text("".join(segments))
+    return folder, files
+
+
+@pytest.mark.parametrize("name", ["list.csv", "wav.scp"])
+def test_segments_are_embedded_as_files_of_them(
+    name, extract, recordings, corpus, model
+):
+    folder, files = recordings
+    results = extract(utterances=folder / name, format="parquet")
+    rows = parquet.read_table(results / "embeddings.parquet").to_pylist()
+    wanted = expected(corpus, model)
+    assert [row["name"] for row in rows] == list(files)
+    embeddings = [np.array(row["embedding"], np.float32) for row in rows]
+    for row, embedding in zip(rows, embeddings, strict=True):
+        check(embedding, wanted[files[row["name"]]])
+        assert row["seconds"] == 0.5
+    assert len({tuple(embedding) for embedding in embeddings}) == 7
 
 
 def test_an_output_is_not_overwritten(extract):

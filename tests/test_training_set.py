@@ -7,7 +7,11 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 
 from redimnet2_lobes.data.audio import AudioError
 from redimnet2_lobes.data.crops import EpochRandom, RandomCrop
-from redimnet2_lobes.data.training_set import TrainingCrops, UtteranceList
+from redimnet2_lobes.data.training_set import (
+    TrainingCrops,
+    UtteranceList,
+    read_training_lists,
+)
 
 
 def write_list(path, rows):
@@ -67,6 +71,52 @@ def test_a_wrong_list_is_named(text, tmp_path):
     with pytest.raises(ValueError, match=f"^{path}: .*") as error:
         UtteranceList().add(path, {})
     assert "\n" not in str(error.value)
+
+
+def test_segments_count_by_their_own_length(tmp_path):
+    """SpeechBrain's lists have the duration of the whole file there."""
+    rows = [
+        "ID,duration,wav,start,stop,spk_id",
+        "a_0,60.0,$data_root/a.wav,0,16000,a",
+        "a_1,60.0,$data_root/a.wav,16000,31999,a",
+        "a_2,0.1,$data_root/a.wav,16000,48000,a",
+        "b,1.0,$data_root/b.wav,,,b",
+        "b_short,0.9,$data_root/b.wav,,,b",
+        "c,1.0,$data_root/s.tar:512:900,,,c",
+    ]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(rows))
+    utterances, speakers = read_training_lists(
+        {"A_": path, "B_": path}, {"data_root": "/data"}, 1.0, [], []
+    )
+    assert list(utterances) == [
+        (f"{prefix}{name}", f"/data/{source}", f"{prefix}{name[0]}")
+        for prefix in ("A_", "B_")
+        for name, source in (
+            ("a_0", "a.wav[0:16000]"),
+            ("a_2", "a.wav[16000:48000]"),
+            ("b", "b.wav"),
+            ("c", "s.tar:512:900"),
+        )
+    ]
+    assert utterances.shards.tolist() == [0, 0, 0, 1] * 2
+    assert len(speakers) == 6
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("start,stop", "0,", "line 2: start '0' and stop ''"),
+        ("start,stop", "0.5,9", "line 2: .* whole numbers of samples"),
+        ("start,stop", "9,9", "line 2: start 9 is not before stop 9"),
+        ("start,x", "0,9", "line 1: column start stands alone"),
+    ],
+)
+def test_faulty_segments_are_named(header, row, message, tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text(f"ID,duration,wav,spk_id,{header}\na,1,a.wav,a,{row}\n")
+    with pytest.raises(ValueError, match=f"^{path}: .*{message}"):
+        UtteranceList().add(path, {})
 
 
 def crops_of(tmp_path, good, bad, on_bad_audio):

@@ -172,6 +172,184 @@ def test_faulty_folders_are_named(corpus, tmp_path):
     assert str(caught.value).encode()
 
 
+def test_a_csv_with_segments(corpus):
+    """In SpeechBrain's form, with spaces as it allows them, and whole files."""
+    (corpus / "s.tar").write_bytes(b"tar")
+    path = write(
+        corpus,
+        "list.csv",
+        "ID, duration, wav, start, stop, spk_id\n"
+        "a_0.0_1.5,9.9,$data_root/a/1.ogg,0,24000,a\n"
+        "a_1.5_3.0, 9.9, $data_root/a/1.ogg, 24000, 48000, a\n"
+        'b,9.9,"$data_root/alone.wav",,,b\n'
+        "c,9.9,$data_root/s.tar:512:99, ,,c\n",
+    )
+    assert read_utterances(path) == [
+        Utterance("a_0.0_1.5", f"{corpus}/a/1.ogg[0:24000]", "a"),
+        Utterance("a_1.5_3.0", f"{corpus}/a/1.ogg[24000:48000]", "a"),
+        Utterance("b", f"{corpus}/alone.wav", "b"),
+        Utterance("c", f"{corpus}/s.tar:512:99", "c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("start", "1,{}/alone.wav,0", "line 1: column start stands alone"),
+        ("stop", "1,{}/alone.wav,9", "line 1: column stop stands alone"),
+        ("start,end", "1,{}/alone.wav,0,9", "line 1: column start stands al"),
+        ("start,stop", "1,{}/alone.wav,0,", "line 2: start '0' and stop ''"),
+        ("start,stop", "1,{}/alone.wav,,9", "line 2: start '' and stop '9'"),
+        ("start,stop", "1,{}/alone.wav,0", "line 2: expected 4 columns"),
+        ("start,stop", "1,{}/alone.wav,0.0,9.5", "line 2: .* whole numbers"),
+        ("start,stop", "1,{}/alone.wav,-1,9", "line 2: .* whole numbers"),
+        ("start,stop", "1,{}/alone.wav,0,-1", "line 2: .* whole numbers"),
+        ("start,stop", "1,{}/alone.wav,zero,9", "line 2: .* whole numbers"),
+        ("start,stop", "1,{}/alone.wav,9,9", "line 2: start 9 is not before"),
+        ("start,stop", "1,{}/alone.wav,10,9", "line 2: start 10 is not befo"),
+        ("start,stop", "1,{}/s.tar:5:6,0,9", "line 2: .*s.tar:5:6 is a part"),
+        ("start,stop", "1,{}/alone.wav[0:9],0,9", "line 2: .* is a part of a"),
+        ("start,stop", "1,{}/alone.wav[0:9],,", "line 2: .*like a segment"),
+        ("x", "1,{}/alone.wav[0:9],", "line 2: .*like a segment; .* columns"),
+        ("x", "1,{}/alone.wav[0s:1.5s],", "line 2: .*like a segment"),
+        ("x", "1,{}/alone.wav[0:9],\n", "line 2: .*like a segment"),
+        ("start,stop", "1,{}/lost.wav,0,9", r"lost.wav\[0:9\] \(line 2\)"),
+    ],
+)
+def test_faulty_segments_of_a_csv_are_named(header, row, message, corpus):
+    (corpus / "s.tar").write_bytes(b"tar")
+    path = write(corpus, "list.csv", f"ID,wav,{header}\n{row.format(corpus)}\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        read_utterances(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_segments_of_a_wav_scp(corpus):
+    """Segments are the utterances, and utt2spk speaks of them."""
+    scp = write(
+        corpus,
+        "wav.scp",
+        f"rec1 {corpus}/alone.wav\nrec2 {corpus}/a/1.ogg\nrec3 lost.wav\n",
+    )
+    write(
+        corpus,
+        "segments",
+        "\ufeffrec1-b rec1 1.5 3.0\r\n\n  rec2-a\trec2  .25 -1 \r\n"
+        "rec1-a rec1 0 1.50\nrec2-b rec2 1e-05 2\nrec2-c rec2 0.5 -1.00\n",
+    )
+    expected = [
+        ("rec1-b", f"{corpus}/alone.wav[1.5s:3.0s]"),
+        ("rec2-a", f"{corpus}/a/1.ogg[.25s:]"),
+        ("rec1-a", f"{corpus}/alone.wav[0s:1.50s]"),
+        ("rec2-b", f"{corpus}/a/1.ogg[1e-05s:2s]"),
+        ("rec2-c", f"{corpus}/a/1.ogg[0.5s:]"),
+    ]
+    assert read_utterances(scp) == [Utterance(*each) for each in expected]
+    # A line that stands there twice says nothing new.
+    write(
+        corpus,
+        "utt2spk",
+        "".join(f"{name} {name[:4]}\n" for name, _ in expected * 2),
+    )
+    assert read_utterances(scp) == [
+        Utterance(name, source, name[:4]) for name, source in expected
+    ]
+    write(corpus, "utt2spk", "rec1-a rec1\nrec1-b rec1\n")
+    with pytest.raises(
+        ValueError, match=r"utt2spk: no speaker for rec2-a \(segments, line 3"
+    ):
+        read_utterances(scp)
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ("a rec1 0 1\nb rec3 0 1\n", "line 2: recording rec3 is not in wav"),
+        ("a rec1 0 1 A\n", "line 1: a is of channel A, but all channels"),
+        ("a rec1 0 1 1\n", "line 1: a is of channel 1, but all channels"),
+        ("a rec1 0\n", "line 1: expected 'name recording start end', found"),
+        ("a rec1 0 1 A x\n", "line 1: expected 'name recording start end'"),
+        ("a\n", "line 1: expected 'name recording start end', found 'a'"),
+        ("a rec1 zero 1\n", "line 1: .* are not numbers of seconds"),
+        ("a rec1 0,5 1\n", "line 1: .* are not numbers of seconds"),
+        ("a rec1 -0.5 1\n", "line 1: .* are not numbers of seconds"),
+        ("a rec1 0 nan\n", "line 1: .* are not numbers of seconds"),
+        ("a rec1 0 inf\n", "line 1: .* are not numbers of seconds"),
+        ("a rec1 0 -2\n", "line 1: .* are not numbers of seconds"),
+        ("a rec1 0:00 0:01\n", "line 1: .* are not numbers of seconds"),
+        ("a rec1 1 1\n", "line 1: start 1 is not before stop 1"),
+        ("a rec1 2.5 1\n", "line 1: start 2.5 is not before stop 1"),
+        ("a rec1 0 1\na rec1 1 2\n", "line 2: utterance a is in line 1"),
+        ("a rec1 0 1\nb rec2 0 1\n", r"1 of the 2 .*lost.wav\[0s:1s\] .line 2"),
+        ("\n", "no utterances"),
+        (b"a rec1 0 1\n\xff rec1 0 1\n", "line 2: not UTF-8"),
+    ],
+)
+def test_faulty_segments_of_kaldi_are_named(segments, message, corpus):
+    scp = write(
+        corpus, "wav.scp", f"rec1 {corpus}/alone.wav\nrec2 {corpus}/lost.wav\n"
+    )
+    path = write(corpus, "segments", segments)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_utterances(scp)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("with_segments", [False, True])
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        ("sph2pipe -f wav a.sph |", "a command, and none is run"),
+        ("|cat a.wav", "a command, and none is run"),
+        ("a.wav|", "a command, and none is run"),
+        ("-", "standard input, which is not read"),
+        ("raw.ark:123", "a place in an archive"),
+        ("/data/shard.tar:512:900", "a place in an archive"),
+        ("raw.ark:123[0:10]", "a range of a file"),
+        ("{}/alone.wav[0:10]", "a range of a file"),
+        ("{}/alone.wav[0s:1.5s]", "a range of a file"),
+        ("{}/alone.wav[:,0:9]", "a range of a file"),
+    ],
+)
+def test_what_is_no_file_in_a_wav_scp_is_refused(
+    audio, message, with_segments, corpus
+):
+    audio = audio.format(corpus)
+    lines = f"rec1 {corpus}/alone.wav\nrec2 {audio}\n"
+    path = write(corpus, "wav.scp", lines)
+    if with_segments:
+        write(corpus, "segments", "a rec1 0 1\n")
+    with pytest.raises(ValueError, match=f"line 2: rec2 is {message}; write"):
+        read_utterances(path)
+
+
+def test_what_else_a_kaldi_folder_may_say(corpus):
+    scp = write(corpus, "wav.scp", f"r {corpus}/alone.wav\nr a.wav\n")
+    write(corpus, "segments", "a r 0 1\nb r 1 2\n")
+    with pytest.raises(ValueError, match="wav.scp, line 2: recording r is in"):
+        read_utterances(scp)
+    write(corpus, "wav.scp", f"r {corpus}/alone.wav\n")
+    write(corpus, "utt2spk", "a anna\nb bob\na bob\n")
+    with pytest.raises(ValueError, match="utt2spk, line 3: a has the speaker"):
+        read_utterances(scp)
+    write(corpus, "reco2file_and_channel", "r r A\n")
+    with pytest.raises(ValueError, match="reco2file_and_channel: channels can"):
+        read_utterances(scp)
+
+
+def test_a_kaldi_folder_without_audio_names_its_list(corpus, tmp_path):
+    folder = tmp_path / "kaldi"
+    (folder / "wav").mkdir(parents=True)
+    for name in ("segments", "wav.scp"):
+        with pytest.raises(ValueError, match="kaldi.*: there is no audio file"):
+            read_utterances(folder)
+        write(folder, name, f"r {corpus}/alone.wav\n")
+    with pytest.raises(ValueError, match=f"of them; name {folder}/wav.scp$"):
+        read_utterances(folder)
+
+
 def test_some_utterances_of_each_speaker():
     utterances = [
         Utterance(f"{speaker}{index}", "", speaker)

@@ -14,7 +14,7 @@ import soundfile
 import speaker_verification_cosine as verification
 import speaker_verification_plda as plda
 import torch
-from conftest import exit_code
+from conftest import exit_code, join_files
 from matplotlib.image import imread
 from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
@@ -445,6 +445,89 @@ def test_names_of_a_wav_scp(verify, corpus, model, tmp_path):
     (tmp_path / "veri_test2.txt").write_text(trials + "\n1 utterance0 lost")
     with pytest.raises(ValueError, match="not say where lost is"):
         verify(**given)
+
+
+def write_segments(path, wavs, speakers, joined):
+    """Lists files as segments of one, a CSV file or a wav.scp with segments."""
+    borders = join_files(wavs.values(), joined)
+    named = zip(wavs, borders, speakers, strict=True)
+    if path.suffix == ".csv":
+        rows = [f"{n},0,{joined},{a},{b},{s}" for n, (a, b), s in named]
+        header = "ID,duration,wav,start,stop,spk_id"
+        path.write_text("\n".join([header, *rows]))
+        return path
+    path.parent.mkdir()
+    lines = {"wav.scp": [f"r {joined}"], "segments": [], "utt2spk": []}
+    for name, (start, stop), speaker in named:
+        lines["segments"].append(f"{name} r {start / 16000} {stop / 16000}")
+        lines["utt2spk"].append(f"{name} {speaker}")
+    for file, content in lines.items():
+        (path.parent / file).write_text("\n".join(content))
+    return path
+
+
+@pytest.mark.parametrize("form", ["{}.csv", "{}/wav.scp"])
+def test_trials_cohorts_and_training_lists_of_segments(
+    form, corpus, model, cohort, plda_speech, tmp_path
+):
+    """The same scores as from files of them."""
+    lists = {}
+    for key, folder in (
+        ("utterance_list", corpus / "wav"),
+        ("cohort_list", cohort),
+        ("train_list", plda_speech),
+    ):
+        wavs = {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*.wav"))
+        }
+        lists[key] = write_segments(
+            tmp_path / form.format(key),
+            wavs,
+            [name.split("/")[0] for name in wavs],
+            tmp_path / f"{key}.wav",
+        )
+    scores = []
+    for name, given in (
+        ("files", {"cohort_list": cohort, "train_list": plda_speech}),
+        ("segments", lists),
+    ):
+        results = run_plda(
+            corpus,
+            model,
+            tmp_path / name,
+            cohort_top=4,
+            **given,
+        )
+        scores.append(
+            [
+                scores_of(results, each)
+                for each in ("cosine", "plda", "plda_adaptive_s_norm_top_4")
+            ]
+        )
+    for found, wanted in zip(*scores, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "scp"])
+def test_a_segment_beyond_its_file_stops(suffix, verify, model, tmp_path):
+    soundfile.write(tmp_path / "a.wav", torch.rand(16000).numpy(), 16000)
+    if suffix == "csv":
+        rows = "ID,wav,start,stop\na,a.wav,0,8000\nb,$data_root/a.wav,0,16001"
+        (tmp_path / "list.csv").write_text(
+            rows.replace(",a.wav", ",$data_root/a.wav")
+        )
+    else:
+        (tmp_path / "list.scp").write_text(f"a {tmp_path}/a.wav\n")
+        (tmp_path / "segments").write_text("a a 0 0.5\nb a 0 1.6\n")
+    (tmp_path / "trials.txt").write_text("1 a b\n0 b a\n")
+    with pytest.raises(ValueError, match=r"a.wav\[0.*: a segment beyond"):
+        verify(
+            checkpoint=model,
+            data_folder=tmp_path,
+            verification_file=tmp_path / "trials.txt",
+            utterance_list=tmp_path / f"list.{suffix}",
+        )
 
 
 def test_enrolments_that_are_no_models_are_refused(
