@@ -8,7 +8,7 @@ from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from redimnet2_lobes.data.audio import AudioError, load_waveform
-from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.inference.encode import encode_utterances, load_source
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.pass_through import PassThrough
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
@@ -87,6 +87,19 @@ def test_batches_keep_to_the_budget_and_hold_little_padding(files, seconds):
         assert padded < 1.25 * audio
     # A batch (2 s is the longest file) and one waveform are held, no more.
     assert network.most_waiting <= (max(seconds, 2) + 2) * RATE
+
+
+def test_segments_are_sorted_by_their_own_length(files):
+    lengths = (500, 3200, 900, 1600, 2500)
+    sources = [
+        f"{path}[0:{samples}]"
+        for path, samples in zip(files, lengths, strict=False)
+    ]
+    network = Recorder(load_source)
+    encode_utterances(network, sources, 0.1, network.load)
+    assert [longest for longest, _ in network.batches] == sorted(
+        lengths, reverse=True
+    )
 
 
 def test_the_order_of_the_utterances_does_not_matter(files):
