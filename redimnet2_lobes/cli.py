@@ -9,16 +9,26 @@ Results go to stdout, everything else to stderr. The exit code is 0 if there is
 a result, whatever it is; 1 with one line on stderr if something is wrong with
 the input; 2 if the command line itself is wrong; 130 after Ctrl-C.
 
+``embed`` and ``identify`` go on where a recording cannot be used. They print
+the results of the others, then a line on stderr for each that was left out,
+with the reason, and the exit code is 1. ``--strict`` stops at the first.
+``embed --output=x.npz`` also writes ``x.left_out.csv``, with the columns ID,
+wav, spk_id (empty) and reason.
+
 With ``--json`` the results are one JSON value, floats in full precision:
 
 - verify: an object with ``enrolment``, ``test``, ``score``, ``threshold``,
   ``threshold_origin`` and ``same_speaker``; the last three are null where no
   threshold is known;
 - embed: a list of objects with ``name`` and ``embedding``;
-- identify: an object with ``threshold``, ``threshold_origin`` and ``files``, a
+- identify: an object with ``threshold``, ``threshold_origin``, ``files``, a
   list of objects with ``name``, ``speaker`` (null if it is none of the
   enrolled) and ``candidates``, a list of objects with ``speaker`` and
-  ``score``, the best first.
+  ``score``, the best first, and ``left_out``, a list of objects with ``name``
+  and ``reason``. Its names are those of recordings, or ``speaker NAME`` for a
+  speaker without any that can be used.
+
+If no recording can be used, nothing is printed on stdout or written.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -29,6 +39,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import sys
@@ -40,7 +51,7 @@ import click
 
 from redimnet2_lobes import __version__
 from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
-from redimnet2_lobes.files.error_lines import one_line_errors
+from redimnet2_lobes.files.error_lines import one_line, one_line_errors
 from redimnet2_lobes.scoring.operating_point import (
     OperatingPoint,
     operating_point_of,
@@ -52,10 +63,12 @@ if TYPE_CHECKING:
     import torch
     from speechbrain.inference.classifiers import EncoderClassifier
 
+    from redimnet2_lobes.data.audio import AudioError
     from redimnet2_lobes.onnx.encoder import OnnxEncoder
 
     Encoder = EncoderClassifier | OnnxEncoder
     Embeddings = dict[str, torch.Tensor]  # of each path [embedding]
+    Faults = dict[str, AudioError]  # of each path that cannot be used
 
 Command = Callable[..., str | None]  # returns what to print
 
@@ -64,6 +77,18 @@ UNKNOWN = (
     "none known; give --threshold, or have the verification script keep its "
     "results with the model (--keep_results_with_model=True)"
 )
+
+
+class LeftOut(Exception):
+    """Raised by a command that cannot use all recordings.
+
+    It has their faults, and the text to print of the others, if there are any.
+    """
+
+    def __init__(self, faults: Faults, text: str | None = None):
+        super().__init__(faults, text)
+        self.faults = faults
+        self.text = text
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -112,9 +137,19 @@ def command(example: str) -> Callable[[Command], click.Command]:
         @functools.wraps(function)
         def run(**options: Any) -> None:
             with one_line_errors():
-                text = function(**options)
+                faults: Faults = {}
+                try:
+                    text = function(**options)
+                except LeftOut as error:
+                    text, faults = error.text, error.faults
+                if text is None and len(faults) == 1:
+                    raise next(iter(faults.values()))
                 if text is not None:
                     _print(text)
+                for fault in faults.values():
+                    print(f"left out: {one_line(fault)}", file=sys.stderr)
+                if faults:
+                    sys.exit(1)
 
         return redimnet2.command(
             epilog=f"Example: redimnet2 {function.__name__} {example}"
@@ -177,6 +212,12 @@ def embedding_options(function: Command) -> Command:
 
 
 files_argument = click.argument("files", nargs=-1, required=True)
+strict_option = click.option(
+    "--strict",
+    is_flag=True,
+    help="Stop at the first recording that cannot be used. By default it is "
+    "left out, and named at the end.",
+)
 json_option = click.option(
     "--json",
     "as_json",
@@ -245,6 +286,7 @@ def verify(
     ".json. By default a line is printed for each recording, with its name, a "
     "tab, and the numbers.",
 )
+@strict_option
 @json_option
 def embed(
     files: tuple[str, ...],
@@ -252,6 +294,7 @@ def embed(
     device: str | None,
     seconds_per_piece: float,
     output: Path | None,
+    strict: bool,
     as_json: bool,
 ) -> str:
     """Computes the embeddings of recordings.
@@ -260,31 +303,52 @@ def embed(
     """
     if output is not None and as_json:
         raise click.UsageError("--json is not allowed with --output")
+    from redimnet2_lobes.data.utterances import Utterance, write_left_out
+
     paths = _find_files(files)
+    # Of one recording there is nothing to go on with.
+    faults = None if strict or len(paths) == 1 else {}
+    _check_files(paths, faults)
 
     def compute() -> Embeddings:
+        if len(faults or {}) == len(paths):
+            return {}
         encoder = _load_encoder(model, device)[1]
-        return _embed(encoder, paths, seconds_per_piece)
+        return _embed(encoder, paths, seconds_per_piece, faults)
 
     if output is None:
         embeddings = compute()
         if as_json:
-            return _rows_as_json(embeddings)
-        return "\n".join(
-            f"{path}\t{' '.join(f'{value:.9g}' for value in values.tolist())}"
-            for path, values in embeddings.items()
-        )
-    check_absent(output, "--output")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with complete_or_absent(output) as partial:
-        # What cannot be written should not be computed first.
-        _write(output, partial, b"")
-        if output.suffix == ".json":
-            content = f"{_rows_as_json(compute())}\n".encode()
+            text = _rows_as_json(embeddings)
         else:
-            content = _rows_as_npz(compute())
-        _write(output, partial, content)
-    return f"written  {len(paths)} embeddings: {output}"
+            text = "\n".join(
+                f"{path}\t"
+                f"{' '.join(f'{value:.9g}' for value in values.tolist())}"
+                for path, values in embeddings.items()
+            )
+    else:
+        check_absent(output, "--output")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with complete_or_absent(output) as partial:
+            # What cannot be written should not be computed first.
+            _write(output, partial, b"")
+            embeddings = compute()
+            write_left_out(
+                output.with_suffix(".left_out.csv"),
+                [Utterance(path, path) for path in paths],
+                faults or {},
+            )
+            if not embeddings:
+                raise LeftOut(faults or {})
+            if output.suffix == ".json":
+                content = f"{_rows_as_json(embeddings)}\n".encode()
+            else:
+                content = _rows_as_npz(embeddings)
+            _write(output, partial, content)
+        text = f"written  {len(embeddings)} embeddings: {output}"
+    if faults:
+        raise LeftOut(faults, text if embeddings else None)
+    return text
 
 
 @command("--enrol=speakers calls/*.wav --model=redimnet2_b3")
@@ -305,6 +369,7 @@ def embed(
     type=_number(int, 1, sys.maxsize, "a whole number from 1 on"),
     help="How many of the closest speakers to show; the default is 3.",
 )
+@strict_option
 @json_option
 def identify(
     files: tuple[str, ...],
@@ -314,18 +379,28 @@ def identify(
     enrol: str,
     threshold: float | None,
     top: int,
+    strict: bool,
     as_json: bool,
 ) -> str:
     """Says which of the enrolled speakers each recording is of.
 
     A folder stands for all recordings below it.
     """
-    speakers = _enrolled_speakers(enrol)
+    faults = None if strict else {}
+    speakers = _enrolled_speakers(enrol, faults)
     tests = _find_files(files)
+    paths = [path for paths in speakers.values() for path in paths]
+    paths = list(dict.fromkeys([*paths, *tests]))
+    _check_files(paths, faults)
+    if faults and all(path in faults for path in tests):
+        raise LeftOut(faults)
     model, encoder = _load_encoder(model, device)
     operating_point = _operating_point(threshold, model, encoder)
-    enrolled = [path for paths in speakers.values() for path in paths]
-    embeddings = _embed(encoder, [*enrolled, *tests], seconds_per_piece)
+    embeddings = _embed(encoder, paths, seconds_per_piece, faults)
+    tests = [path for path in tests if path in embeddings]
+    speakers = _usable_speakers(speakers, embeddings, faults)
+    if not (tests and speakers):
+        raise LeftOut(faults or {})
     scores = _scores(speakers, tests, embeddings)
     found = []
     for path, row in zip(tests, scores.tolist(), strict=True):
@@ -349,15 +424,23 @@ def identify(
             "threshold": operating_point.value,
             "threshold_origin": operating_point.origin,
             "files": rows,
+            "left_out": [
+                {"name": name, "reason": f"{fault.reason}; {fault.remedy}"}
+                for name, fault in (faults or {}).items()
+            ],
         }
-        return json.dumps(result, indent=2)
-    lines = [_threshold_line(operating_point)]
-    for path, best, candidates in found:
-        closest = ", ".join(
-            f"{speaker} {score:.4f}" for speaker, score in candidates
-        )
-        lines.append(f"{path}: {best or 'unknown'} (closest: {closest})")
-    return "\n".join(lines)
+        text = json.dumps(result, indent=2)
+    else:
+        lines = [_threshold_line(operating_point)]
+        for path, best, candidates in found:
+            closest = ", ".join(
+                f"{speaker} {score:.4f}" for speaker, score in candidates
+            )
+            lines.append(f"{path}: {best or 'unknown'} (closest: {closest})")
+        text = "\n".join(lines)
+    if faults:
+        raise LeftOut(faults, text)
+    return text
 
 
 @command("b3-vox2-lm --output=redimnet2_b3")
@@ -523,59 +606,130 @@ def hparams(name: str | None, output: str | None) -> str:
     return f"Hyperparameters: {output}"
 
 
+def _note(text: str) -> None:
+    print(f"note: {' '.join(text.split())}", file=sys.stderr)
+
+
 def _find_files(arguments: Iterable[str]) -> list[str]:
     """Files, and those below folders, each once."""
     from redimnet2_lobes.data.audio import find_audio
 
-    files = {}
+    paths = []
     for argument in arguments:
         if os.path.isdir(argument):
-            files.update(dict.fromkeys(find_audio(argument)))
+            found = find_audio(argument)
+            if found.left_out:
+                _note(found.left_out)
+            paths.append(found.paths)
         else:
-            files[argument] = None
-    for path in files:
-        _check_file(path)
-    return list(files)
+            paths.append([argument])
+    if len(paths) == 1:
+        return paths[0]
+    files = {}
+    for path in itertools.chain(*paths):
+        files.setdefault(os.path.realpath(path), path)
+    if repeated := sum(map(len, paths)) - len(files):
+        _note(f"{repeated} left out: named more than once")
+    return list(files.values())
+
+
+def _check_files(paths: list[str], faults: Faults | None) -> None:
+    """Finds files that cannot be opened, before anything is loaded."""
+    from redimnet2_lobes.data.audio import AudioError, unreadable
+
+    for path in paths:
+        try:
+            _check_file(path)
+        except (AudioError, OSError) as error:
+            if faults is None:
+                raise
+            if isinstance(error, OSError):
+                error = unreadable(path, error)
+            faults[path] = error
 
 
 def _check_file(path: str) -> None:
     """Refuses what is no file, before anything is loaded."""
-    from redimnet2_lobes.data.audio import check_name
+    from redimnet2_lobes.data.audio import AudioError, check_name
 
     check_name(path)
     if os.path.isdir(path):
-        raise ValueError(f"{path}: a folder; name an audio file in it")
+        raise AudioError("a folder", "name an audio file in it", path)
     try:
         with open(path, "rb"):
             pass
     except FileNotFoundError:
-        raise ValueError(f"{path}: missing; check the path") from None
+        raise AudioError("missing", "check the path", path) from None
 
 
-def _enrolled_speakers(folder: str) -> dict[str, list[str]]:
-    """The recordings of each speaker."""
-    from redimnet2_lobes.data.audio import audio_rank, utterance_name
+def _enrolled_speakers(
+    folder: str, faults: Faults | None
+) -> dict[str, list[str]]:
+    """The recordings of each speaker; none of one with an empty folder."""
+    from redimnet2_lobes.data.audio import (
+        AudioError,
+        audio_rank,
+        leads_back,
+        utterance_name,
+    )
 
-    speakers = {}
+    speakers, others = {}, []
     for entry in sorted(os.listdir(folder)):
         path = os.path.join(folder, entry)
-        is_folder = os.path.isdir(path)
-        if entry[0] == "." or (not is_folder and audio_rank(entry) is None):
+        if entry[0] == ".":
             continue
-        speaker = entry if is_folder else utterance_name(entry)
-        paths = _find_files([path])
+        if os.path.isdir(path):
+            speaker = entry
+            is_other = os.path.islink(path) and leads_back(path)
+        else:  # a link to nowhere may be of a speaker's folder
+            speaker = utterance_name(entry)
+            is_other = audio_rank(entry) is None and os.path.exists(path)
+        if is_other:
+            others.append(entry)
+            continue
         if speaker in speakers:
             raise ValueError(
                 f"--enrol: {path}: there is a speaker {speaker} already; "
                 "rename one, or put all recordings into one folder"
             )
-        speakers[speaker] = paths
+        try:
+            speakers[speaker] = _find_files([path])
+        except AudioError as error:
+            if faults is None:
+                raise
+            speakers[speaker] = []
+            faults[f"speaker {speaker}"] = error
+    if others:
+        shown = others[:5] + ["..."] * (len(others) > 5)
+        _note(
+            f"--enrol: {len(others)} left out, neither recordings nor folders "
+            f"of a speaker's own: {', '.join(shown)}"
+        )
     if not speakers:
         raise ValueError(
             f"--enrol: {folder} holds no speakers; it needs a folder with "
             "recordings, or a recording, for each"
         )
     return speakers
+
+
+def _usable_speakers(
+    speakers: dict[str, list[str]],
+    embeddings: Embeddings,
+    faults: Faults | None,
+) -> dict[str, list[str]]:
+    """Those with recordings that could be embedded, and only these."""
+    from redimnet2_lobes.data.audio import AudioError
+
+    usable = {}
+    for speaker, paths in speakers.items():
+        name = f"speaker {speaker}"
+        if embedded := [path for path in paths if path in embeddings]:
+            usable[speaker] = embedded
+        elif faults is not None and name not in faults:
+            remedy = "none of the recordings can be used"
+            faults[name] = AudioError("not enrolled", remedy, name)
+    return usable
 
 
 def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
@@ -645,21 +799,29 @@ def _threshold_line(operating_point: OperatingPoint) -> str:
 
 
 def _embed(
-    encoder: Encoder, paths: list[str], seconds_per_piece: float
+    encoder: Encoder,
+    paths: list[str],
+    seconds_per_piece: float,
+    faults: Faults | None = None,
 ) -> Embeddings:
-    """The embedding of each path, in the order of the paths."""
+    """The embedding of each path, in the order of the paths.
+
+    Those with faults have none, which are kept if there is where to.
+    """
     from redimnet2_lobes.inference.long_files import encode_files
 
     embeddings, pieces = encode_files(
-        encoder.encode_batch, paths, seconds_per_piece
+        encoder.encode_batch,
+        [path for path in paths if path not in (faults or {})],
+        seconds_per_piece,
+        faults,
     )
     for path, count in pieces.items():
-        note = (
+        _note(
             f"{path} is longer than {seconds_per_piece:g} s: the "
             f"embeddings of {count} pieces were averaged"
         )
-        print(f"note: {' '.join(note.split())}", file=sys.stderr)
-    return {path: embeddings[path] for path in paths}
+    return {path: embeddings[path] for path in paths if path in embeddings}
 
 
 def _scores(

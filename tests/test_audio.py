@@ -1,5 +1,8 @@
 """Reading audio: what is refused, and that the rest arrives as it should."""
 
+import contextlib
+import io
+import os
 import pickle
 
 import numpy as np
@@ -10,10 +13,16 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.interfaces import Pretrained
 
 from redimnet2_lobes.data.audio import (
+    HEADERLESS,
     AudioError,
     CheckedAudioNormalizer,
+    find_audio,
+    list_audio,
     load_waveform,
 )
+from redimnet2_lobes.data.sources import open_audio
+from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.inference.long_files import encode_files, read_pieces
 
 
 def tone(rate, seconds=1.0, frequency=440.0):
@@ -43,6 +52,10 @@ BAD_FILES = {
         ("bytes.flac", lambda path: path.write_bytes(bytes(range(256)) * 9)),
         ("movie.m4a", lambda path: path.write_bytes(b"\0\0\0\x20ftypM4A ")),
         ("cut.flac", write_cut_flac),
+    ],
+    "has no header": [
+        (f"samples{extension}", lambda path: path.write_bytes(bytes(9999)))
+        for extension in (*HEADERLESS, ".RAW", ".Pcm")
     ],
     "empty": [
         ("zero-bytes.wav", lambda path: path.touch()),
@@ -195,3 +208,234 @@ def test_speechbrain_model_reads_through_it(tmp_path):
     soundfile.write(bad, np.zeros((800, 2)), 16000)
     with pytest.raises(AudioError, match="^audio: silent; .*$"):
         model.load_audio(str(bad))
+
+
+def embedding(encode, path):
+    def encode_batch(wavs, wav_lens):
+        return wavs[:, None, :9]
+
+    return encode(encode_batch, [path])[path]
+
+
+READERS = {
+    "load_waveform": lambda path: load_waveform(path)[:9],
+    "read_pieces": lambda path: next(read_pieces(path, 60))[:9],
+    "open_audio": lambda path: read_start(path),
+    "encode_utterances": lambda path: embedding(encode_utterances, path),
+    "encode_files": lambda path: embedding(
+        lambda *arguments: encode_files(*arguments)[0], path
+    ),
+}
+
+
+def read_start(path):
+    with open_audio(path) as audio:
+        return torch.from_numpy(audio.read_part(0, 9))
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_without_header_every_reader_says_the_same(tmp_path, reader):
+    path = tmp_path / "samples.raw"
+    path.write_bytes(np.arange(9999, dtype=np.int16).tobytes())
+    with pytest.raises(AudioError) as caught:
+        READERS[reader](str(path))
+    assert str(caught.value) == (
+        f"{path}: has no header; convert it, for example with sox -r RATE -e "
+        "signed -b 16 -c 1"
+    )
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("extension", "form"),
+    [
+        (".mp3", "WAV"),
+        (".wav", "MP3"),
+        (".raw", "WAV"),
+        (".PCM", "FLAC"),
+        (".m4a", "OGG"),
+        ("", "WAV"),
+    ],
+)
+def test_an_ending_that_lies_does_no_harm(tmp_path, reader, extension, form):
+    path = tmp_path / f"a{extension}"
+    with open(path, "wb") as file:
+        soundfile.write(file, noise(), 16000, format=form)
+    expected, _ = soundfile.read(io.BytesIO(path.read_bytes()))
+    found = READERS[reader](str(path))
+    np.testing.assert_allclose(found, expected[:9], atol=1e-6)
+
+
+def test_audio_that_may_not_be_read(tmp_path, monkeypatch):
+    def denied(path, *_):
+        raise PermissionError(13, "Permission denied", path)
+
+    path = tmp_path / "secret.wav"
+    soundfile.write(path, noise(), 16000)
+    monkeypatch.setattr(os, "open", denied)
+    for reader in (load_waveform, lambda path: next(read_pieces(path, 60))):
+        with pytest.raises(AudioError) as caught:
+            reader(str(path))
+        assert str(caught.value).startswith(
+            f"{path}: unreadable; the system says 'Permission denied', "
+        )
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """For root there is no lack of permission."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two audio files, and where to put links to others."""
+    for name in ("recordings/a.wav", "recordings/x/b.FLAC", "pool/c.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"audio")
+    return tmp_path / "recordings"
+
+
+def names_in(folder, **options):
+    found = list_audio(folder, **options)
+    names = [os.path.relpath(path, folder) for path in found.paths]
+    assert names == sorted(names)
+    return names, found.left_out.removeprefix(f"{folder}: ")
+
+
+OWN = ["a.wav", "x/b.FLAC"]
+ONE_LINK = "1 left out: 1 link to what is there already"
+TWO_LINKS = "2 left out: 2 links to what is there already"
+
+
+@pytest.mark.parametrize(
+    ("links", "left_out"),
+    [
+        ({"loop": "."}, ONE_LINK),
+        ({"x/up": ".."}, ONE_LINK),
+        ({"x/far/up": "../../.."}, ONE_LINK),  # above the folder itself
+        ({"one": ".", "two": "."}, TWO_LINKS),
+        ({"x/one": "../y", "y/two": "../x"}, TWO_LINKS),
+        ({"again": "x"}, ONE_LINK),
+        ({"a2.wav": "a.wav"}, ONE_LINK),
+        ({"0.wav": "x/b.FLAC"}, ONE_LINK),
+        ({"0.wav": "1.wav", "1.wav": "a.wav"}, TWO_LINKS),
+    ],
+)
+def test_links_to_what_is_there_add_nothing(folder, links, left_out):
+    for name, target in links.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(target)
+    assert names_in(folder) == (OWN, left_out)
+    assert find_audio(folder) == list_audio(folder)
+
+
+@pytest.mark.parametrize(
+    ("links", "names"),
+    [
+        ({"c.wav": "../pool/c.wav"}, ["c.wav"]),
+        ({"speaker": "../pool"}, ["speaker/c.wav"]),
+        ({"c.wav": "../chain", "../chain": "pool/c.wav"}, ["c.wav"]),
+        ({"c.wav": "c.dat", "c.dat": "../pool/c.wav"}, ["c.wav"]),
+        ({"c.wav": ".hidden.wav", ".hidden.wav": "a.wav"}, None),
+        ({"lost.wav": "nowhere.wav"}, ["lost.wav"]),
+        ({"loop.wav": "loop.wav"}, ["loop.wav"]),
+    ],
+)
+def test_links_to_elsewhere_stay_as_they_are(folder, links, names):
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    found, _ = names_in(folder)
+    assert found == sorted(OWN + (names or []))
+
+
+def test_two_links_to_one_place_elsewhere_are_one(folder):
+    (folder / "one").symlink_to("../pool")
+    (folder / "two").symlink_to("../pool")
+    (folder / "0.wav").symlink_to("../pool/c.wav")
+    names, left_out = names_in(folder)
+    # The files of a folder before links to them.
+    assert names == ["a.wav", "one/c.wav", "x/b.FLAC"]
+    assert left_out == TWO_LINKS
+
+
+def test_a_farm_of_links(folder, tmp_path):
+    farm = tmp_path / "farm"
+    farm.mkdir()
+    (farm / "anna").symlink_to(folder / "x")
+    (farm / "bea").mkdir()
+    (farm / "bea" / "1.wav").symlink_to(folder / "a.wav")
+    (farm / "bea" / "2.wav").symlink_to(tmp_path / "pool" / "c.wav")
+    expected = ["anna/b.FLAC", "bea/1.wav", "bea/2.wav"], ""
+    assert names_in(farm) == expected
+    # The folder itself may be a link.
+    (tmp_path / "wav").symlink_to(farm)
+    assert names_in(tmp_path / "wav") == expected
+    assert names_in(f"{tmp_path}/wav/../wav") == expected
+
+
+def test_what_is_left_out_is_counted(folder):
+    for name in ("1.txt", "2.TXT", "3.json", "README", "b.pdf", "c.md"):
+        (folder / name).touch()
+    for name in (".DS_Store", "._a.wav", ".cache/d.wav"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    (folder / "lost").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.wav")
+    names, left_out = names_in(folder)
+    assert names == OWN
+    assert left_out == (
+        "8 left out: 6 files without an ending of audio (.txt, .json, .md, "
+        "...), 1 link to nowhere, 1 pipe or the like"
+    )
+    assert names_in(folder, without=[str(folder / "x")])[0] == ["a.wav"]
+    (folder / "a.wav").unlink()
+    (folder / "x" / "b.FLAC").unlink()
+    with pytest.raises(AudioError) as caught:
+        find_audio(folder)
+    assert str(caught.value).startswith(
+        f"{folder}: there is no audio file in it (8 left out: 6 files "
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.oga", "a.OPUS", "a.wave", "a.nist", "a.wv1", "a.WV2", "a.raw"),
+        *("a.webm", "a.mp4", "a.mka", "a.mkv", "a.MOV", "a.3gp", "a.amr"),
+        *("a.ac3", "a.ape", "a.wv", "a.mp2", "a.pcm", "a.M4A"),
+    ],
+)
+def test_audio_by_its_ending(tmp_path, name):
+    (tmp_path / name).touch()
+    assert names_in(tmp_path) == ([name], "")
+
+
+def test_what_libsndfile_writes_is_found(tmp_path):
+    for form in sorted(soundfile.available_formats()):
+        if form in ("RAW", "MAT4", "MAT5", "MPC2K", "XI", "SD2", "WAVEX"):
+            continue  # no speech is kept in these, or they have other endings
+        ending = {"SVX": "8svx", "NIST": "sph", "IRCAM": "sf"}.get(form, form)
+        path = tmp_path / f"a.{ending.lower()}"
+        subtype = soundfile.default_subtype(form)
+        rate = 8000 if form == "WVE" else 16000
+        soundfile.write(path, noise(), rate, subtype, format=form)
+        assert str(path) in find_audio(tmp_path).paths
+        assert len(load_waveform(path)) > 15000
+
+
+def test_a_folder_that_may_not_be_read(folder):
+    (folder / "x").chmod(0)
+    try:
+        with without_privileges(), pytest.raises(PermissionError) as caught:
+            find_audio(folder)
+    finally:
+        (folder / "x").chmod(0o700)
+    assert caught.value.filename in str(folder / "x")

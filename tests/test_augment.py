@@ -308,7 +308,7 @@ def test_files_are_listed_once(tmp_path, monkeypatch):
     room = Reverberation(tmp_path / "rirs")
     chain = Chain([OneOf([noise, room], [0.5, 0.5]), Gain()], [1.0, 1.0])
     chain.check()
-    monkeypatch.setattr("os.walk", None)
+    monkeypatch.setattr("os.scandir", None)
     chain.check()
     for seed in range(8):
         chain(speech_like(), np.random.default_rng(seed))
@@ -353,7 +353,7 @@ def test_missing_folders_are_named(tmp_path):
     (tmp_path / "music").mkdir()
     with pytest.raises(
         ValueError,
-        match=f"musan_folder: {tmp_path} has no .wav file in music/; .*noises",
+        match=f"musan_folder: {tmp_path} has no audio in music/; .*noises",
     ):
         Noise(tmp_path, snr).check()
     write(tmp_path / "music" / "a.wav", np.zeros(9))
@@ -385,3 +385,23 @@ def test_missing_folders_are_named(tmp_path):
 def test_wrong_values_name_the_key(build_step, message):
     with pytest.raises(ValueError, match=message):
         build_step()
+
+
+def test_noises_by_any_ending_and_through_links(tmp_path):
+    music = tmp_path / "music"
+    write(music / "a.WAV", np.full(800, 0.1))
+    write(music / "._a.wav", np.full(800, 0.2))
+    (tmp_path / "elsewhere").mkdir()
+    soundfile.write(tmp_path / "elsewhere/b.flac", np.full(800, 0.3), 16000)
+    (music / "loop").symlink_to(".")
+    (music / "more").symlink_to(tmp_path / "elsewhere")
+    (music / "README").write_text("text")
+    recordings = Recordings("musan_folder", tmp_path, "music")
+    found = {
+        round(recordings.whole(np.random.default_rng(seed))[0].item(), 1)
+        for seed in range(20)
+    }
+    assert found == {0.1, 0.3}
+    (music / "c.m4a").write_bytes(b"audio")
+    with pytest.raises(ValueError, match="c.m4a is in a format .*; convert"):
+        Recordings("musan_folder", tmp_path, "music").check()

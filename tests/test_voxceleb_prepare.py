@@ -681,3 +681,69 @@ def test_workers_that_inherit_nothing(corpus, save):
 def test_the_scripts_folder_has_a_link():
     name = "voxceleb_prepare.py"
     assert os.readlink(RECIPE / "SpeakerRec" / name) == f"../{name}"
+
+
+def test_links_to_what_is_there_are_reported_not_used(corpus, save, tmp_path):
+    wav = corpus / "wav"
+    for name, target in {
+        "loop": ".",
+        "a/loop": ".",
+        "a/x/loop": "../..",
+        "again": "a",  # a speaker under another name
+        "a/again": "x",
+        "a/x/9.wav": "1.wav",
+    }.items():
+        (wav / name).symlink_to(target)
+    before = [f"{s}/{x}/{n}" for s in "abcd" for x in "xy" for n in "12"]
+    prepare_voxceleb(corpus, save, workers=1)
+    assert trained(save) == before
+    skipped = ("skipped", "link to what is there already")
+    assert report(save) == dict.fromkeys(
+        ("loop", "a/loop", "a/x/loop", "again", "a/again", "a/x/9.wav"), skipped
+    )
+    prepare_voxceleb(corpus, save, workers=1)
+    assert trained(save) == before
+
+
+def test_links_to_elsewhere_are_used(corpus, save, tmp_path):
+    (corpus / "wav").rename(tmp_path / "pool")
+    (corpus / "wav" / "b" / "y").mkdir(parents=True)
+    (corpus / "wav" / "a").symlink_to(tmp_path / "pool" / "a")
+    (corpus / "wav" / "b" / "x").symlink_to(tmp_path / "pool" / "b" / "x")
+    for target in (tmp_path / "pool" / "b" / "y").iterdir():
+        (corpus / "wav" / "b" / "y" / target.name).symlink_to(target)
+    # A hidden folder and one at another depth are not part of the corpus.
+    for place in (".hidden", "c/x/deep"):
+        path = write(corpus, f"{place}/1.wav")
+        link = corpus / "wav" / "b" / "y" / f"{path.parent.name[-3:]}.wav"
+        link.symlink_to(path)
+    prepare_voxceleb(corpus, save, workers=1)
+    numbers = [f"{s}/{x}/{n}" for s in "ab" for x in "xy" for n in "12"]
+    assert trained(save) == [*numbers, "b/y/den", "b/y/eep"]
+    assert report(save) == {
+        "c/x/deep/1.wav": ("skipped", "not in wav/<speaker>/<session>/")
+    }
+
+
+def test_one_speaker_elsewhere_under_two_names(corpus, save, tmp_path):
+    (corpus / "wav" / "a").rename(tmp_path / "a")
+    for name in ("a", "a2"):
+        (corpus / "wav" / name).symlink_to(tmp_path / "a")
+    prepare_voxceleb(corpus, save, workers=1)
+    assert {row["spk_id"] for row in rows(save / "train.csv")} == set("abcd")
+    assert report(save) == {"a2": ("skipped", "link to what is there already")}
+
+
+@pytest.mark.parametrize("check_audio", [True, False])
+def test_any_ending_of_audio(corpus, save, check_audio):
+    write(corpus, "e/x/1.oga", format="OGG")
+    write(corpus, "e/x/2.WAVE", format="WAV")
+    write(corpus, "e/x/3.raw", format="WAV")
+    (corpus / "wav/e/x/4.raw").write_bytes(bytes(99))
+    (corpus / "wav/e/x/5.webm").write_bytes(bytes(99))
+    prepare_voxceleb(corpus, save, workers=1, check_audio=check_audio)
+    assert trained(save)[-3:] == ["e/x/1", "e/x/2", "e/x/3"]
+    assert report(save) == {
+        "e/x/4.raw": ("skipped", "has no header"),
+        "e/x/5.webm": ("skipped", "unreadable"),
+    }

@@ -268,7 +268,7 @@ def test_sources_without_audio(make, output, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     for source, message in (
         ("nowhere", "no such file or folder"),
-        ("empty", "there is no .wav, .flac or .m4a file in it"),
+        ("empty", "there is no audio file in it"),
     ):
         arguments = ["", str(output), str(tmp_path / source)]
         monkeypatch.setattr(sys, "argv", arguments)
@@ -285,3 +285,41 @@ def test_one_process_at_a_time(make, output):
     with pytest.raises(OSError, match="^.*output: another voxceleb_unpack.py"):
         unpack(output, make("zip", VOX1))
     os.close(folder)
+
+
+def test_links_are_followed_but_nothing_is_taken_twice(
+    make, output, tmp_path, capsys
+):
+    [tree] = make("tree", [f"pool/{name}" for name in VOX1])
+    (tree / "dev").symlink_to("pool/wav")
+    session = tree / "pool/wav/id10001/1zcIwhmdeo4"
+    (session / "loop").symlink_to(".")
+    (session / "up").symlink_to(tree)
+    assert unpack(str(output), [str(tree)]) == (3, 0, 0)
+    assert unpacked(output) == utterances(VOX1)
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"note: {tree}: 3 left out: 3 links to what is there already"
+    )
+    # A source may consist of links.
+    other = tmp_path / "links"
+    other.mkdir()
+    (other / "wav").symlink_to(tree / "pool/wav")
+    assert unpack(str(tmp_path / "again"), [str(other)]) == (3, 0, 0)
+    assert unpack(str(output), [str(output / "wav")]) == (0, 3, 0)
+
+
+def test_other_endings(make, output, recordings, tmp_path):
+    folder = "wav/id10001/1zcIwhmdeo4"
+    contents = {
+        f"{folder}/1.WAV": recordings[".wav"],
+        f"{folder}/2.mp4": recordings[".m4a"],
+        f"{folder}/3.webm": b"no audio",
+        f"{folder}/notes.txt": b"text",
+    }
+    sources = make("tree", (), **contents)
+    assert unpack(str(output), map(str, sources)) == (2, 0, 1)
+    assert {path.name for path in unpacked(output)} == {"1", "2"}
+    assert all("3.webm" in name for name in report(output))
+    [archive] = make("zip", (), **contents)
+    archive = archive.rename(tmp_path / archive.name)
+    assert unpack(str(tmp_path / "again"), [str(archive)]) == (2, 0, 1)

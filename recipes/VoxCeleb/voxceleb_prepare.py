@@ -36,7 +36,9 @@ from tqdm import tqdm
 from redimnet2_lobes.data.audio import (
     AudioError,
     audio_rank,
+    leads_back,
     load_waveform,
+    unreadable,
     utterance_name,
 )
 from redimnet2_lobes.data.trials import has_published_sum, read_trials
@@ -50,6 +52,7 @@ REPORT_CSV = "preparation_report.csv"
 INDEX = "preparation_index.tsv"
 
 MISPLACED = "not in wav/<speaker>/<session>/"
+REPEATED, REPEATED_SIZE = "link to what is there already", -2
 
 # The plain header of a wav file, up to its samples; a flac file's up to the
 # number of its samples.
@@ -83,7 +86,8 @@ def prepare_voxceleb(
     """Checks a corpus and lists its training utterances.
 
     The corpus holds ``wav/<speaker>/<session>/<utterance>.<extension>``; its
-    files are only read. The save folder receives:
+    files are only read. Links are followed, but not to what it holds without
+    them, and hidden files are left out. The save folder receives:
 
     - ``train.csv`` (ID, duration, wav, spk_id), sorted by ID. The ID is
       ``<speaker>/<session>/<utterance>``, the duration is in seconds, and wav
@@ -150,7 +154,7 @@ id00012
             "the corpus (voxceleb_unpack.py makes it from what VoxCeleb "
             "distributes), or run `make demo` for a small one"
         )
-    speakers, misplaced = _find_speakers(wav_folder)
+    speakers, unused = _find_speakers(wav_folder)
     test_speakers, validation_utterances = _read_held_out(
         test_trials, validation_trials, data_folder, speakers
     )
@@ -182,10 +186,10 @@ id00012
             _index_file(os.path.join(save_folder, INDEX)) as index,
         ):
             report.write("file,action,reason\n")
-            for name in misplaced:
-                counts["skipped", MISPLACED] += 1
+            for name, fault in unused:
+                counts["skipped", fault] += 1
                 csv.writer(report, lineterminator="\n").writerow(
-                    [name, "skipped", MISPLACED]
+                    [name, "skipped", fault]
                 )
             for task, result in zip(
                 tasks, _check_speakers(check, tasks, workers), strict=True
@@ -356,19 +360,51 @@ def _check_complete(
         logger.warning("Preparation: %s", message)
 
 
-def _find_speakers(wav_folder: str) -> tuple[list[str], list[str]]:
-    """Gives the folders in ``wav/``, and the audio files beside them."""
-    speakers, misplaced = [], []
+def _find_speakers(
+    wav_folder: str,
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Gives the folders in ``wav/``, and what cannot be used, with the reason.
+
+    That is audio beside the folders, and links to a folder once more.
+    """
+    speakers, links, unused = [], [], []
     with os.scandir(wav_folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                speakers.append(entry.name)
+                (links if entry.is_symlink() else speakers).append(entry.name)
             elif audio_rank(entry.name) is not None:
-                misplaced.append(_printable(entry.name))
+                unused.append((_printable(entry.name), MISPLACED))
+    targets = set()
+    for name in sorted(links):
+        path = os.path.join(wav_folder, name)
+        target = os.path.realpath(path)
+        if target in targets or _is_repeated(path, wav_folder):
+            unused.append((_printable(name), REPEATED))
+        else:
+            targets.add(target)
+            speakers.append(name)
     # As utterances are sorted, where "a-b/x/1" is before "a/x/1".
-    return sorted(speakers, key=lambda name: f"{name}/"), sorted(misplaced)
+    return sorted(speakers, key=lambda name: f"{name}/"), sorted(unused)
+
+
+def _is_repeated(link: str, wav_folder: str) -> bool:
+    """Whether the corpus holds what a link leads to without it, or it itself.
+
+    Only what is at the same depth counts, since the rest is not used.
+    """
+    if leads_back(link):
+        return True
+    target = os.path.realpath(link)
+    inner = os.path.relpath(target, os.path.realpath(wav_folder)).split(os.sep)
+    depth = os.path.relpath(link, wav_folder).count(os.sep) + 1
+    return (
+        os.path.exists(target)
+        and len(inner) == depth
+        and not any(part[0] == "." for part in inner)
+        and (os.path.isdir(target) or audio_rank(target) is not None)
+    )
 
 
 class Task(NamedTuple):
@@ -439,9 +475,12 @@ def _check_speaker(
 
     last = None
     folder = os.path.join(wav_folder, task.speaker)
-    files = sorted(_find_audio(folder, f"{task.speaker}/"))
+    files = sorted(_find_audio(folder, f"{task.speaker}/", wav_folder))
     for utterance, _, name, size, mtime_ns in files:
-        if fault := _fault_of_name(name, utterance == last):
+        fault = REPEATED
+        if size != REPEATED_SIZE:
+            fault = _fault_of_name(name, utterance == last)
+        if fault:
             counts["skipped", fault] += 1
             write_report([_printable(name), "skipped", fault])
             continue
@@ -486,25 +525,30 @@ def _check_speaker(
 
 
 def _find_audio(
-    folder: str, prefix: str, depth: int = 1
+    folder: str, prefix: str, wav_folder: str, depth: int = 1
 ) -> Iterator[tuple[str, int, str, int, int]]:
     """Yields (utterance, rank of extension, name, size, mtime in ns).
 
     Names are relative to ``wav/``. The search goes one level too deep, to
-    report what lies there, but not further: links could go in circles.
+    report what lies there, but not further. A link to what is there already has
+    ``REPEATED_SIZE``.
     """
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith("."):
                 continue
-            if entry.is_dir():
+            rank, is_folder = audio_rank(name), entry.is_dir()
+            if rank is None and not is_folder:
+                continue
+            if entry.is_symlink() and _is_repeated(entry.path, wav_folder):
+                yield prefix + name, 0, prefix + name, REPEATED_SIZE, 0
+                continue
+            if is_folder:
                 if depth < 3:
                     yield from _find_audio(
-                        entry.path, f"{prefix}{name}/", depth + 1
+                        *(entry.path, f"{prefix}{name}/", wav_folder, depth + 1)
                     )
-                continue
-            if (rank := audio_rank(name)) is None:
                 continue
             try:
                 status = entry.stat()
@@ -615,8 +659,8 @@ def _read_plain_header(path: str) -> Header | None:
 def _read_any_header(path: str) -> Header:
     try:
         header = audio_io.info(path)
-    except RuntimeError:
-        raise AudioError("unreadable", "convert it", path) from None
+    except RuntimeError as error:
+        raise unreadable(path, error) from None
     return header.sample_rate, header.channels, header.frames, 0
 
 

@@ -14,11 +14,12 @@ SOURCE is
   are read as one file, without joining them on the disk;
 - a folder with archives, or with what was extracted from them.
 
-In all of them an utterance is any .wav, .flac or .m4a file, and the last three
-parts of its path are the speaker, the session and the utterance. Files that
-have the wanted format already are taken as they are (from a folder as hard
-links, where the file system has them); ffmpeg converts the others. Sources are
-only read.
+In all of them an utterance is any audio file (.wav, .flac, .m4a and more), and
+the last three parts of its path are the speaker, the session and the utterance.
+Hidden files are left out; links are followed, but not to what is there already.
+Files that have the wanted format already are taken as they are (from a folder
+as hard links, where the file system has them); ffmpeg converts the others.
+Sources are only read.
 
 The same command goes on where it was interrupted: it skips utterances that
 OUTPUT has, in either format. Files that cannot be unpacked are named in
@@ -52,15 +53,14 @@ import imageio_ffmpeg
 from speechbrain.utils.parallel import get_available_cpu_count
 from tqdm import tqdm
 
+from redimnet2_lobes.data.audio import audio_rank, list_audio
 from redimnet2_lobes.files.atomic import NO_SPACE, complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line_errors
 from redimnet2_lobes.files.folder_lock import only_writer
 
-AUDIO_EXTENSIONS = (".wav", ".flac", ".m4a")
 FORMATS = {"wav": "pcm_s16le", "flac": "flac"}
 REPORT_CSV = "unpack_report.csv"
 PART = re.compile(r"(.+_part)([a-z]{2})")
-DEEPEST = 6  # levels of folders; links could go in circles
 
 
 class Recording(NamedTuple):
@@ -160,7 +160,9 @@ def unpack(
         _work_folder(output) as work_folder,
         contextlib.ExitStack() as archives,
     ):
-        there = {recording.utterance for recording, _ in _in_folder(wav_folder)}
+        there = set()
+        if os.path.isdir(wav_folder):
+            there = {found.utterance for found, _ in _in_folder(wav_folder)}
         present, failures, recordings = 0, [], []
         found = {}  # audio files in each place
         for source in sources:
@@ -186,9 +188,8 @@ def unpack(
                         recordings.append(recording)
             if not any(found[place] for place in places):
                 raise ValueError(
-                    f"{source}: there is no .wav, .flac or .m4a file in it; "
-                    "give an archive of VoxCeleb or a folder with archives or "
-                    "with wav/ or aac/"
+                    f"{source}: there is no audio file in it; give an archive "
+                    "of VoxCeleb or a folder with archives or with wav/ or aac/"
                 )
 
         def unpack_one(recording: Recording) -> str | None:
@@ -276,22 +277,12 @@ def _in_archive(
 
 
 def _in_folder(folder: str, left_out: str | None = None) -> Found:
-    for path, folders, names in os.walk(folder, followlinks=True):
-        inner = os.path.relpath(path, folder)
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if inner.count(os.sep) < DEEPEST
-            and name[0] != "."
-            and not (
-                name == "wav"
-                and os.path.realpath(os.path.join(path, name)) == left_out
-            )
-        ]
-        for name in sorted(names):
-            yield from _recording(
-                os.path.join(inner, name), os.path.join(path, name)
-            )
+    is_other = left_out not in (None, os.path.realpath(folder))
+    found = list_audio(folder, [left_out] if is_other else [])
+    if left_out and found.left_out:
+        print(f"note: {found.left_out}", file=sys.stderr)
+    for path in found.paths:
+        yield from _recording(os.path.relpath(path, folder), path)
 
 
 def _recording(
@@ -300,7 +291,7 @@ def _recording(
     """Yields the recording that a path names, if it is one."""
     stem, extension = os.path.splitext(inner)
     parts = stem.split("/")
-    if extension.lower() not in AUDIO_EXTENSIONS or parts[-1][:1] == ".":
+    if audio_rank(inner) is None or parts[-1][:1] == ".":
         return
     fault = None
     if len(parts) < 3 or not all(part.strip(".") for part in parts[-3:]):

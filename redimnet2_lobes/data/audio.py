@@ -10,8 +10,10 @@ Authors
 
 import functools
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from speechbrain.augment.time_domain import Resample
@@ -32,14 +34,33 @@ LARGEST_SAMPLE = 2.0**31
 # for 44099 Hz takes minutes. The nearest small ratio is at most 0.08 % off.
 LARGEST_DENOMINATOR = 640
 
-# The usual ones first. libsndfile does not decode the last three: they are
-# reported, not overlooked.
-AUDIO_EXTENSIONS = (
+# What libsndfile reads, the usual ones first.
+DECODED = (
     *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".aifc"),
-    *(".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".voc"),
-    *(".m4a", ".aac", ".wma"),
+    *(".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".voc", ".wave", ".bwf"),
+    *(".oga", ".nist", ".wv1", ".wv2", ".mp2", ".mp1", ".amb", ".avr", ".htk"),
+    *(".ircam", ".sf", ".paf", ".pvf", ".sds", ".svx", ".8svx", ".wve"),
+)
+# Samples and nothing else: nobody knows at which rate.
+HEADERLESS = (
+    *(".raw", ".pcm", ".lpcm", ".sln", ".ulaw", ".alaw", ".ul", ".al"),
+    ".vox",
+)
+# What it does not read is reported, not overlooked.
+AUDIO_EXTENSIONS = (
+    *DECODED,
+    *(".m4a", ".aac", ".wma", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".3g2"),
+    *(".webm", ".weba", ".mka", ".mkv", ".amr", ".awb", ".ac3", ".eac3"),
+    *(".dts", ".ape", ".wv", ".mpc", ".tta", ".spx", ".ra", ".rm", ".wmv"),
+    *(".asf", ".flv", ".avi", ".mpg", ".mpeg", ".adts", ".gsm", ".dsf", ".sd2"),
+    *HEADERLESS,
 )
 RANK = {extension: rank for rank, extension in enumerate(AUDIO_EXTENSIONS)}
+
+# What `list_audio` leaves out.
+REPEATED = "link", "to what is there already"
+BROKEN = "link", "to nowhere"
+SPECIAL = "pipe", "or the like"
 
 EMPTY = ("empty", "it holds no samples, so export or record it again")
 
@@ -119,43 +140,163 @@ def match_utterances(
     return matches
 
 
-def find_audio(folder: str | os.PathLike) -> list[str]:
-    """The paths of all audio files below a folder, sorted.
+class AudioFiles(NamedTuple):
+    """The audio files below a folder, and what else is there."""
 
-    Hidden files and folders are left out, links are followed.
+    paths: list[str]  # sorted
+    left_out: str  # how many other files and why, in one line; "" for none
+
+
+def find_audio(folder: str | os.PathLike) -> AudioFiles:
+    """All audio files below a folder, each once: `list_audio`.
 
     Raises
     ------
-    ValueError
+    AudioError
         If there is none.
 
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "a.wav").write_bytes(b"audio")
-    >>> find_audio(folder) == [f"{folder}/a.wav"]
+    >>> for name in ("a.wav", "a.txt"):
+    ...     _ = (folder / name).write_bytes(b"audio")
+    >>> found = find_audio(folder)
+    >>> found.paths == [f"{folder}/a.wav"]
+    True
+    >>> found.left_out.removeprefix(f"{folder}: ")
+    '1 left out: 1 file without an ending of audio (.txt)'
+    """
+    found = list_audio(folder)
+    if not found.paths:
+        left_out = found.left_out.removeprefix(f"{folder}: ")
+        raise AudioError(
+            f"there is no audio file in it{left_out and f' ({left_out})'}",
+            "name the folder that holds them",
+            str(folder),
+        )
+    return found
+
+
+def list_audio(
+    folder: str | os.PathLike, without: Iterable[str] = ()
+) -> AudioFiles:
+    """All audio files below a folder, by their endings; there may be none.
+
+    Links are followed, but no folder is entered twice and no file taken twice:
+    a link is left out where its target is found without it, or where it leads
+    back to a folder that holds it. One that leads nowhere is a path like
+    others, so that whoever reads it says that the file is missing. Hidden files
+    and folders, and the folders ``without``, are left out without a word.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "again").symlink_to(folder)
+    >>> list_audio(folder).left_out.removeprefix(f"{folder}: ")
+    '1 left out: 1 link to what is there already'
+    """
+    paths, file_links = [], []
+    endings, left_out = Counter(), Counter()
+    seen = {os.path.realpath(path) for path in without}
+    tops = [os.fspath(folder)]
+    while tops:  # the folder, then those that links in it lead to, and so on
+        links = []
+        for top in sorted(tops):
+            if os.path.realpath(top) in seen:
+                left_out[REPEATED] += 1
+            for entry in _entries_below(top, seen):
+                if entry.is_symlink():
+                    links.append(entry.path)
+                elif audio_rank(entry.name) is None:
+                    endings[_ending(entry.name)] += 1
+                elif entry.is_file():
+                    paths.append(entry.path)
+                else:
+                    left_out[SPECIAL] += 1
+        tops = []
+        for link in links:
+            if not os.path.isdir(link):
+                file_links.append(link)
+            elif leads_back(link):
+                left_out[REPEATED] += 1
+            else:
+                tops.append(link)
+    targets = set()
+    for link in sorted(file_links):
+        target = os.path.realpath(link)
+        is_there = os.path.exists(target)
+        where, name = os.path.split(target)
+        if audio_rank(link) is None and is_there:
+            endings[_ending(link)] += 1
+        elif audio_rank(link) is None:
+            left_out[BROKEN] += 1
+        elif is_there and not os.path.isfile(target):
+            left_out[SPECIAL] += 1
+        elif target in targets or (
+            is_there
+            and where in seen
+            and name[0] != "."
+            and audio_rank(name) is not None
+        ):
+            left_out[REPEATED] += 1
+        else:
+            targets.add(target)
+            paths.append(link)
+    if endings:
+        shown = sorted(endings, key=lambda ending: (-endings[ending], ending))
+        shown[3:] = ["..."] * (len(endings) > 3)
+        reason = "file", f"without an ending of audio ({', '.join(shown)})"
+        left_out[reason] = endings.total()
+    reasons = ", ".join(
+        f"{count} {noun}{'s' * (count > 1)} {rest}"
+        for (noun, rest), count in sorted(left_out.items())
+    )
+    note = f"{folder}: {left_out.total()} left out: {reasons}"
+    return AudioFiles(sorted(paths), " ".join(note.split()) if reasons else "")
+
+
+def _entries_below(top: str, seen: set[str]) -> Iterator[os.DirEntry]:
+    """Yields what is at any depth below a folder, and is none itself.
+
+    Links are yielded, not followed; ``seen`` are the real paths of folders that
+    are not entered, and gets those that are. Hidden ones are left out.
+    """
+    to_visit = [(top, os.path.realpath(top))]
+    while to_visit:
+        path, real = to_visit.pop()
+        if real in seen:
+            continue
+        seen.add(real)
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name[0] == ".":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    real_path = os.path.join(real, entry.name)
+                    to_visit.append((entry.path, real_path))
+                else:
+                    yield entry
+
+
+def leads_back(link: str) -> bool:
+    """Whether a link leads to a folder that holds it, at any depth.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "up").symlink_to("..")
+    >>> leads_back(f"{folder}/up")
     True
     """
-    found = []
-    for path, folders, files in os.walk(
-        folder, onerror=_raise, followlinks=True
-    ):
-        folders[:] = [name for name in folders if name[0] != "."]
-        found += [
-            os.path.join(path, name)
-            for name in files
-            if name[0] != "." and audio_rank(name) is not None
-        ]
-    if not found:
-        raise ValueError(
-            f"{folder}: there is no audio file in it; name the folder that "
-            "holds them"
-        )
-    return sorted(found)
+    target = os.path.realpath(link)
+    holder = os.path.realpath(os.path.dirname(link) or ".")
+    return os.path.commonpath([target, holder]) == target
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _ending(file: str) -> str:
+    """The ending of a name, as it is shown."""
+    ending = os.path.splitext(file)[1].lower()
+    return ending if 1 < len(ending) <= 10 else "none"
 
 
 def check_name(path: str) -> None:
@@ -163,7 +304,9 @@ def check_name(path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{path!a}: not a name in UTF-8; rename it") from None
+        raise AudioError(
+            "not a name in UTF-8", "rename it", f"{path!a}"
+        ) from None
 
 
 class CheckedAudioNormalizer(AudioNormalizer):
@@ -263,6 +406,42 @@ def normalize_audio(
         raise AudioError(error.reason, error.remedy, path) from None
 
 
+def open_descriptor(path: str) -> int:
+    """Opens a file for soundfile, as a number in place of its name.
+
+    A name in .raw would make soundfile ask for a rate, whatever the file holds.
+    """
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def unreadable(path: str, error: BaseException) -> AudioError:
+    """What is wrong with a file that libsndfile cannot open or decode.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> print(unreadable("a.wav", soundfile.LibsndfileError(1)))
+    a.wav: unreadable; libsndfile says 'Format not recognised.', so convert it \
+to WAV or FLAC (for example with ffmpeg) or leave it out
+    >>> print(unreadable("a.raw", soundfile.LibsndfileError(1)))
+    a.raw: has no header; convert it, for example with sox -r RATE -e signed \
+-b 16 -c 1
+    """
+    if isinstance(error, OSError):
+        remedy = f"the system says {error.strerror!r}, so mend that"
+        return AudioError("unreadable", f"{remedy} or leave it out", path)
+    if os.path.splitext(path)[1].lower() in HEADERLESS:
+        remedy = "convert it, for example with sox -r RATE -e signed -b 16 -c 1"
+        return AudioError("has no header", remedy, path)
+    detail = " ".join(getattr(error, "error_string", str(error)).split())
+    return AudioError(
+        "unreadable",
+        f"libsndfile says {detail!r}, so convert it to WAV or FLAC (for "
+        "example with ffmpeg) or leave it out",
+        path,
+    )
+
+
 def load_waveform(
     path: str | os.PathLike, sample_rate: int = 16000
 ) -> torch.Tensor:
@@ -293,15 +472,10 @@ def load_waveform(
     try:
         # torch's default type could be changed by the caller.
         audio, rate = audio_io.load(
-            path, channels_first=False, dtype=torch.float32
+            open_descriptor(path), channels_first=False, dtype=torch.float32
         )
+    except OSError as error:
+        raise unreadable(path, error) from None
     except RuntimeError as error:
-        cause = error.__cause__
-        detail = " ".join(getattr(cause, "error_string", str(cause)).split())
-        raise AudioError(
-            "unreadable",
-            f"libsndfile says {detail!r}, so convert it to WAV or FLAC "
-            "(for example with ffmpeg) or leave it out",
-            path,
-        ) from None
+        raise unreadable(path, error.__cause__ or error) from None
     return normalize_audio(audio, rate, path, sample_rate)

@@ -22,9 +22,17 @@ import scipy.fft
 import scipy.signal
 import soundfile
 import torch
+from speechbrain.utils.logger import get_logger
 
+from redimnet2_lobes.data.audio import (
+    DECODED,
+    audio_rank,
+    list_audio,
+)
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
+
+logger = get_logger(__name__)
 
 # The folder of MUSAN that each kind of noise is read from.
 MUSAN_FOLDERS = {
@@ -240,7 +248,7 @@ class Gain(Step):
 
 
 class Recordings:
-    """The .wav files, 16 kHz mono, at any depth below ``folder/part/``.
+    """The audio files, 16 kHz mono, at any depth below ``folder/part/``.
 
     What it reads is a waveform [samples]; a file that cannot be read or is not
     16 kHz mono is a ValueError that names it. ``key`` is what the user calls
@@ -266,18 +274,22 @@ VoxCeleb/noises_prepare.py makes one
         if self._files:
             return
         top = os.path.join(self.folder, self.part)
-        self._files = sorted(  # the same choices on every machine
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(top)
-            for name in names
-            if name.endswith(".wav")
-        )
+        if os.path.isdir(top):
+            self._files, left_out = list_audio(top)
+            if left_out:
+                logger.info("%s: %s", self.key, left_out)
         if not self._files:
-            problem = "no .wav file in" if os.path.isdir(top) else "no folder"
+            problem = "no audio in" if os.path.isdir(top) else "no folder"
             raise ValueError(
                 f"{self.key}: {self.folder} has {problem} {self.part}/; "
                 "recipes/VoxCeleb/noises_prepare.py makes one"
             )
+        for path in self._files:
+            if (audio_rank(path) or 0) >= len(DECODED):
+                raise ValueError(
+                    f"{self.key}: {path} is in a format that libsndfile does "
+                    "not read; convert it to WAV or FLAC, or remove it"
+                )
 
     def whole(self, random: np.random.Generator) -> torch.Tensor:
         """Reads a random file, which must not be silent."""

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 import numpy as np
 import soundfile
 
-from redimnet2_lobes.data.audio import EMPTY, AudioError
+from redimnet2_lobes.data.audio import EMPTY, AudioError, unreadable
 
 _COUNT = "[0-9]{1,18}"
 _SECONDS = r"(?:[0-9]{1,18}\.?[0-9]*|\.[0-9]+)(?:e-[0-9]+)?s"
@@ -149,12 +149,8 @@ def open_audio(source: str) -> Iterator["AudioFile"]:
     except (soundfile.LibsndfileError, OSError) as error:
         if os.path.getsize(path) == 0:
             raise AudioError(*EMPTY, source) from None
-        detail = " ".join(getattr(error, "error_string", str(error)).split())
-        raise AudioError(
-            "unreadable",
-            f"the error is {detail!r}, so replace the file or leave it out",
-            source,
-        ) from None
+        fault = unreadable(path, error)
+        raise AudioError(fault.reason, fault.remedy, source) from None
 
 
 class AudioFile(soundfile.SoundFile):

@@ -4,17 +4,23 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import csv
 import functools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from redimnet2_lobes.data.audio import check_name, find_audio
+from speechbrain.utils.logger import get_logger
+
+from redimnet2_lobes.data.audio import AudioError, check_name, find_audio
 from redimnet2_lobes.data.lists import read_lines, read_rows
 from redimnet2_lobes.data.sources import segment_source, split_source
+from redimnet2_lobes.files.atomic import complete_or_absent
+
+logger = get_logger(__name__)
 
 # What Kaldi takes in place of a file.
 _NO_FILE = (
@@ -38,14 +44,17 @@ class Utterance(NamedTuple):
 
 
 def read_utterances(
-    source: str | os.PathLike, data_folder: str | os.PathLike | None = None
+    source: str | os.PathLike,
+    data_folder: str | os.PathLike | None = None,
+    strict: bool = True,
 ) -> list[Utterance]:
     r"""Reads which utterances there are, in the order of the list or by name.
 
     The source is one of
 
-    - a folder: all audio files in its folder ``wav``, or else in it. Their
-      names are their paths in there, their speakers the first folder in these;
+    - a folder: all audio files in its folder ``wav``, or else in it, each once
+      (`find_audio`; the log counts what is left out). Their names are their
+      paths in there, their speakers the first folder in these;
     - a file ``.csv`` with the columns ID and wav, and spk_id for speakers, such
       as training lists and those of shards. With the columns start and stop,
       in samples of the file, an utterance is that segment of it, where they
@@ -59,7 +68,8 @@ def read_utterances(
     ------
     ValueError
         If the list has another form, is empty, or names an utterance twice, a
-        command, channels, or files that are missing.
+        command, channels, or files that are missing; those pass without
+        ``strict``, unless all are.
 
     Example
     -------
@@ -99,7 +109,7 @@ def read_utterances(
         utterances.append(utterance)
     if not utterances:
         raise ValueError(f"{source}: no utterances; name a list that has some")
-    _check_files(source, utterances, lines)
+    _check_files(source, utterances, lines, strict)
     return utterances
 
 
@@ -112,6 +122,50 @@ def paths_of(utterances: Iterable[Utterance]) -> dict[str, str]:
     {'a1': '/corpus/a1.wav'}
     """
     return {utterance.name: utterance.path for utterance in utterances}
+
+
+def write_left_out(
+    path: str | os.PathLike,
+    utterances: Iterable[Utterance],
+    faults: Mapping[str, AudioError],
+) -> None:
+    """Writes a CSV list of the utterances with faults, for `read_utterances`.
+
+    It has the columns ID, wav, spk_id and reason, and appears when it is
+    complete. Without faults a list of an earlier run is removed.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.left_out.csv"
+    >>> utterances = [Utterance("a1", "/corpus/a1.wav", "anna")]
+    >>> faults = {"a1": AudioError("empty", "record it again")}
+    >>> write_left_out(path, utterances, faults)
+    >>> print(path.read_text().rstrip())
+    ID,wav,spk_id,reason
+    a1,/corpus/a1.wav,anna,empty; record it again
+    """
+    if not faults:
+        Path(path).unlink(missing_ok=True)
+        return
+    with (
+        complete_or_absent(path) as partial,
+        # What is no UTF-8 could not be read again, but should be seen.
+        open(
+            *(partial, "w"),
+            encoding="utf-8",
+            errors="backslashreplace",
+            newline="",
+        ) as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["ID", "wav", "spk_id", "reason"])
+        for name, wav, speaker in utterances:
+            if name in faults:
+                error = faults[name]
+                # In any folder the list finds the file, whatever its name.
+                wav = os.path.join(os.getcwd(), wav).replace("$", "$$")
+                reason = f"{error.reason}; {error.remedy}"
+                writer.writerow([name, wav, speaker, reason])
 
 
 def limit_per_speaker(
@@ -145,7 +199,7 @@ def limit_per_speaker(
 def _read_folder(folder: Path) -> list[Utterance]:
     root = folder / "wav" if (folder / "wav").is_dir() else folder
     try:
-        paths = find_audio(root)
+        found = find_audio(root)
     except ValueError:
         if not (folder / "wav.scp").is_file():
             raise
@@ -154,7 +208,9 @@ def _read_folder(folder: Path) -> list[Utterance]:
             f"{folder / 'wav.scp'}"
         ) from None
     utterances = []
-    for path in paths:
+    if found.left_out:
+        logger.warning("note: %s", found.left_out)
+    for path in found.paths:
         name = Path(path).relative_to(root).as_posix()
         check_name(name)
         speaker, slash, _ = name.partition("/")
@@ -277,7 +333,10 @@ def _with_speakers(
 
 
 def _check_files(
-    source: Path, utterances: list[Utterance], lines: dict[str, int]
+    source: Path,
+    utterances: list[Utterance],
+    lines: dict[str, int],
+    strict: bool,
 ) -> None:
     is_file = functools.cache(os.path.isfile)  # which may hold many utterances
     missing = [
@@ -285,7 +344,7 @@ def _check_files(
         for utterance in utterances
         if not is_file(split_source(utterance.path)[0])
     ]
-    if missing:
+    if missing and (strict or len(missing) == len(utterances)):
         raise ValueError(
             f"{source}: {len(missing)} of the {len(utterances)} files are "
             f"missing, the first is {missing[0].path} (line "

@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,9 +41,10 @@ from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
 # Enters every key: a new number makes all caches anew. Raise it when the same
 # weights give other embeddings, or when the parts change their form.
-VERSION = 1
+VERSION = 2
 
 Part = tuple[Path, list[str]]  # its file and its utterances
+Faults = dict[str, AudioError]  # of utterances without an embedding, by name
 
 
 @dataclass
@@ -125,6 +127,7 @@ def extract_embeddings(
     maximum_seconds: float | None = None,
     crops: int | None = None,
     utterances_per_part: int = 512,
+    faults: Faults | None = None,
 ) -> Embeddings:
     """Embeddings of utterances, in their order, from the cache or computed.
 
@@ -132,8 +135,9 @@ def extract_embeddings(
     same arguments, share the work and return the same; the folder must be one
     that all of them see. The embeddings do not depend on their number.
 
-    It is an AudioError if a file cannot be used, an OSError if the cache
-    cannot, and a ValueError if a setting is wrong or an embedding not finite.
+    It is an AudioError if a file cannot be used or its embedding is not finite,
+    unless ``faults`` are kept, an OSError if the cache cannot be used, and a
+    ValueError if a setting is wrong.
 
     Arguments
     ---------
@@ -153,6 +157,10 @@ def extract_embeddings(
     utterances_per_part
         An interrupted extraction loses so many embeddings of each process at
         most. A change makes a new cache.
+    faults
+        Receives what is wrong with each utterance that cannot be used, by name;
+        only the others are returned, none if there is none. The cache keeps
+        that, too. None stops at the first.
 
     Example
     -------
@@ -184,7 +192,7 @@ seconds=tensor([0.0500]))
     names = sorted(sources)
     settings = [VERSION, fingerprint, utterances_per_part]
     settings += [maximum_seconds and float(maximum_seconds), crops]
-    folder = Path(folder) / _key(names, sources, settings)
+    folder = Path(folder) / _key(names, sources, settings, faults is None)
     size = utterances_per_part
     parts = [
         (folder / f"part-{start:09}.npz", names[start : start + size])
@@ -200,26 +208,34 @@ seconds=tensor([0.0500]))
     most_samples = math.inf
     if maximum_seconds is not None:
         most_samples = round(maximum_seconds * SAMPLE_RATE) * (crops or 1)
-    _make_parts(parts, sources, encode, most_samples)
+    _make_parts(parts, sources, encode, most_samples, faults is None)
     ddp_barrier()
-    embeddings = _read_parts(parts, list(utterances))
+    embeddings, found = _read_parts(parts, list(utterances))
+    if faults is not None:
+        faults.update(found)
     # The caller of one process may now remove what all have read.
     ddp_barrier()
     return embeddings
 
 
-def _key(names: list[str], sources: dict[str, str], settings: list) -> str:
+def _key(
+    names: list[str], sources: dict[str, str], settings: list, strict: bool
+) -> str:
     """A hash of settings and of the list with the state of its files."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     stat = functools.lru_cache(4096)(os.stat)  # files may hold many utterances
     for name in names:
         source = sources[name]
         path, place = split_source(source)
+        state = [name, *place]
         try:
             status = stat(path)
-        except FileNotFoundError:
-            raise AudioError("missing", "check the path", source) from None
-        state = [name, status.st_size, status.st_mtime_ns, *place]
+            state += [status.st_size, status.st_mtime_ns]
+        except OSError as error:
+            if strict and isinstance(error, FileNotFoundError):
+                raise AudioError("missing", "check the path", source) from None
+            if strict:
+                raise
         digest.update(json.dumps(state).encode())
     return digest.hexdigest()[:32]
 
@@ -229,17 +245,23 @@ def _make_parts(
     sources: dict[str, str],
     encode: Callable,
     most_samples: float,
+    strict: bool,
 ) -> None:
-    """Makes the parts of this process that are missing or damaged."""
+    """Makes the parts of this process that are missing or damaged.
+
+    With ``strict`` those with faults are made again, which finds the fault.
+    """
     rank, processes = 0, 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank = torch.distributed.get_rank()
         processes = torch.distributed.get_world_size()
     own = parts[rank::processes]
     parts[0][0].parent.mkdir(parents=True, exist_ok=True)
-    missing = [
-        (path, names) for path, names in own if _read_part(path, names) is None
-    ]
+    missing = []
+    for path, names in own:
+        part = _read_part(path, names)
+        if part is None or (strict and part.faults):
+            missing.append((path, names))
     total = sum(len(names) for _, names in own)
     left = sum(len(names) for _, names in missing)
     with tqdm(
@@ -250,38 +272,70 @@ def _make_parts(
         disable=not (left and if_main_process()),
     ) as progress:
         for path, names in missing:
-            paths = [sources[name] for name in names]
-            arrays = _compute(paths, encode, most_samples, progress)
-            _write_part(path, np.array(names), *arrays)
+            paths = {name: sources[name] for name in names}
+            part = _compute(paths, encode, most_samples, progress, strict)
+            _write_part(path, names, part)
+
+
+class _Content(NamedTuple):
+    """What a part holds, of the utterances without faults in their order."""
+
+    vectors: torch.Tensor  # [utterances, embedding]
+    seconds: torch.Tensor  # [utterances]
+    faults: Faults
 
 
 def _compute(
-    paths: list[str], encode: Callable, most_samples: float, progress: tqdm
-) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors and the seconds of a part."""
+    paths: dict[str, str],
+    encode: Callable,
+    most_samples: float,
+    progress: tqdm,
+    strict: bool,
+) -> _Content:
+    """Embeds the utterances of a part."""
     samples = {}
+    faults = None if strict else {}
 
     def load(path: str) -> torch.Tensor:
         waveform = load_source(path)
         samples[path] = min(len(waveform), most_samples)
         return waveform
 
-    vectors = encode(paths, load=load, progress=progress)
+    vectors = encode(
+        paths.values(), load=load, progress=progress, faults=faults
+    )
     # Two names may stand for one file, which was read once.
-    progress.update(len(paths) - len(vectors))
-    seconds = [samples[path] / SAMPLE_RATE for path in paths]
-    stacked = torch.stack([vectors[path] for path in paths]).numpy()
-    return stacked, np.array(seconds, np.float32)
+    progress.update(len(paths) - len(set(paths.values())))
+    good = [path for path in paths.values() if path in vectors]
+    return _Content(
+        torch.stack([vectors[path] for path in good])
+        if good
+        else torch.empty(0, 0),
+        torch.tensor([samples[path] for path in good]).float() / SAMPLE_RATE,
+        {
+            name: faults[path]
+            for name, path in paths.items()
+            if faults and path in faults
+        },
+    )
 
 
-def _write_part(
-    path: Path, names: np.ndarray, vectors: np.ndarray, seconds: np.ndarray
-) -> None:
+def _write_part(path: Path, names: list[str], part: _Content) -> None:
+    described = [
+        [name, error.reason, error.remedy, error.path or ""]
+        for name, error in part.faults.items()
+    ]
+    arrays = {
+        "names": np.array(names),
+        "vectors": part.vectors.numpy(),
+        "seconds": part.seconds.numpy(),
+        "faults": np.array(described, np.str_).reshape(-1, 4),
+    }
     # The process in the name: another extraction may be at work here as well.
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
-            np.savez(file, names=names, vectors=vectors, seconds=seconds)
+            np.savez(file, **arrays)
         replace_when_synced(partial, path)
     except OSError as error:
         raise OSError(
@@ -293,24 +347,28 @@ def _write_part(
         partial.unlink(missing_ok=True)
 
 
-def _read_part(
-    path: Path, names: list[str]
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Its vectors and seconds; None if it is not there or damaged."""
+def _read_part(path: Path, names: list[str]) -> _Content | None:
+    """What a part holds; None if it is not there or damaged."""
     try:
-        arrays = read_arrays(path, "names", "vectors", "seconds")
+        found, vectors, seconds, described = read_arrays(
+            path, "names", "vectors", "seconds", "faults"
+        )
     except (ValueError, OSError):
         return None
-    found, vectors, seconds = arrays
-    if found.tolist() != names:
+    if found.tolist() != names or described.shape[1:] != (4,):
         return None
-    return torch.from_numpy(vectors), torch.from_numpy(seconds)
+    faults = {name: AudioError(*rest) for name, *rest in described.tolist()}
+    vectors, seconds = torch.from_numpy(vectors), torch.from_numpy(seconds)
+    return _Content(vectors, seconds, faults)
 
 
-def _read_parts(parts: list[Part], order: list[str]) -> Embeddings:
-    """The embeddings of all parts, in an order of names."""
+def _read_parts(
+    parts: list[Part], order: list[str]
+) -> tuple[Embeddings, Faults]:
+    """The embeddings of all parts in an order of names, and their faults."""
     row = {name: index for index, name in enumerate(order)}
     vectors, seconds = torch.empty(len(order), 0), torch.empty(len(order))
+    faults: Faults = {}
     for path, names in parts:
         part = _read_part(path, names)
         if part is None:
@@ -318,8 +376,15 @@ def _read_parts(parts: list[Part], order: list[str]) -> Embeddings:
                 f"{path}: missing or damaged since it was written; run the "
                 "same command again, with a folder that all processes see"
             )
-        if not vectors.shape[1]:
-            vectors = torch.empty(len(order), part[0].shape[1])
-        rows = torch.tensor([row[name] for name in names])
-        vectors[rows], seconds[rows] = part
-    return Embeddings(order, vectors, seconds)
+        faults.update(part.faults)
+        rows = [row[name] for name in names if name not in part.faults]
+        if rows and not vectors.shape[1]:
+            vectors = torch.empty(len(order), part.vectors.shape[1])
+        if rows:
+            vectors[rows], seconds[rows] = part.vectors, part.seconds
+    if faults:
+        good = [row[name] for name in order if name not in faults]
+        order = [order[index] for index in good]
+        vectors, seconds = vectors[good], seconds[good]
+        faults = {name: faults[name] for name in row if name in faults}
+    return Embeddings(order, vectors, seconds), faults

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import (
+    AudioError,
     load_waveform,
     normalize_audio,
 )
@@ -39,6 +40,7 @@ def encode_utterances(
     load: Callable[[AnyPath], torch.Tensor] = load_waveform,
     maximum_seconds: float | None = None,
     progress: tqdm | None = None,
+    faults: dict[AnyPath, AudioError] | None = None,
 ) -> dict[AnyPath, torch.Tensor]:
     """Maps each distinct utterance to its embedding [embedding].
 
@@ -64,12 +66,19 @@ def encode_utterances(
         Seconds to use from the start of each utterance; None uses all.
     progress
         Counts the utterances of several calls; None shows those of this one.
+    faults
+        Receives what is wrong with each utterance that cannot be used, which
+        then has no embedding; the others get the same as without it. None stops
+        at the first.
 
     Raises
     ------
+    AudioError
+        If ``load`` raises it, or the network gives NaN or infinite values for a
+        file, and ``faults`` is None.
     ValueError
-        If the network gives NaN or infinite values for a file, or a number of
-        seconds is not above 0. What ``load`` raises passes through.
+        If a number of seconds is not above 0. What else ``load`` raises passes
+        through.
 
     Example
     -------
@@ -86,9 +95,10 @@ def encode_utterances(
     """
     _check_above_zero("seconds_per_batch", seconds_per_batch)
     _check_above_zero("maximum_seconds", maximum_seconds)
+    distinct = dict.fromkeys(utterances)
     durations = {}
-    for path in utterances:
-        if path not in durations:
+    for path in distinct:
+        with noted(faults, path):
             durations[path] = _duration(path, load)
             if maximum_seconds is not None:
                 durations[path] = min(durations[path], maximum_seconds)
@@ -104,23 +114,64 @@ def encode_utterances(
     embeddings = {}
     batch = {}
     with (
-        tqdm(total=len(ordered), desc="embeddings", unit="file")
+        tqdm(total=len(distinct), desc="embeddings", unit="file")
         if progress is None
         else contextlib.nullcontext(progress)
     ) as progress:
+        progress.update(len(distinct) - len(ordered))
         for path in ordered:
-            waveform = load(path)[:crop]
+            waveform = None
+            with noted(faults, path):
+                waveform = load(path)[:crop]
+            if waveform is None:
+                progress.update()
+                continue
             # Headers may be wrong, so the budget counts what was read.
             longest = max(map(len, [waveform, *batch.values()]))
             if batch and longest * (len(batch) + 1) > budget:
-                embeddings.update(_encode(encode_batch, batch))
+                embeddings.update(_encode(encode_batch, batch, faults))
                 progress.update(len(batch))
                 batch = {}
             batch[path] = waveform
         if batch:
-            embeddings.update(_encode(encode_batch, batch))
+            embeddings.update(_encode(encode_batch, batch, faults))
             progress.update(len(batch))
     return embeddings
+
+
+@contextlib.contextmanager
+def noted(faults: dict | None, path: str | os.PathLike) -> Iterator[None]:
+    """Keeps an AudioError about an utterance, if there is where to keep it.
+
+    Example
+    -------
+    >>> faults = {}
+    >>> with noted(faults, "a.wav"):
+    ...     _ = load_source("a.wav")
+    >>> print(faults["a.wav"])
+    a.wav: missing; check the path
+    """
+    try:
+        yield
+    except AudioError as error:
+        if faults is None:
+            raise
+        faults[path] = error
+
+
+def check_finite(path: str | os.PathLike, embedding: torch.Tensor) -> None:
+    """Refuses, with an AudioError, an embedding with NaN or infinite values.
+
+    Example
+    -------
+    >>> check_finite("a.wav", torch.tensor([1.0, 2.0]))
+    """
+    if not embedding.isfinite().all():
+        raise AudioError(
+            "its embedding is not finite",
+            "check the weights, or leave the file out",
+            str(path),
+        )
 
 
 def load_source(source: str) -> torch.Tensor:
@@ -212,7 +263,9 @@ def _duration(path: str | os.PathLike, load: Callable) -> float:
         return len(load(path)) / SAMPLE_RATE
 
 
-def _encode(encode_batch: EncodeBatch, batch: dict) -> Iterator[tuple]:
+def _encode(
+    encode_batch: EncodeBatch, batch: dict, faults: dict | None
+) -> Iterator[tuple]:
     """Yields the keys of waveforms, each with its embedding."""
     lengths = torch.tensor([len(waveform) for waveform in batch.values()])
     with torch.no_grad():
@@ -222,10 +275,7 @@ def _encode(encode_batch: EncodeBatch, batch: dict) -> Iterator[tuple]:
         )
     embeddings = embeddings.squeeze(1).float().cpu()
     for path, embedding in zip(batch, embeddings, strict=True):
-        if not embedding.isfinite().all():
-            raise ValueError(
-                f"{path}: its embedding is not finite; check the weights, or "
-                "leave the file out"
-            )
-        # A copy, so that one kept embedding does not keep a whole batch.
-        yield path, embedding.clone()
+        with noted(faults, path):
+            check_finite(path, embedding)
+            # A copy, so that one kept embedding does not keep a whole batch.
+            yield path, embedding.clone()

@@ -23,9 +23,16 @@ from redimnet2_lobes.data.audio import (
     AudioError,
     CheckedAudioNormalizer,
     load_waveform,
+    open_descriptor,
+    unreadable,
 )
 from redimnet2_lobes.files.settings import check_at_least
-from redimnet2_lobes.inference.encode import EncodeBatch, encode_utterances
+from redimnet2_lobes.inference.encode import (
+    EncodeBatch,
+    check_finite,
+    encode_utterances,
+    noted,
+)
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 
 # For a header without a length, such as of FLAC from a pipe: 2**63 - 1.
@@ -49,6 +56,7 @@ def encode_files(
     encode_batch: EncodeBatch,
     paths: Iterable[str],
     seconds_per_piece: float = 60.0,
+    faults: dict[str, AudioError] | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Embeds files; the long ones in pieces, so that memory is bounded.
 
@@ -59,8 +67,9 @@ def encode_files(
     embeddings, so that it counts as much as others in an enrolment.
 
     Returns the embedding of each path [embedding], float32 on the CPU, and of
-    each path that was cut the number of its pieces. It is a ValueError if an
-    embedding is not finite, an AudioError if a file cannot be used.
+    each path that was cut the number of its pieces. It is an AudioError if a
+    file cannot be used or its embedding is not finite; ``faults`` collects
+    these, if it is given, and the other files get their embeddings.
 
     Example
     -------
@@ -77,8 +86,9 @@ def encode_files(
     )
     whole, long = [], []
     for path in dict.fromkeys(paths):
-        is_long = _seconds(path) > seconds_per_piece
-        (long if is_long else whole).append(path)
+        with noted(faults, path):
+            is_long = _seconds(path) > seconds_per_piece
+            (long if is_long else whole).append(path)
     # None: only where somebody watches.
     with tqdm(
         total=len(whole),
@@ -88,13 +98,16 @@ def encode_files(
         leave=False,
     ) as progress:
         embeddings = encode_utterances(
-            encode_batch, whole, seconds_per_piece, _load, progress=progress
+            *(encode_batch, whole, seconds_per_piece, _load),
+            progress=progress,
+            faults=faults,
         )
     pieces = {}
     for path in long:
-        embeddings[path], pieces[path] = _encode_long(
-            encode_batch, path, seconds_per_piece
-        )
+        with noted(faults, path):
+            embeddings[path], pieces[path] = _encode_long(
+                encode_batch, path, seconds_per_piece
+            )
     return embeddings, pieces
 
 
@@ -118,7 +131,7 @@ def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
     normalizer = CheckedAudioNormalizer(SAMPLE_RATE)
     sounding = False
     try:
-        with _InOrder(path) as file:
+        with _InOrder(open_descriptor(path)) as file:
             for waveform in _normalized_pieces(file, seconds, normalizer):
                 if waveform is not None:
                     sounding = True
@@ -127,13 +140,8 @@ def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
             raise AudioError(
                 "silent", "it is all over, so record it again or leave it out"
             )
-    except soundfile.LibsndfileError as error:
-        raise AudioError(
-            "unreadable",
-            f"libsndfile says {error.error_string!r}, so convert it to WAV or "
-            "FLAC (for example with ffmpeg) or leave it out",
-            path,
-        ) from None
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise unreadable(path, error) from None
     except AudioError as error:
         raise AudioError(error.reason, error.remedy, path) from None
 
@@ -212,11 +220,7 @@ def _encode_long(
         with torch.no_grad():
             embedding = encode_batch(waveform.unsqueeze(0), torch.ones(1))
         embedding = embedding.flatten().float().cpu()
-        if not embedding.isfinite().all():
-            raise ValueError(
-                f"{path}: its embedding is not finite; check the weights, or "
-                "leave the file out"
-            )
+        check_finite(path, embedding)
         directions = directions + len(waveform) * normalize(embedding, dim=0)
         length = length + len(waveform) * embedding.norm()
         samples += len(waveform)
@@ -227,9 +231,9 @@ def _encode_long(
 def _seconds(path: str) -> float:
     """Seconds of a file by its header, which must not promise more."""
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(open_descriptor(path)) as file:
             frames, rate, notes = file.frames, file.samplerate, file.extra_info
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, OSError):
         # `load_waveform` knows better what is wrong.
         return len(load_waveform(path)) / SAMPLE_RATE
     if frames >= UNKNOWN_FRAMES:

@@ -39,12 +39,15 @@ RUN_OPTIONS: tuple[str, ...] = (
 LOST_CONNECTION = re.compile("(closed|reset) by peer|Broken pipe")
 
 
-def main_with_one_line_errors(function: Callable[[list[str]], None]) -> None:
+def main_with_one_line_errors(
+    function: Callable[[list[str]], str | None],
+) -> None:
     """Runs a script, and ends it with one line on stderr where a user erred.
 
     Errors are treated as ``one_line_errors`` does. Where other processes wait
     for one that ends so, they end with one line as well. The function gets the
-    arguments of the command line.
+    arguments of the command line, and may return a line to end with, as one
+    that has results, but not all.
 
     Example
     -------
@@ -58,7 +61,7 @@ def main_with_one_line_errors(function: Callable[[list[str]], None]) -> None:
     logging.getLogger("speechbrain.utils.train_logger").setLevel(logging.ERROR)
     try:
         with one_line_errors():
-            function(sys.argv[1:])
+            line = function(sys.argv[1:])
     except RuntimeError as error:
         lost = LOST_CONNECTION.search(str(error))
         if not (lost and torch.distributed.is_initialized()):
@@ -76,6 +79,8 @@ def main_with_one_line_errors(function: Callable[[list[str]], None]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+    if line:
+        sys.exit(line)
 
 
 def parse_command_line(arguments: list[str]) -> tuple[str, RunOptions, str]:

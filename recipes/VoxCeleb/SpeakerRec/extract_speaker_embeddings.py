@@ -11,16 +11,26 @@ and on several GPUs with ``torchrun --nproc_per_node=8`` in place of ``python``.
 The same command goes on with an interrupted extraction. The output appears
 under its name when it is complete.
 
+Files that cannot be used are left out: they are named at the end with the
+reasons, and in OUTPUT.left_out.csv, and the exit status is 1. That list is one
+for --utterances, once they are mended. --strict=True stops at the first.
+
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
 import os
 import shutil
+import sys
 
 from speechbrain.utils.distributed import run_on_main
 
-from redimnet2_lobes.data.utterances import paths_of, read_utterances
+from redimnet2_lobes.data.utterances import (
+    paths_of,
+    read_utterances,
+    write_left_out,
+)
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.settings import check_at_least, check_types
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.inference.embedding_files import (
@@ -31,9 +41,14 @@ from redimnet2_lobes.inference.embedding_files import (
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.encoder import load_folded_encoder, parse_arguments
 
+SHOWN = 20  # of the files that are left out
 
-def main(arguments: list[str]) -> None:
-    """Embeds and writes, as the command line says."""
+
+def main(arguments: list[str]) -> str | None:
+    """Embeds and writes, as the command line says.
+
+    Returns an error line if utterances are left out.
+    """
     hparams, run_opts = parse_arguments(arguments, "distributed_backend")
     check_types(
         hparams,
@@ -42,17 +57,28 @@ def main(arguments: list[str]) -> None:
         output_folder=str,
         output=str,
         utterances_per_part=int,
+        strict=bool,
     )
     check_at_least(hparams, utterances_per_part=1)
     output = os.path.join(hparams["output_folder"], hparams["output"])
     outputs = output_files(output, hparams["format"])
-    utterances = read_utterances(hparams["utterances"], hparams["data_folder"])
+    report = outputs[-1].with_suffix(".left_out.csv")
+    if os.path.realpath(report) == os.path.realpath(hparams["utterances"]):
+        raise ValueError(
+            f"output: {report} is the list of utterances, and would name those "
+            "that are left out now; choose another output"
+        )
+    strict = hparams["strict"]
+    utterances = read_utterances(
+        hparams["utterances"], hparams["data_folder"], strict
+    )
     check_names(utterances, hparams["format"])
 
     encoder = load_folded_encoder(
         hparams["checkpoint"], hparams["variant"], run_opts
     )
     parts = outputs[-1].with_suffix(".embedding_parts")
+    faults = None if strict else {}
     embeddings = extract_embeddings(
         encoder.encode_batch,
         paths_of(utterances),
@@ -62,15 +88,34 @@ def main(arguments: list[str]) -> None:
         maximum_seconds=hparams["maximum_seconds"],
         crops=hparams["crops"],
         utterances_per_part=hparams["utterances_per_part"],
+        faults=faults,
     )
-    speakers = [utterance.speaker for utterance in utterances]
-    run_on_main(
-        write_embeddings,
-        args=[hparams["format"], outputs, embeddings, speakers],
-    )
+    faults = faults or {}
+    # Before the output, with which all is done.
+    outputs[0].parent.mkdir(parents=True, exist_ok=True)
+    run_on_main(write_left_out, args=[report, utterances, faults])
+    if embeddings.names:
+        speakers = [
+            each.speaker for each in utterances if each.name not in faults
+        ]
+        run_on_main(
+            write_embeddings,
+            args=[hparams["format"], outputs, embeddings, speakers],
+        )
+        files = ", ".join(map(str, outputs))
+        line = f"written  {len(speakers)} embeddings: {files}"
+        run_on_main(print, args=[line])
     run_on_main(shutil.rmtree, args=[parts])
-    files = ", ".join(map(str, outputs))
-    run_on_main(print, args=[f"written  {len(speakers)} embeddings: {files}"])
+    if not faults:
+        return None
+    lines = [f"left out  {one_line(error)}" for error in faults.values()]
+    if len(lines) > SHOWN:
+        lines[SHOWN:] = [f"and {len(lines) - SHOWN} more, see {report}"]
+    run_on_main(print, args=["\n".join(lines)], kwargs={"file": sys.stderr})
+    return (
+        f"error: {len(faults)} of the {len(utterances)} utterances cannot be "
+        f"used, {report} names them"
+    )
 
 
 if __name__ == "__main__":
