@@ -669,11 +669,12 @@ def _enrolled_speakers(
     from redimnet2_lobes.data.audio import (
         AudioError,
         audio_rank,
+        find_audio,
         leads_back,
         utterance_name,
     )
 
-    speakers, others = {}, []
+    speakers, others, notes = {}, [], []
     for entry in sorted(os.listdir(folder)):
         path = os.path.join(folder, entry)
         if entry[0] == ".":
@@ -692,13 +693,21 @@ def _enrolled_speakers(
                 f"--enrol: {path}: there is a speaker {speaker} already; "
                 "rename one, or put all recordings into one folder"
             )
+        speakers[speaker] = [path]
+        if not os.path.isdir(path):
+            continue
         try:
-            speakers[speaker] = _find_files([path])
+            speakers[speaker], left_out = find_audio(path)
+            notes += [left_out] * bool(left_out)
         except AudioError as error:
             if faults is None:
                 raise
             speakers[speaker] = []
             faults[f"speaker {speaker}"] = error
+    if notes:
+        more = len(notes) - 1
+        others_too = f"; the like in {more} more folder{'s' * (more > 1)}"
+        _note(notes[0] + others_too * bool(more))
     if others:
         shown = others[:5] + ["..."] * (len(others) > 5)
         _note(

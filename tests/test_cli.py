@@ -298,6 +298,7 @@ def test_a_file_of_onnx_holds_the_threshold_of_the_evaluation(
 def test_embeddings_are_written_and_printed(
     run, model, encoder, speakers, tmp_path
 ):
+    speakers = shutil.copytree(speakers, tmp_path / "speakers")
     extra = tmp_path / "extra.mp3"
     soundfile.write(extra, buzz(150, 1.5, 22050), 22050)
     (speakers / "anna" / ".hidden.wav").write_text("no audio")
@@ -335,15 +336,292 @@ def test_embeddings_are_written_and_printed(
         assert np.array_equal(np.float32(numbers.split()), embedding)
 
 
-def test_nothing_is_written_if_a_file_is_bad(
-    model, speakers, tmp_path, error_of
+@pytest.fixture
+def outcome_of(capsys):
+    """Runs a command that leaves something out.
+
+    Gives what it prints, and the lines on stderr.
+    """
+
+    def run(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert caught.value.code == 1
+        assert "Traceback" not in captured.err
+        lines = captured.err.splitlines()
+        return captured.out, [line for line in lines if ": " in line]
+
+    return run
+
+
+def write_spoilt(path):
+    wav = buzz(200)
+    wav[5000] = np.nan
+    soundfile.write(path, wav, 16000, subtype="FLOAT")
+
+
+def write_cut(path):
+    soundfile.write(path, buzz(200, 5.0), 16000)
+    cut(path)
+
+
+# Bad in every way: the name, how it comes about, and what is said of it.
+BAD = [
+    ("0.wav", lambda path: path.write_bytes(b""), "empty; "),
+    ("a.m4a", lambda path: path.write_bytes(b"\0\0\0\x20ftypM4A "), "unread"),
+    ("b.raw", lambda path: path.write_bytes(bytes(99)), "has no header; "),
+    ("c.webm", lambda path: path.write_text("text " * 99), "unreadable; "),
+    ("cut.wav", write_cut, "cut short; "),
+    ("lost.wav", lambda path: path.symlink_to("nowhere"), "missing; "),
+    ("nan.wav", write_spoilt, "not finite; "),
+    (
+        "silent.wav",
+        lambda path: soundfile.write(path, np.zeros(9999), 16000),
+        "silent; ",
+    ),
+]
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """A folder of two good recordings and of bad ones; and the good ones."""
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    for name, make, _ in BAD:
+        make(folder / name)
+    good = [folder / "Good.OGA", folder / "good.flac"]
+    soundfile.write(good[0], buzz(180), 16000, format="OGG")
+    soundfile.write(good[1], buzz(190), 16000)
+    return folder, good
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+def test_bad_files_are_left_out_and_named(
+    seconds, outcome_of, run, model, calls, tmp_path
 ):
-    bad = tmp_path / "bad.wav"
-    bad.write_text("no audio " * 100)
+    folder, good = calls
+    pieces = f"--seconds_per_piece={seconds}"
+    gone = tmp_path / "gone.wav"
+    arguments = ["embed", gone, folder, pieces]
+    printed, lines = outcome_of(*arguments)
+    lines = [line for line in lines if not line.startswith("note: ")]
+    expected = {f"{folder / name}: {words}" for name, _, words in BAD}
+    expected.add(f"{gone}: missing; ")
+    assert len(lines) == len(expected)
+    for start in expected:
+        (line,) = (
+            each for each in lines if each.startswith(f"left out: {start}")
+        )
+    alone = run("embed", *good, pieces)
+    assert printed == alone
+    rows = json.loads(outcome_of(*arguments, "--json")[0])
+    assert [row["name"] for row in rows] == [str(path) for path in good]
+
+    for name in ("a.npz", "b.json"):
+        output = tmp_path / "out" / name
+        printed, others = outcome_of(*arguments, f"--output={output}")
+        assert printed == f"written  2 embeddings: {output}\n"
+        assert set(others) == set(lines) | {
+            line for line in others if line.startswith("note: ")
+        }
+        report = output.with_suffix(".left_out.csv")
+        text = report.read_text().splitlines()
+        assert text[0] == "ID,wav,spk_id,reason"
+        assert len(text) == 1 + len(expected)
+        for start in expected:
+            path, words = start.split(": ")
+            (row,) = (row for row in text if row.startswith(f"{path},{path},,"))
+            assert f",{words}" in row or f',"{words}' in row
+    with np.load(tmp_path / "out" / "a.npz") as arrays:
+        assert arrays["names"].tolist() == [str(path) for path in good]
+    # Mended, nothing is left out, and no list says so.
+    (tmp_path / "out" / "a.npz").unlink()
+    output = tmp_path / "out" / "a.npz"
+    run("embed", *good, f"--output={output}")
+    assert sorted(os.listdir(output.parent)) == [
+        *("a.npz", "b.json", "b.left_out.csv"),
+    ]
+
+
+def test_strict_stops_at_the_first(model, calls, speakers, tmp_path, error_of):
+    folder, good = calls
     output = tmp_path / "out" / "embeddings.npz"
-    line = error_of("embed", speakers, bad, f"--output={output}")
-    assert f"{bad}: unreadable; " in line
-    assert list(output.parent.iterdir()) == []
+    line = error_of("embed", folder, "--strict", f"--output={output}")
+    assert line.startswith(f"error: {folder / 'lost.wav'}: missing; ")
+    assert not output.parent.exists()
+    line = error_of("embed", *good, folder / "nan.wav", "--strict")
+    assert line.startswith(f"error: {folder / 'nan.wav'}: not finite; ")
+    enrol = f"--enrol={speakers}"
+    line = error_of("identify", enrol, *good, folder / "0.wav", "--strict")
+    assert line.startswith(f"error: {folder / '0.wav'}: empty; ")
+
+
+def test_nothing_but_bad_files(outcome_of, model, calls, tmp_path, error_of):
+    folder, good = calls
+    output = tmp_path / "out" / "embeddings.npz"
+    # One that is bad is simply the error.
+    for path, words in (
+        (folder / "0.wav", "empty"),
+        (folder / "lost.wav", "missing"),
+    ):
+        line = error_of("embed", path, f"--output={output}")
+        assert line.startswith(f"error: {path}: {words}; ")
+    assert os.listdir(output.parent) == []
+    for path in good:
+        path.unlink()
+    for arguments in ([], ["--json"]):
+        printed, lines = outcome_of("embed", folder, *arguments)
+        assert printed == ""
+        assert len(lines) == len(BAD)
+    printed, lines = outcome_of("embed", folder, f"--output={output}")
+    assert printed == ""
+    assert os.listdir(output.parent) == ["embeddings.left_out.csv"]
+
+
+def test_bad_files_that_need_no_model(outcome_of, monkeypatch, tmp_path):
+    monkeypatch.delenv("REDIMNET2_MODEL", raising=False)
+    paths = [tmp_path / "1.wav", tmp_path / "2.wav"]
+    _, lines = outcome_of("embed", *paths)
+    assert lines == [
+        f"left out: {path}: missing; check the path" for path in paths
+    ]
+
+
+def test_a_name_that_is_not_utf8(outcome_of, model, calls):
+    folder, good = calls
+    try:
+        path = os.path.join(folder, "caf\udce9.wav")
+        shutil.copy(good[1], path)
+    except OSError:
+        pytest.skip("a file system that has only names in UTF-8")
+    for name, *_ in BAD:
+        (folder / name).unlink()
+    printed, lines = outcome_of(
+        "embed", folder, f"--output={folder.parent / 'a.npz'}"
+    )
+    assert printed.startswith("written  2 embeddings")
+    (line,) = lines
+    assert "caf\\udce9.wav': not a name in UTF-8; rename it" in line
+    assert "caf\\udce9.wav" in (folder.parent / "a.left_out.csv").read_text()
+
+
+def test_identify_goes_on_without_what_is_bad(
+    outcome_of, run, model, calls, speakers, tmp_path
+):
+    folder, good = calls
+    enrol = tmp_path / "enrol"
+    shutil.copytree(speakers, enrol)
+    (enrol / "anna" / "0.wav").touch()
+    shutil.rmtree(enrol / "bea")
+    (enrol / "bea").mkdir()
+    (enrol / "bea" / "1.wav").write_text("text " * 99)
+    (enrol / "bea" / "2.wav").symlink_to("nowhere")
+    (enrol / "dora.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    (enrol / "emil").mkdir()
+    (enrol / "fay").symlink_to("nowhere")
+    (enrol / "loop").symlink_to(".")
+    (enrol / "read_me.txt").write_text("text")
+    (enrol / ".DS_Store").write_text("no speaker")
+    for name in ("anna", "carl"):
+        (enrol / name / "notes.txt").write_text("text")
+    tests = [good[0], folder / "0.wav", good[1]]
+    command = ["identify", f"--enrol={enrol}", *tests]
+    printed, lines = outcome_of(*command, "--json")
+    assert lines[:2] == [
+        f"note: {enrol / 'anna'}: 1 left out: 1 file without an ending of "
+        "audio (.txt); the like in 1 more folder",
+        "note: --enrol: 2 left out, neither recordings nor folders of a "
+        "speaker's own: loop, read_me.txt",
+    ]
+    found = json.loads(printed)
+    expected = {
+        str(enrol / "anna" / "0.wav"): "empty; ",
+        str(enrol / "bea" / "1.wav"): "unreadable; ",
+        str(enrol / "bea" / "2.wav"): "missing; ",
+        str(enrol / "dora.m4a"): "unreadable; ",
+        str(enrol / "fay"): "missing; ",
+        str(folder / "0.wav"): "empty; ",
+        "speaker bea": "not enrolled; ",
+        "speaker dora": "not enrolled; ",
+        "speaker emil": "there is no audio file in it; ",
+        "speaker fay": "not enrolled; ",
+    }
+    left_out = {row["name"]: row["reason"] for row in found["left_out"]}
+    assert set(left_out) == set(expected)
+    for name, words in expected.items():
+        assert left_out[name].startswith(words)
+    assert len(lines) == 2 + len(expected)
+    named = {line.removeprefix("left out: ") for line in lines[2:]}
+    for name, reason in left_out.items():
+        shown = str(enrol / "emil") if name == "speaker emil" else name
+        assert f"{shown}: {reason}" in named
+
+    clean = tmp_path / "clean"
+    for name in ("anna", "carl"):
+        shutil.copytree(speakers / name, clean / name)
+    wanted = json.loads(run("identify", f"--enrol={clean}", *good, "--json"))
+    assert wanted["left_out"] == []
+    for row, other in zip(found["files"], wanted["files"], strict=True):
+        assert row["name"] == other["name"]
+        for one, two in zip(
+            row["candidates"], other["candidates"], strict=True
+        ):
+            assert one["speaker"] == two["speaker"]
+            assert one["score"] == pytest.approx(two["score"], abs=1e-5)
+    text, lines = outcome_of(*command)
+    assert text == run("identify", f"--enrol={clean}", *good)
+    assert len(lines) == 2 + len(expected)
+
+
+def test_identify_with_nothing_to_go_on_with(
+    outcome_of, model, calls, speakers, pair, tmp_path, error_of
+):
+    folder, good = calls
+    enrol = f"--enrol={speakers}"
+    line = error_of("identify", enrol, tmp_path / "lost.wav")
+    assert line == f"error: {tmp_path / 'lost.wav'}: missing; check the path"
+    line = error_of("identify", enrol, folder / "silent.wav")
+    assert line.startswith(f"error: {folder / 'silent.wav'}: silent; ")
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "anna.wav").touch()
+    printed, lines = outcome_of("identify", f"--enrol={only}", *pair, "--json")
+    assert printed == ""
+    assert [line.split(": ")[1] for line in lines] == [
+        *(str(only / "anna.wav"), "speaker anna"),
+    ]
+
+
+def test_each_recording_once(
+    run, model, speakers, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(speakers / "anna", "folder")
+    (tmp_path / "folder" / "loop").symlink_to(".")
+    (tmp_path / "folder" / "notes.txt").write_text("text")
+    shutil.copy("folder/1.wav", "a.wav")
+    os.symlink("a.wav", "link.wav")
+    os.symlink("folder", "again")
+    main(
+        ["embed", "a.wav", "./a.wav", "folder/", "link.wav", "again", "--json"]
+    )
+    captured = capsys.readouterr()
+    names = [row["name"] for row in json.loads(captured.out)]
+    assert names == ["a.wav", "folder/1.wav", "folder/home/2.flac"]
+    notes = captured.err.splitlines()
+    reasons = (
+        "2 left out: 1 file without an ending of audio (.txt), 1 link to what "
+        "is there already"
+    )
+    assert notes == [
+        f"note: folder/: {reasons}",
+        f"note: again: {reasons}",
+        "note: 4 left out: named more than once",
+    ]
+    main(["embed", "folder", "--json"])
+    assert len(json.loads(capsys.readouterr().out)) == 2
 
 
 def test_an_output_that_cannot_be_written(model, pair, tmp_path, error_of):
@@ -431,9 +709,13 @@ def test_speakers_may_be_single_files(run, model, pair, tmp_path, error_of):
     for name, row in zip(("anna", "bea"), found["files"], strict=True):
         assert row["speaker"] == name
         assert row["candidates"][0]["score"] == pytest.approx(1, abs=1e-5)
+    (tmp_path / "read_me.txt").unlink()
+    (tmp_path / "carl").mkdir()
+    line = error_of("identify", f"--enrol={tmp_path}", *pair, "--strict")
+    assert f"{tmp_path / 'carl'}: there is no audio" in line
     (tmp_path / "bea").mkdir()
     line = error_of("identify", f"--enrol={tmp_path}", *pair)
-    assert f"{tmp_path / 'bea'}: there is no audio" in line
+    assert "there is a speaker bea already" in line
     shutil.copy(pair[0], tmp_path / "bea" / "1.wav")
     line = error_of("identify", f"--enrol={tmp_path}", *pair)
     assert "there is a speaker bea already" in line

@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 from redimnet2_lobes.data.audio import AudioError, load_waveform
+from redimnet2_lobes.inference import embedding_cache
 from redimnet2_lobes.inference.embedding_cache import (
     extract_embeddings,
     network_fingerprint,
@@ -412,3 +413,139 @@ def test_a_fingerprint_changes_with_the_architecture():
     assert network_fingerprint(relu) != network_fingerprint(tanh)
     half = torch.nn.Linear(2, 2).half()
     assert network_fingerprint(half) != network_fingerprint(half.bfloat16())
+
+
+@pytest.fixture
+def bad(utterances, tmp_path):
+    """Four of the utterances, which are no good any more, in every way."""
+    Path(utterances["speaker/2"]).write_bytes(b"")
+    soundfile.write(utterances["speaker/5"], np.zeros(1600), RATE)
+    Path(utterances["speaker/6"]).unlink()
+    Path(utterances["speaker/8"]).write_text("no audio " * 99)
+    return {
+        "speaker/2": "empty",
+        "speaker/5": "silent",
+        "speaker/6": "missing",
+        "speaker/8": "unreadable",
+    }
+
+
+def test_faults_are_kept_beside_the_embeddings(utterances, bad, tmp_path):
+    faults = {}
+    embeddings, embedded = extract(utterances, tmp_path, faults=faults)
+    good = [name for name in utterances if name not in bad]
+    assert embedded == len(good)
+    assert embeddings.names == good
+    for row, name in enumerate(good):
+        wav = load_waveform(utterances[name])
+        torch.testing.assert_close(embeddings.vectors[row], moments(wav))
+        assert embeddings.seconds[row] == pytest.approx(len(wav) / RATE)
+    assert {name: fault.reason for name, fault in faults.items()} == bad
+    assert list(faults) == [name for name in utterances if name in bad]
+    # From the cache, without a network and without reading a file again.
+    again = {}
+    same, embedded = extract(
+        utterances, tmp_path, Network(fails_at=0), faults=again
+    )
+    assert embedded == 0
+    assert torch.equal(same.vectors, embeddings.vectors)
+    assert list(map(str, again.values())) == list(map(str, faults.values()))
+    backwards = dict(reversed(utterances.items()))
+    same, _ = extract(backwards, tmp_path, Network(fails_at=0), faults={})
+    assert same.names == good[::-1]
+
+
+def test_an_interrupted_extraction_does_not_try_bad_files_again(
+    utterances, bad, tmp_path, monkeypatch
+):
+    with pytest.raises(KeyboardInterrupt):
+        extract(
+            utterances,
+            tmp_path,
+            Network(fails_at=4),
+            seconds_per_batch=0.1,
+            faults={},
+        )
+    assert len(parts(tmp_path)) == 2
+    read = []
+
+    def load(source):
+        read.append(source)
+        return load_waveform(source)
+
+    monkeypatch.setattr(embedding_cache, "load_source", load)
+    faults = {}
+    embeddings, _ = extract(utterances, tmp_path, faults=faults)
+    first_parts = [utterances[f"speaker/{index}"] for index in range(6)]
+    assert read and not set(read) & set(first_parts)
+    assert {name: fault.reason for name, fault in faults.items()} == bad
+    assert len(embeddings.names) == FILES - len(bad)
+
+
+def test_a_strict_reader_stops_at_what_the_cache_has_as_a_fault(
+    utterances, tmp_path
+):
+    Path(utterances["speaker/2"]).write_bytes(b"")
+    faults = {}
+    extract(utterances, tmp_path, faults=faults)
+    with pytest.raises(AudioError, match=r"2\.wav: empty; "):
+        extract(utterances, tmp_path)
+    # What is whole serves both.
+    del utterances["speaker/2"]
+    extract(utterances, tmp_path)
+    assert extract(utterances, tmp_path, faults={})[1] == 0
+
+
+def test_a_file_that_appears_is_embedded(utterances, tmp_path):
+    path = Path(utterances["speaker/4"])
+    content = path.read_bytes()
+    path.unlink()
+    faults = {}
+    extract(utterances, tmp_path, faults=faults)
+    assert list(faults) == ["speaker/4"]
+    path.write_bytes(content)
+    faults = {}
+    embeddings, _ = extract(utterances, tmp_path, faults=faults)
+    assert len(embeddings.names) == FILES and not faults
+
+
+@pytest.mark.parametrize("per_part", [1, 3, 99])
+def test_nothing_but_bad_files(utterances, tmp_path, per_part):
+    for path in utterances.values():
+        Path(path).write_bytes(b"")
+    faults = {}
+    for _ in range(2):
+        embeddings, embedded = extract(
+            utterances, tmp_path, utterances_per_part=per_part, faults=faults
+        )
+        assert embedded == 0
+        assert embeddings.names == [] and len(embeddings.vectors) == 0
+        assert list(faults) == list(utterances)
+
+
+def test_one_bad_file_under_two_names(utterances, tmp_path):
+    name, path = next(iter(utterances.items()))
+    Path(path).write_bytes(b"")
+    faults = {}
+    extract({name: path, "twin": path}, tmp_path, faults=faults)
+    assert set(faults) == {name, "twin"}
+
+
+def test_faults_in_shards(utterances, tmp_path):
+    audio = Path(utterances["speaker/1"]).read_bytes()
+    shard = tmp_path / "shard.tar"
+    shard.write_bytes(b"head" + audio + bytes(len(audio)))
+    sources = {
+        "good": f"{shard}:4:{len(audio)}",
+        "bad": f"{shard}:{4 + len(audio)}:{len(audio)}",
+        "late": f"{shard}:{4 + len(audio)}:{len(audio) + 9}",
+        "lost": f"{tmp_path}/lost.tar:4:{len(audio)}",
+    }
+    faults = {}
+    embeddings, _ = extract(sources, tmp_path, faults=faults)
+    assert embeddings.names == ["good"]
+    assert {name: fault.reason for name, fault in faults.items()} == {
+        "bad": "unreadable",
+        "late": "cut short",
+        "lost": "missing",
+    }

@@ -3,12 +3,14 @@
 import random
 
 import pytest
+import soundfile
 import torch
 from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from redimnet2_lobes.data.audio import AudioError, load_waveform
 from redimnet2_lobes.inference.encode import encode_utterances, load_source
+from redimnet2_lobes.inference.long_files import encode_files
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.pass_through import PassThrough
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
@@ -202,3 +204,112 @@ def test_an_embedding_that_is_not_finite_names_its_file(files, value):
 def test_seconds_must_be_above_zero(files, name, value):
     with pytest.raises(ValueError, match=name):
         encode_utterances(Recorder(), files, **{name: value})
+
+
+def cut_short(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def write_cut_flac(path):
+    samples = torch.rand(32000).numpy() - 0.5
+    soundfile.write(path, samples, RATE, format="FLAC")
+    cut_short(path)
+
+
+def silence(path):
+    soundfile.write(path, torch.zeros(16000).numpy(), RATE)
+
+
+def spoil(path, value):
+    samples = torch.rand(8000) - 0.5
+    samples[5000] = value
+    soundfile.write(path, samples.numpy(), RATE, subtype="FLOAT")
+
+
+# Name, how to make it, and the reason; those with a header are noticed late.
+BAD = [
+    ("empty.wav", lambda path: path.touch(), "empty"),
+    ("missing.wav", lambda path: None, "missing"),
+    ("link.wav", lambda path: path.symlink_to("nowhere"), "missing"),
+    ("a.wav", lambda path: path.mkdir(), "a folder"),
+    ("a.m4a", lambda path: path.write_bytes(b"\0\0\0 ftypM4A "), "unreadable"),
+    ("a.raw", lambda path: path.write_bytes(bytes(99)), "has no header"),
+    ("nan.wav", lambda path: spoil(path, float("nan")), "not finite"),
+    ("silent.wav", silence, "silent"),
+    ("cut.flac", write_cut_flac, "unreadable"),
+]
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+@pytest.mark.parametrize("seconds", [1.5, 60])
+def test_what_is_wrong_is_kept_and_the_rest_is_as_without_it(
+    files, tmp_path, where, seconds
+):
+    bad = {}
+    for name, make, reason in BAD:
+        path = tmp_path / name
+        make(path)
+        bad[str(path)] = reason
+    place = {"first": 0, "middle": 12, "last": 24}[where]
+    mixed = [*files[:place], *bad, *bad, *files[place:]]
+    without, among, faults = Recorder(), Recorder(), {}
+    expected = encode_utterances(without, files, seconds)
+    found = encode_utterances(among, mixed, seconds, faults=faults)
+    assert among.batches == without.batches
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[path], expected[path]) for path in files)
+    assert {path: fault.reason for path, fault in faults.items()} == bad
+    for path, fault in faults.items():
+        assert str(fault).startswith(f"{path}: ")
+    with pytest.raises(AudioError):
+        encode_utterances(Recorder(), mixed, seconds)
+
+
+def test_nothing_but_bad_files(tmp_path):
+    network, faults = Recorder(), {}
+    paths = [tmp_path / "1.wav", tmp_path / "2.wav"]
+    assert encode_utterances(network, paths, faults=faults) == {}
+    assert list(faults) == paths and network.batches == []
+
+
+def test_embeddings_that_are_not_finite_are_kept(files):
+    def encode_batch(wavs, wav_lens):
+        embeddings = wavs.sum(1)[:, None, None].repeat(1, 1, 4)
+        embeddings[wav_lens == wav_lens.min(), 0, 2] = float("inf")
+        return embeddings
+
+    lengths = {path: len(load_waveform(path)) for path in files[:10]}
+    shortest = {path for path in lengths if lengths[path] == 3200}
+    faults = {}
+    found = encode_utterances(encode_batch, lengths, faults=faults)
+    assert set(faults) == shortest
+    assert set(found) == set(lengths) - shortest
+    for path, fault in faults.items():
+        assert str(fault).startswith(f"{path}: its embedding is not finite; ")
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+def test_long_files_that_are_bad_are_kept(files, tmp_path, seconds):
+    bad = {}
+    for name, make, reason in BAD:
+        make(tmp_path / name)
+        bad[str(tmp_path / name)] = reason
+    # In pieces, it is noticed in the middle, or where its header is read.
+    late = torch.rand(4 * RATE) - 0.5
+    late[3 * RATE] = float("nan")
+    for name, reason in (("late.wav", "not finite"), ("cut.wav", "cut short")):
+        path = tmp_path / name
+        soundfile.write(path, late.numpy(), RATE, subtype="FLOAT")
+        bad[str(path)] = reason
+    cut_short(tmp_path / "cut.wav")
+    mixed = [*bad, *files]
+    faults = {}
+    found, pieces = encode_files(Recorder(), mixed, seconds, faults)
+    expected, in_pieces = encode_files(Recorder(), files, seconds)
+    assert pieces == in_pieces
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[path], expected[path]) for path in files)
+    assert {path: fault.reason for path, fault in faults.items()} == bad
+    with pytest.raises(AudioError):
+        encode_files(Recorder(), mixed, seconds)

@@ -1,7 +1,7 @@
 """The script that extracts embeddings: its outputs, resumption, errors."""
 
+import csv
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import join_files
+from conftest import exit_code, join_files
 from pyarrow import parquet
 from speechbrain.inference.classifiers import EncoderClassifier
 
@@ -24,6 +24,7 @@ from redimnet2_lobes.inference import embedding_files
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = Path(extraction.__file__)
@@ -429,9 +430,203 @@ def test_kaldi_has_no_names_with_white_space(extract, corpus, tmp_path):
     extract(utterances=tmp_path / "list.csv")
 
 
-def test_bad_audio_is_named(extract, corpus, tmp_path):
-    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 16000)
-    with pytest.raises(ValueError, match=r"silent\.wav: silent; ") as caught:
-        extract(utterances=tmp_path)
-    assert "\n" not in str(caught.value)
-    assert not re.search("Traceback", str(caught.value))
+@pytest.fixture
+def mixed(corpus, tmp_path):
+    """A wav.scp with speakers of seven good files and of bad ones."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    soundfile.write(folder / "silent.wav", np.zeros(8000), 16000)
+    (folder / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    (folder / "a.wav").mkdir()
+    (folder / "empty $1.wav").touch()
+    bad = {
+        "x/silent": folder / "silent.wav",
+        "x/a": folder / "a.m4a",
+        "y/folder": folder / "a.wav",
+        "y/empty": folder / "empty $1.wav",
+        "y/lost": folder / "lost.wav",
+    }
+    lines = (corpus / "wav.scp").read_text().splitlines()
+    added = [f"{name} {path}" for name, path in bad.items()]
+    lines = [added[0], *lines[:3], *added[1:3], *lines[3:], *added[3:]]
+    (folder / "wav.scp").write_text("\n".join(lines))
+    names = [line.split()[0] for line in lines]
+    (folder / "utt2spk").write_text(
+        "".join(f"{name} speaker-{name[0]}\n" for name in names)
+    )
+    return folder / "wav.scp", bad
+
+
+REASONS = {
+    "x/silent": "silent; ",
+    "x/a": "unreadable; ",
+    "y/folder": "a folder; ",
+    "y/empty": "empty; ",
+    "y/lost": "missing; check the path",
+}
+
+
+def read_report(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("form", ["numpy", "kaldi", "parquet"])
+def test_bad_files_are_left_out_and_named(
+    form, arguments, mixed, corpus, model, capsys, tmp_path
+):
+    listed, bad = mixed
+    line = extraction.main(arguments(utterances=listed, format=form))
+    report = tmp_path / "results" / "embeddings.left_out.csv"
+    assert line == (
+        f"error: 5 of the 12 utterances cannot be used, {report} names them"
+    )
+    captured = capsys.readouterr()
+    assert captured.out.startswith("written  7 embeddings: ")
+    lines = captured.err.splitlines()[-5:]
+    rows = read_report(report)
+    assert list(rows[0]) == ["ID", "wav", "spk_id", "reason"]
+    assert [row["ID"] for row in rows] == list(bad)
+    for row, shown in zip(rows, lines, strict=True):
+        path = bad[row["ID"]]
+        assert row["wav"].replace("$$", "$") == str(path)
+        assert row["spk_id"] == f"speaker-{row['ID'][0]}"
+        assert row["reason"].startswith(REASONS[row["ID"]])
+        assert shown == f"left out  {path}: {row['reason']}"
+    assert "embeddings.embedding_parts" not in os.listdir(tmp_path / "results")
+    if form == "parquet":
+        table = parquet.read_table(tmp_path / "results/embeddings.parquet")
+        rows = table.to_pylist()
+        found = {row["name"]: row["embedding"] for row in rows}
+        assert set(table["speaker"].to_pylist()) == {"speaker-u"}
+    elif form == "kaldi":
+        found = kaldiio.load_scp(str(tmp_path / "results/embeddings.scp"))
+    else:
+        with np.load(tmp_path / "results/embeddings.npz") as arrays:
+            found = dict(zip(*arrays.values(), strict=True))
+    wanted = expected(corpus, model)
+    for line in (corpus / "wav.scp").read_text().splitlines():
+        name, path = line.split()
+        check(np.array(found[name], np.float32), wanted[Path(path)])
+    assert len(found) == 7
+
+
+def test_what_was_mended_is_extracted_by_the_report(
+    arguments, mixed, corpus, extract, tmp_path
+):
+    listed, bad = mixed
+    extraction.main(arguments(utterances=listed))
+    report = tmp_path / "results" / "embeddings.left_out.csv"
+    (good, *_) = corpus.rglob("*.wav")
+    for name in ("x/silent", "y/empty"):
+        bad[name].write_bytes(good.read_bytes())
+    with pytest.raises(ValueError, match="choose another output"):
+        (tmp_path / "results" / "embeddings.npz").unlink()
+        extract(utterances=report)
+    assert len(read_report(report)) == 5
+    results = extract(utterances=report, output=tmp_path / "results" / "more")
+    with np.load(results / "more.npz") as arrays:
+        assert arrays["names"].tolist() == ["x/silent", "y/empty"]
+    left = read_report(results / "more.left_out.csv")
+    assert [row["ID"] for row in left] == ["x/a", "y/folder", "y/lost"]
+    assert {row["spk_id"] for row in left} == {"speaker-x", "speaker-y"}
+
+
+def test_strict_stops_at_the_first(extract, mixed, tmp_path):
+    listed, bad = mixed
+    results = tmp_path / "results"
+
+    def message(*without):
+        lines = listed.read_text().splitlines()
+        lines = [line for line in lines if not line.startswith(without)]
+        listed.write_text("\n".join(lines))
+        with pytest.raises(ValueError) as caught:
+            extract(utterances=listed, strict=True)
+        assert "\n" not in str(caught.value)
+        assert not list(results.glob("embeddings.*.csv"))
+        assert not (results / "embeddings.npz").exists()
+        return str(caught.value)
+
+    assert "2 of the 12 files are missing" in message("none")
+    found = message("y/lost", "y/folder")
+    assert found.startswith(f"{bad['x/a']}: unreadable; ")
+    assert found.count(".wav") == 0
+    # Nor does it take what a run that goes on has kept.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(extraction, "run_on_main", None)
+        with pytest.raises(TypeError):
+            extract(utterances=listed)
+    assert list(results.glob("*/*/part-*.npz"))
+    assert message("none") == found
+
+
+def test_every_file_is_bad(arguments, corpus, tmp_path, capsys):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for index in range(25):
+        (folder / f"{index:02}.wav").touch()
+    command = arguments(utterances=folder)
+    line = extraction.main(command)
+    report = tmp_path / "results" / "embeddings.left_out.csv"
+    assert line.startswith("error: 25 of the 25 utterances cannot be used, ")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()[-21:]
+    assert [line.split(":")[0] for line in lines[:20]] == [
+        f"left out  {folder}/{index:02}.wav" for index in range(20)
+    ]
+    assert lines[20] == f"and 5 more, see {report}"
+    assert os.listdir(report.parent) == [report.name]
+    assert len(read_report(report)) == 25
+    # Mended, by the same command; the report is of no more use.
+    (good, *_) = corpus.rglob("*.wav")
+    for path in folder.iterdir():
+        path.write_bytes(good.read_bytes())
+    assert extraction.main(command) is None
+    assert os.listdir(report.parent) == ["embeddings.npz"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_bad_files_goes_on_in_two_processes(
+    arguments, mixed, tmp_path
+):
+    listed, bad = mixed
+    command = arguments(utterances=listed)
+    process = run_script("PROGRAM", "5", *command, tmp_path=tmp_path)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    before = set((tmp_path / "process").read_text().splitlines())
+    process = run_script(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *("PROGRAM", "0"),
+        *command,
+        "--distributed_backend=gloo",
+        tmp_path=tmp_path,
+    )
+    assert process.returncode == 1
+    assert process.stdout.count("written  7 embeddings") == 1
+    for path in bad.values():
+        assert process.stderr.count(f"left out  {path}: ") == 1
+    assert process.stderr.count("error: 5 of the 12 utterances") == 1
+    # Of six parts four were there, and nothing in them is tried again.
+    after = set()
+    for rank in (0, 1):
+        if (tmp_path / f"process{rank}").exists():
+            text = (tmp_path / f"process{rank}").read_text()
+            after |= set(text.splitlines())
+    assert len(after) == 4 and len(before | after) == 12
+    results = tmp_path / "results"
+    assert sorted(os.listdir(results)) == [
+        "embeddings.left_out.csv",
+        "embeddings.npz",
+    ]
+    assert len(read_report(results / "embeddings.left_out.csv")) == 5
+
+
+def test_the_exit_status_says_that_something_is_left_out(
+    arguments, mixed, corpus, monkeypatch, capsys
+):
+    for utterances, code in ((mixed[0], 1), (corpus, 0)):
+        output = f"{utterances}.out"
+        command = arguments(utterances=utterances, output=output)
+        monkeypatch.setattr(sys, "argv", ["script", *command])
+        assert exit_code(main_with_one_line_errors, extraction.main) == code

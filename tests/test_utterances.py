@@ -4,10 +4,12 @@ import os
 
 import pytest
 
+from redimnet2_lobes.data.audio import AudioError
 from redimnet2_lobes.data.utterances import (
     Utterance,
     limit_per_speaker,
     read_utterances,
+    write_left_out,
 )
 
 
@@ -388,3 +390,66 @@ def test_a_corpus_below_a_folder_of_another_encoding(corpus, tmp_path):
     corpus.rename(os.path.join(parent, "corpus"))
     utterances = read_utterances(os.path.join(parent, "corpus"))
     assert [each.name for each in utterances][:2] == ["a/1.ogg", "alone.wav"]
+
+
+def test_a_folder_has_each_file_once_and_says_what_it_leaves_out(
+    corpus, caplog
+):
+    (corpus / "loop").symlink_to(".")
+    (corpus / "b" / "up").symlink_to("..")
+    (corpus / "notes.txt").write_text("text")
+    (corpus / "carl.oga").write_bytes(b"audio")
+    names = [utterance.name for utterance in read_utterances(corpus)]
+    assert names == ["a/1.ogg", "alone.wav", "b/x/10.FLAC", "b/x/2.wav"] + [
+        "carl.oga"
+    ]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"note: {corpus}: 3 left out: 1 file without an ending of audio "
+        "(.txt), 2 links to what is there already"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.scp"])
+def test_missing_files_pass_unless_all_are(name, corpus, tmp_path):
+    head = "ID,wav\n" * name.endswith("csv")
+    between = "," if head else " "
+    lost = f"1{between}lost.wav\n2{between}{corpus}/b\n"
+    path = write(tmp_path, name, f"{head}{lost}3{between}{corpus}/alone.wav\n")
+    with pytest.raises(ValueError, match="2 of the 3 files are missing"):
+        read_utterances(path)
+    found = read_utterances(path, strict=False)
+    assert [each.name for each in found] == ["1", "2", "3"]
+    path = write(tmp_path, name, f"{head}{lost}")
+    with pytest.raises(ValueError, match="2 of the 2 files are missing"):
+        read_utterances(path, strict=False)
+
+
+def test_a_list_of_what_was_left_out_is_one_to_read(corpus, tmp_path):
+    names = ["$5.wav", "a,b.wav", 'a"b.wav', "two\nlines.wav"]
+    utterances = [Utterance("good", str(corpus / "alone.wav"))]
+    for name in names:
+        (corpus / name).write_bytes(b"audio")
+        utterances.append(Utterance(f"u {name}", str(corpus / name), "anna"))
+    utterances.append(Utterance("shard", f"{corpus}/alone.wav.tar:5:6"))
+    (corpus / "alone.wav.tar").write_bytes(b"tar")
+    faults = {
+        each.name: AudioError("empty", "record it", each.path)
+        for each in utterances[1:]
+    }
+    path = tmp_path / "report.csv"
+    write_left_out(path, utterances, faults)
+    assert read_utterances(path) == utterances[1:]
+    assert path.read_text().count(",empty; record it\n") == 5
+    write_left_out(path, utterances, {})
+    assert not path.exists()
+
+
+def test_paths_in_the_list_are_absolute(corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(corpus)
+    fault = AudioError("empty", "record it")
+    write_left_out(
+        tmp_path / "a.csv", [Utterance("1", "alone.wav")], {"1": fault}
+    )
+    monkeypatch.chdir(tmp_path)
+    assert read_utterances("a.csv")[0].path == f"{corpus}/alone.wav"

@@ -71,11 +71,12 @@ def main_with_one_line_errors(
             "error: another process of this run has ended; its own message "
             "says why"
         )
+    is_main = if_main_process()  # afterwards each would be
     if torch.distributed.is_initialized():
         # Its threads abort a process that ends while they wait for Python.
         gc.collect()  # what is wrapped holds the group too
         torch.distributed.destroy_process_group()
-        if not if_main_process():  # which alone has files to finish
+        if not is_main:  # which alone has files to finish
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
