@@ -432,6 +432,8 @@ def test_a_list_of_what_was_left_out_is_one_to_read(corpus, tmp_path):
         (corpus / name).write_bytes(b"audio")
         utterances.append(Utterance(f"u {name}", str(corpus / name), "anna"))
     utterances.append(Utterance("shard", f"{corpus}/alone.wav.tar:5:6"))
+    utterances.append(Utterance("samples", f"{corpus}/a/1.ogg[5:60]", "bea"))
+    utterances.append(Utterance("seconds", f"{corpus}/$5.wav[.5s:]"))
     (corpus / "alone.wav.tar").write_bytes(b"tar")
     faults = {
         each.name: AudioError("empty", "record it", each.path)
@@ -440,7 +442,9 @@ def test_a_list_of_what_was_left_out_is_one_to_read(corpus, tmp_path):
     path = tmp_path / "report.csv"
     write_left_out(path, utterances, faults)
     assert read_utterances(path) == utterances[1:]
-    assert path.read_text().count(",empty; record it\n") == 5
+    assert path.read_text().count(",empty; record it,") == 7
+    write_left_out(path, utterances[:3], faults)
+    assert path.read_text().startswith("ID,wav,spk_id,reason\n")
     write_left_out(path, utterances, {})
     assert not path.exists()
 

@@ -135,7 +135,12 @@ def read_rows(
 def _take_segment(row: dict[str, str]) -> None:
     """Makes a segment of a row's wav, if it has start and stop."""
     start, stop = row.get("start", "").strip(), row.get("stop", "").strip()
-    if start or stop:
+    if start.endswith("s"):  # of seconds, as in the list of what is left out
+        start, stop = start[:-1], stop.removesuffix("s")
+        row["wav"] = segment_source(row["wav"], start, stop, "s")
+        if stop:
+            row["duration"] = str(float(stop) - float(start))
+    elif start or stop:
         row["wav"] = segment_source(row["wav"], start, stop)
         row["duration"] = str((int(stop) - int(start)) / SAMPLE_RATE)
     elif len(split_source(row["wav"])[1]) == 1:

@@ -131,8 +131,9 @@ def write_left_out(
 ) -> None:
     """Writes a CSV list of the utterances with faults, for `read_utterances`.
 
-    It has the columns ID, wav, spk_id and reason, and appears when it is
-    complete. Without faults a list of an earlier run is removed.
+    It has the columns ID, wav, spk_id and reason, with segments also start and
+    stop, and appears when it is complete. Without faults a list of an earlier
+    run is removed.
 
     Example
     -------
@@ -144,9 +145,25 @@ def write_left_out(
     ID,wav,spk_id,reason
     a1,/corpus/a1.wav,anna,empty; record it again
     """
-    if not faults:
+    rows = []
+    for name, source, speaker in utterances:
+        if name in faults:
+            wav, place = split_source(source)
+            borders = "", ""
+            if len(place) == 1:
+                borders = place[0][1:-1].split(":")
+            else:
+                wav = source
+            # In any folder the list finds the file, whatever its name.
+            wav = os.path.join(os.getcwd(), wav).replace("$", "$$")
+            reason = f"{faults[name].reason}; {faults[name].remedy}"
+            rows.append([name, wav, speaker, reason, *borders])
+    if not rows:
         Path(path).unlink(missing_ok=True)
         return
+    columns = ["ID", "wav", "spk_id", "reason", "start", "stop"]
+    if not any(start for *_, start, _ in rows):
+        del columns[4:]
     with (
         complete_or_absent(path) as partial,
         # What is no UTF-8 could not be read again, but should be seen.
@@ -158,14 +175,8 @@ def write_left_out(
         ) as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["ID", "wav", "spk_id", "reason"])
-        for name, wav, speaker in utterances:
-            if name in faults:
-                error = faults[name]
-                # In any folder the list finds the file, whatever its name.
-                wav = os.path.join(os.getcwd(), wav).replace("$", "$$")
-                reason = f"{error.reason}; {error.remedy}"
-                writer.writerow([name, wav, speaker, reason])
+        writer.writerow(columns)
+        writer.writerows(row[: len(columns)] for row in rows)
 
 
 def limit_per_speaker(

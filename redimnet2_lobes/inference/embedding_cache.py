@@ -227,15 +227,15 @@ def _key(
     for name in names:
         source = sources[name]
         path, place = split_source(source)
-        state = [name, *place]
         try:
             status = stat(path)
-            state += [status.st_size, status.st_mtime_ns]
+            state = [name, status.st_size, status.st_mtime_ns, *place]
         except OSError as error:
             if strict and isinstance(error, FileNotFoundError):
                 raise AudioError("missing", "check the path", source) from None
             if strict:
                 raise
+            state = [name, None, *place]
         digest.update(json.dumps(state).encode())
     return digest.hexdigest()[:32]
 
