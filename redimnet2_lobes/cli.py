@@ -50,7 +50,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from redimnet2_lobes import __version__
-from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
+from redimnet2_lobes.files.atomic import (
+    check_absent,
+    check_new_file,
+    complete_or_absent,
+    is_folder,
+)
 from redimnet2_lobes.files.error_lines import one_line, one_line_errors
 from redimnet2_lobes.scoring.operating_point import (
     OperatingPoint,
@@ -174,6 +179,8 @@ def _number(
 
 
 def _output(text: str) -> Path:
+    if is_folder(text):
+        raise click.BadParameter(f"{text!r} is a folder; name a file in it")
     path = Path(text)
     if path.suffix not in (".npz", ".json"):
         raise click.BadParameter(f"{text!r} ends neither in .npz nor in .json")
@@ -600,7 +607,7 @@ def hparams(name: str | None, output: str | None) -> str:
     path = folder / f"{stem}.yaml"
     if output is None:
         return str(path)
-    check_absent(output, "--output")
+    check_new_file(output, "--output")
     with complete_or_absent(Path(output)) as partial:
         partial.write_bytes(path.read_bytes())
     return f"Hyperparameters: {output}"

@@ -903,7 +903,7 @@ def test_other_files_than_weights_are_named(verify, weights_file):
         ({"device": "toaster"}, "device: 'toaster' cannot be used"),
         ({"precision": "fp7"}, "--precision"),
         ({"verification_file": "none.txt"}, "verification_file: .*none.txt"),
-        ({"verification_file": "[a"}, r"command line, line \d .*\[a"),
+        ({"verification_file": "[a"}, r"^verification_file: '\[a' is not val"),
         ({"data_folder": "nowhere"}, "data_folder: .* nowhere"),
         ({"checkpoint": "./nowhere"}, r"checkpoint: no file .*\./nowhere"),
         ({"checkpoint": HPARAMS.parent}, "checkpoint: .* no hyperparams.yaml"),
@@ -923,9 +923,12 @@ def test_other_files_than_weights_are_named(verify, weights_file):
             {"calibration": HPARAMS, "calibration_trials": "b"},
             "calibration: give either",
         ),
-        ({"verification_file": 3}, "verification_file: expected a trial list"),
-        ({"verification_file": "null"}, "verification_file: expected .*None"),
-        ({"calibration_trials": 3}, "calibration_trials: expected a trial li"),
+        ({"verification_file": 3}, "verification_file: expected text or a li"),
+        ({"verification_file": "null"}, "verification_file: expected .*null"),
+        ({"verification_file": "[a, 3]"}, "verification_file: expected text"),
+        ({"calibration_trials": 3}, "calibration_trials: expected text or a l"),
+        ({"calibration_folder": 3}, "calibration_folder: expected text"),
+        ({"mean_list": 3}, "mean_list: expected text"),
         ({"calibration": 3}, "calibration: expected text"),
         ({"data_folder": 3}, "data_folder: expected text"),
         (
@@ -1013,14 +1016,14 @@ double: !ref <width> * 2
 @pytest.mark.parametrize(
     ("edit", "overrides", "message"),
     [
-        ("", "width: wide", r"^model \(built from width\): .*Linear"),
-        (("in_features", "in_feature"), "", r"^model \(built from width\): "),
-        (("torch.nn.Linear", "torch.nn.Lunar"), "", "^model .*torch.nn.Lunar"),
-        (("<width> *", "<with> *"), "", "with"),
-        (("rate: 0.1", "rate: [0.1"), "", r"hparams.yaml, line 1 .*\[0.1"),
-        (("rate: 0.1", "rate: !PLACEHOLDER"), "", "^rate: missing.*--rate"),
-        ("", "wdth: 3", "^wdth: not a key of hparams.yaml.* width"),
-        ("", "nonsense", "command line: expected keys"),
+        ("", {"width": "wide"}, r"^model \(built from width\): .*Linear"),
+        (("in_features", "in_feature"), {}, r"^model \(built from width\): "),
+        (("torch.nn.Linear", "torch.nn.Lunar"), {}, "^model .*torch.nn.Lunar"),
+        (("<width> *", "<with> *"), {}, "with"),
+        (("rate: 0.1", "rate: [0.1"), {}, r"hparams.yaml, line 1 .*\[0.1"),
+        (("rate: 0.1", "rate: !PLACEHOLDER"), {}, "^rate: missing.*--rate"),
+        ("", {"wdth": 3}, "^wdth: not a key of hparams.yaml.* width"),
+        ((YAML, "nonsense"), {}, "hparams.yaml: expected keys"),
     ],
 )
 def test_faults_of_a_yaml_are_named_by_key(edit, overrides, message, tmp_path):
@@ -1034,7 +1037,7 @@ def test_faults_of_a_yaml_are_named_by_key(edit, overrides, message, tmp_path):
 def test_a_right_yaml_is_loaded_as_by_hyperpyyaml(tmp_path):
     path = tmp_path / "hparams.yaml"
     path.write_text(YAML)
-    hparams = load_hparams(path, "width: 5")
+    hparams = load_hparams(path, {"width": 5})
     assert hparams["model"].weight.shape == (5, 3)
     assert hparams["double"] == 10
 

@@ -59,6 +59,34 @@ def check_absent(path: str | os.PathLike, key: str = "output") -> None:
         )
 
 
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether a name is that of a folder, there or not, and of no file.
+
+    Example
+    -------
+    >>> is_folder("no/such/folder/"), is_folder(".."), is_folder("a.npz")
+    (True, True, False)
+    """
+    name = os.path.basename(os.fspath(path))
+    return name in ("", os.curdir, os.pardir) or os.path.isdir(path)
+
+
+def check_new_file(path: str | os.PathLike, key: str = "output") -> None:
+    """Refuses, with a ValueError, what cannot be the name of a new file.
+
+    ``path`` is as the user wrote it: a Path has lost a slash at its end.
+
+    Example
+    -------
+    >>> check_new_file("embeddings/")
+    Traceback (most recent call last):
+    ValueError: output: embeddings/ is a folder; name a file in it
+    """
+    if is_folder(path):
+        raise ValueError(f"{key}: {path} is a folder; name a file in it")
+    check_absent(path, key)
+
+
 def replace_when_synced(
     partial: str | os.PathLike, path: str | os.PathLike
 ) -> None:

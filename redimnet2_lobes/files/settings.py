@@ -9,6 +9,7 @@ Authors
 import math
 import typing
 from collections.abc import Mapping
+from types import NoneType, UnionType
 
 import torch
 
@@ -20,13 +21,15 @@ TYPES = {
     float: "a number",
     bool: "True or False",
     list: "a list such as []",
+    dict: "a mapping such as {}",
 }
 
 
 def check_types(hparams: Mapping, **types: typing.Any) -> None:
     """Checks values that are used as they are, so that none fails later.
 
-    The type of each key is one of ``TYPES``, or such a type or None, as
+    The type of each key is one of ``TYPES``, such as ``str``, of which a list
+    or mapping may say what it holds, ``list[str]``, or several of them, as
     ``int | None``. float takes an int as well.
 
     Raises
@@ -41,19 +44,48 @@ def check_types(hparams: Mapping, **types: typing.Any) -> None:
     >>> check_types({"lr": "high"}, lr=float)
     Traceback (most recent call last):
     ValueError: lr: expected a number, not 'high'
+    >>> check_types({"folder": 2024}, folder=str)
+    Traceback (most recent call last):
+    ValueError: folder: expected text, not 2024; for a file or folder of that \
+name write ./ before it
     """
     for key, annotated in types.items():
         value = hparams[key]
-        expected, *or_none = typing.get_args(annotated) or (annotated,)
-        if value is None and or_none:
+        kinds = [annotated]
+        if typing.get_origin(annotated) is UnionType:
+            kinds = [*typing.get_args(annotated)]
+        if any(_fits(value, kind) for kind in kinds):
             continue
-        fits = type(value) is expected
-        if expected is float:
-            fits = type(value) in (int, float)
-        if not fits or value == "":
-            raise ValueError(
-                f"{key}: expected {TYPES[expected]}, not {value!r}"
-            )
+        expected = [
+            TYPES[typing.get_origin(kind) or kind]
+            for kind in kinds
+            if kind is not NoneType
+        ]
+        remedy = ""
+        if str in kinds and not isinstance(value, str):
+            remedy = "; for a file or folder of that name write ./ before it"
+        shown = "null" if value is None else repr(value)
+        raise ValueError(
+            f"{key}: expected {' or '.join(expected)}, not {shown}{remedy}"
+        )
+
+
+def _fits(value: object, kind: typing.Any) -> bool:
+    """Whether a value, with all that it holds, is of a type."""
+    if kind is float:
+        return type(value) in (int, float)
+    if type(value) is not (typing.get_origin(kind) or kind):
+        return False
+    content = typing.get_args(kind)
+    if isinstance(value, list) and content:
+        return all(_fits(each, *content) for each in value)
+    if isinstance(value, dict) and content:
+        return all(
+            _fits(each, each_kind)
+            for pair in value.items()
+            for each, each_kind in zip(pair, content, strict=True)
+        )
+    return value != ""
 
 
 def check_at_least(hparams: Mapping, **lowest: float) -> None:

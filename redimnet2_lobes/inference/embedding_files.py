@@ -5,6 +5,7 @@ Authors
 """
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from redimnet2_lobes.data.utterances import Utterance
-from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
+from redimnet2_lobes.files.atomic import (
+    check_absent,
+    complete_or_absent,
+    is_folder,
+)
 from redimnet2_lobes.files.settings import check_choices
 from redimnet2_lobes.inference.embedding_cache import Embeddings
 
@@ -24,7 +29,8 @@ def output_files(output: str, form: str) -> list[Path]:
     """The files to write, that which is written last being the last.
 
     ``output`` may have an ending of the format, a key of ``FORMATS``. It is a
-    ValueError if the last file exists, or the format's package is missing.
+    ValueError if it names a folder, the last file exists, or the format's
+    package is missing.
 
     Example
     -------
@@ -39,9 +45,11 @@ def output_files(output: str, form: str) -> list[Path]:
         raise ValueError(
             f"format: {form} needs the package {package}; pip install {package}"
         ) from None
-    for ending in endings:
-        output = output.removesuffix(ending)
-    outputs = [Path(f"{output}{ending}") for ending in endings]
+    given = next(filter(output.endswith, endings), "")
+    name = output.removesuffix(given)
+    if is_folder(output) or not os.path.basename(name).strip("."):
+        raise ValueError(f"output: {output} is a folder; name a file in it")
+    outputs = [Path(f"{name}{ending}") for ending in endings]
     check_absent(outputs[-1])
     return outputs
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
+from redimnet2_lobes.files.atomic import check_new_file, complete_or_absent
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
@@ -111,10 +111,10 @@ def check_export(path: str | os.PathLike) -> None:
     -------
     >>> check_export(getfixture("tmp_path"))
     Traceback (most recent call last):
-    ValueError: output: ... exists already; choose another, or delete it
+    ValueError: output: ... is a folder; name a file in it
     """
+    check_new_file(path)
     path = Path(path)
-    check_absent(path)
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder; create it first")
     for package in ("onnx", "onnxruntime"):

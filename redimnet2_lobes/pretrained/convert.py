@@ -18,7 +18,11 @@ from pathlib import Path
 
 import torch
 
-from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
+from redimnet2_lobes.files.atomic import (
+    check_absent,
+    check_new_file,
+    complete_or_absent,
+)
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.pretrained.loading import load_model, network_of
@@ -104,8 +108,8 @@ def convert_back(source: str | Path, output: str | Path) -> None:
     >>> sorted(torch.load(folder / "a.pt", weights_only=True))
     ['model_config', 'state_dict']
     """
+    check_new_file(output, "--output")
     output = Path(output)
-    check_absent(output, "--output")
     network = network_of(load_model(source), source)
     # In memory first: of a full disk torch makes an error of its own.
     content = io.BytesIO()

@@ -8,6 +8,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import ast
 import contextlib
 import gc
 import io
@@ -15,10 +16,15 @@ import logging
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Container
 
 import speechbrain as sb
 import torch
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
@@ -34,6 +40,12 @@ RUN_OPTIONS: tuple[str, ...] = (
     "jit_module_keys",
     "compile_module_keys",
 )
+
+# Of a value these are for YAML to read; lists and mappings are, too.
+NOT_TEXT = [
+    f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null")
+]
+REFERENCE = re.compile("<[^>]*>")  # as in HyperPyYAML
 
 # What torch.distributed says where another process is gone.
 LOST_CONNECTION = re.compile("(closed|reset) by peer|Broken pipe")
@@ -84,34 +96,49 @@ def main_with_one_line_errors(
         sys.exit(line)
 
 
-def parse_command_line(arguments: list[str]) -> tuple[str, RunOptions, str]:
-    """``speechbrain.parse_arguments``, but errors are ValueErrors.
+def parse_command_line(
+    arguments: list[str],
+) -> tuple[str, RunOptions, dict[str, object]]:
+    """``speechbrain.parse_arguments``, but values arrive as they were written.
 
     From the command line without the script's name the YAML file, SpeechBrain's
-    run options, such as ``device``, and what is left, ``--key=value``, as YAML.
-    Run options must be written out.
+    run options, such as ``device``, and by its key each value that is left,
+    given as ``--key=value`` or ``--key value``. A number, True, False, null, a
+    list ``[...]`` and a mapping ``{...}`` are read as YAML; any other value is
+    a text, letter by letter. Run options must be written out.
+
+    Raises
+    ------
+    ValueError
+        If an option is not known or its value not valid, a key is given twice
+        or without a value, or HyperPyYAML would change a value.
 
     Example
     -------
     >>> param_file, run_opts, overrides = parse_command_line(
-    ...     ["b0.yaml", "--device=cpu", "--seed=3"]
+    ...     ["b0.yaml", "--device=cpu", "--seed=3", "--output=a=1 #2"]
     ... )
     >>> param_file, run_opts.device, overrides
-    ('b0.yaml', 'cpu', 'seed: 3')
+    ('b0.yaml', 'cpu', {'seed': 3, 'output': 'a=1 #2'})
     """
-    for argument in arguments:
-        # SpeechBrain reads the value of an abbreviation, and does not use it.
-        name = argument.removeprefix("--").split("=", maxsplit=1)[0]
-        if argument.startswith("--") and name and name not in RUN_OPTIONS:
-            for option in RUN_OPTIONS:
-                if option.startswith(name):
-                    raise ValueError(
-                        f"{name}: no option; write out --{option} if it is that"
-                    )
+    overrides: dict[str, object] = {}
+    words, others = list(arguments), []
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or key in ("help", *RUN_OPTIONS):
+            others.append(word)
+            continue
+        _check_key(key)
+        if not equals and words and not words[0].startswith("--"):
+            value = words.pop(0)
+        if key in overrides:
+            raise ValueError(f"{key}: given twice; leave out one of them")
+        overrides[key] = _read_value(key, value)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            parsed = sb.parse_arguments(arguments)
+            param_file, run_opts, left = sb.parse_arguments(others)
     except SystemExit as end:
         if end.code == 0:  # --help
             raise
@@ -120,8 +147,74 @@ def parse_command_line(arguments: list[str]) -> tuple[str, RunOptions, str]:
         raise ValueError(
             message.replace("param_file", "a YAML file of hyperparameters")
         ) from None
-    check_device("device", parsed[1].device)
-    return parsed
+    if left:
+        raise ValueError(
+            f"{left}: no option is before it; write --key=value, in quotes if "
+            "the value has spaces"
+        )
+    check_device("device", run_opts.device)
+    return param_file, run_opts, overrides
+
+
+def _check_key(key: str) -> None:
+    """Refuses what SpeechBrain would take for a run option, and not use."""
+    for option in RUN_OPTIONS:
+        if option.startswith(key):
+            raise ValueError(
+                f"{key or '--'}: no option; write out --{option} if it is that"
+            )
+
+
+def _read_value(key: str, text: str) -> object:
+    """A value as `parse_command_line` says."""
+    if not text:
+        raise ValueError(
+            f"{key}: no value; write --{key}=VALUE, or null for none"
+        )
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise ValueError(
+            f"{key}: {text!a} has a control character or is not UTF-8; leave "
+            "out such characters"
+        )
+    tag = VersionedResolver().resolve(ScalarNode, text, (True, False))
+    if text[0] in "[{" or str(tag) in NOT_TEXT:
+        try:
+            return YAML().load(text)
+        except (YAMLError, ValueError) as error:
+            problem = getattr(error, "problem", None) or error
+            raise ValueError(
+                f"{key}: {text!r} is not valid YAML ({problem}); for a file or "
+                "folder of that name write ./ before it"
+            ) from error
+    if REFERENCE.search(text):
+        raise ValueError(
+            f"{key}: what is between < and > in {text!r} would be taken for "
+            "another key; leave out one of these signs"
+        )
+    if _is_changed(text):
+        raise ValueError(
+            f"{key}: HyperPyYAML would make something else of {text!r}; for a "
+            "file or folder of that name write ./ before it"
+        )
+    return text
+
+
+def _is_changed(text: str) -> bool:
+    """Whether HyperPyYAML may make something else of a text.
+
+    It makes tuples, writes a list without the quotes that ``?`` and ``:`` need,
+    and computes a reference as Python where it holds no names, of which a
+    comment hides those that the YAML has behind it.
+    """
+    if text[0] in "?:" or (text[0] == "(" and text[-1] == ")"):
+        return True
+    if "#" not in text:
+        return False
+    try:
+        nodes = ast.walk(ast.parse(f"{text}/name", mode="eval"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return not any(isinstance(node, ast.Name) for node in nodes)
 
 
 def refuse_run_options(given: Container[str], remedies: dict[str, str]) -> None:

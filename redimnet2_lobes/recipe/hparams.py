@@ -11,10 +11,11 @@ import io
 import os
 import re
 import typing
+from collections.abc import Mapping
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from redimnet2_lobes.files.error_lines import one_line
 
@@ -55,24 +56,26 @@ PLACEHOLDERS = {
 }
 
 
-def load_hparams(param_file: str | os.PathLike, overrides: str | dict) -> dict:
+def load_hparams(
+    param_file: str | os.PathLike, overrides: Mapping[str, object]
+) -> dict:
     r"""``load_hyperpyyaml`` on a file, but errors name the key.
 
     Overrides are as from :func:`parse_command_line`. It is a ValueError if the
-    file or the overrides are not YAML, an override is not a key of the file, a
-    placeholder is left, or an object cannot be built.
+    file is not YAML, an override is not a key of it, a placeholder is left, or
+    an object cannot be built.
 
     Example
     -------
     >>> path = getfixture("tmp_path") / "hparams.yaml"
     >>> _ = path.write_text("start: abc\nsum: !apply:sum [[1], !ref <start>]")
-    >>> load_hparams(path, "start: 2")["sum"]
+    >>> load_hparams(path, {"start": 2})["sum"]
     3
-    >>> load_hparams(path, "strat: 2")
+    >>> load_hparams(path, {"strat": 2})
     Traceback (most recent call last):
     ValueError: strat: not a key of hparams.yaml; did you mean start?
     """
-    document, overrides = _read_documents(param_file, overrides)
+    document = _read_document(param_file, overrides)
     for key in _placeholders(document):
         if key not in overrides:
             what = PLACEHOLDERS.get(key, "it has no default")
@@ -94,7 +97,9 @@ def load_hparams(param_file: str | os.PathLike, overrides: str | dict) -> dict:
 
 
 def build_hparam(
-    param_file: str | os.PathLike, key: str, overrides: str | dict | None = None
+    param_file: str | os.PathLike,
+    key: str,
+    overrides: Mapping[str, object] | None = None,
 ) -> typing.Any:
     r"""Builds the value of one key of a YAML file, and nothing else of it.
 
@@ -108,7 +113,8 @@ def build_hparam(
     >>> build_hparam(path, "b", {"c": 5})
     10
     """
-    document, overrides = _read_documents(param_file, overrides)
+    overrides = overrides or {}
+    document = _read_document(param_file, overrides)
     if key not in document:
         raise ValueError(f"{key}: not a key of {os.path.basename(param_file)}")
     overrides = {**dict.fromkeys(_placeholders(document)), **overrides}
@@ -127,37 +133,40 @@ def build_hparam(
         raise ValueError(f"{key}{origin}: {one_line(error)}") from error
 
 
-def _read_documents(
-    param_file: str | os.PathLike, overrides: str | dict | None
-) -> tuple[dict, dict]:
-    """Both as mappings, checked against each other."""
+def _read_document(
+    param_file: str | os.PathLike, overrides: Mapping[str, object]
+) -> dict:
+    """The file as a mapping, in which all overrides are keys."""
     name = os.path.basename(param_file)
-    with open(param_file, encoding="utf-8") as file:
-        document = _read_mapping(file.read(), name)
-    if isinstance(overrides, str):
-        overrides = _read_mapping(overrides, "command line")
-    overrides = overrides or {}
-    for key in overrides:
-        if key not in document:
-            similar = difflib.get_close_matches(str(key), document, n=1)
-            hint = f"; did you mean {similar[0]}?" if similar else ""
-            raise ValueError(f"{key}: not a key of {name}{hint}")
-    return document, overrides
-
-
-def _read_mapping(text: str, name: str) -> dict:
+    text = ""
     try:
-        mapping = ruamel.yaml.YAML().load(text) or {}
+        with open(param_file, encoding="utf-8") as file:
+            text = file.read()
+        document = ruamel.yaml.YAML().load(text) or {}
     except MarkedYAMLError as error:
         line = (error.context_mark or error.problem_mark).line
-        content = text.splitlines()[line].strip()
+        content = text.splitlines()[line].strip()[:80]
         raise ValueError(
             f"{name}, line {line + 1} ({content!r}): not valid YAML, "
             f"{error.problem}"
         ) from error
-    if not isinstance(mapping, dict):
-        raise ValueError(f"{name}: expected keys with values, found {text!r}")
-    return mapping
+    except (YAMLError, ValueError) as error:
+        raise ValueError(f"{name}: not YAML, {one_line(error)}") from error
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"{name}: expected keys with values, found {text[:80]!r}"
+        )
+    for key, value in overrides.items():
+        if key not in document:
+            similar = difflib.get_close_matches(key, map(str, document), n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            raise ValueError(f"{key}: not a key of {name}{hint}")
+        if isinstance(value, dict) and not isinstance(document[key], dict):
+            raise ValueError(
+                f"{key}: a mapping, but in {name} it is none; give a value as "
+                "there"
+            )
+    return document
 
 
 def _placeholders(document: dict) -> list[str]:

@@ -39,6 +39,29 @@ LOWEST = {
     "validation_seconds": 0.1,
     "validation_seconds_per_batch": 0.1,
 }
+TYPES = {
+    "training_lists": dict[str, str],
+    "corpora": list[str] | None,
+    "validation_folder": str,
+    "validation_trials": str,
+    "test_trials": str | list[str],
+    "musan_folder": str,
+    "rirs_folder": str,
+    "pretrained_folder": str | None,
+    "allow_incomplete": bool,
+    "check_audio": bool,
+    "preparation_workers": int | None,
+    "seed": int,
+    "output_folder": str,
+    "save_folder": str,
+    "model_folder": str,
+    "train_log": str,
+    "training_curves": str,
+    "tensorboard": bool,
+    "wandb_project": str | None,
+    "title": str,
+    **{key: type(lowest) for key, lowest in LOWEST.items()},
+}
 
 
 def check_options(run_opts: RunOptions) -> None:
@@ -51,12 +74,7 @@ def check_hparams(hparams: Mapping) -> None:
     refuse_run_options(hparams, UNUSED_HPARAMS)
     if not hparams.get("training_lists"):
         check_types(hparams, data_folder=str)
-    check_types(
-        hparams,
-        validation_folder=str,
-        validation_trials=str,
-        output_folder=str,
-        **{key: type(lowest) for key, lowest in LOWEST.items()},
-    )
+    present = {key: kind for key, kind in TYPES.items() if key in hparams}
+    check_types(hparams, **present)
     check_at_least(hparams, **LOWEST)
     check_variant(hparams["variant"], hparams["embedding_model"])

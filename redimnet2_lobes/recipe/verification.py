@@ -47,6 +47,7 @@ def check_hparams(hparams: dict) -> None:
     check_types(
         hparams,
         data_folder=str,
+        verification_file=str | list[str],
         output_folder=str,
         embeddings_folder=str,
         keep_results_with_model=bool,
@@ -58,8 +59,14 @@ def check_hparams(hparams: dict) -> None:
         cohort_top=int,
         score_norms=list | None,
         quality_measures=list,
+        calibration_trials=str | list[str] | None,
+        calibration_folder=str,
         calibration=str | None,
     )
+    if "mean_list" in hparams:
+        check_types(hparams, mean_list=str | None)
+    if "plda_file" in hparams:
+        _check_plda(hparams)
     check_at_least(hparams, utterances_per_speaker=1)
     check_choices(
         hparams,
@@ -96,8 +103,6 @@ def check_hparams(hparams: dict) -> None:
         raise ValueError(
             f"data_folder: there is no folder wav in {hparams['data_folder']}"
         )
-    if "plda_file" in hparams:
-        _check_plda(hparams)
     if hparams["keep_results_with_model"]:
         if not os.path.isdir(hparams["checkpoint"]):
             raise ValueError(
@@ -115,6 +120,8 @@ def check_hparams(hparams: dict) -> None:
 def _check_plda(hparams: dict) -> None:
     check_types(
         hparams,
+        train_list=str | None,
+        plda_file=str | None,
         plda_iterations=int,
         lda_dimension=int | None,
         plda_rank=int | None,
@@ -157,8 +164,6 @@ def read_trials(
             calibration_trials, calibration_folder, *places, keys
         )
     calibrations = load_calibrations(calibration) if calibration else {}
-    # Before anything is computed that could then not be written.
-    os.makedirs(output_folder, exist_ok=True)
     return Trials(tested, calibrating, calibrations)
 
 

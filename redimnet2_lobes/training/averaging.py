@@ -10,7 +10,6 @@ import torch
 from speechbrain.utils.checkpoints import (
     PARAMFILE_EXT,
     Checkpoint,
-    Checkpointer,
     average_checkpoints,
 )
 from torch import nn
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.pretrained.loading import check_tensors, read_tensors
+from redimnet2_lobes.training.checkpointer import CompleteCheckpointer
 
 
 def last_epochs(folder: Path, count: int) -> list[Checkpoint]:
@@ -28,7 +28,7 @@ def last_epochs(folder: Path, count: int) -> list[Checkpoint]:
 
     Example
     -------
-    >>> checkpointer = Checkpointer(getfixture("tmp_path"))
+    >>> checkpointer = CompleteCheckpointer(getfixture("tmp_path"))
     >>> for epoch in (1, 3, 4):
     ...     saved = checkpointer.save_checkpoint(meta={"epoch": epoch})
     >>> saved = checkpointer.save_checkpoint(end_of_epoch=False)
@@ -37,7 +37,7 @@ def last_epochs(folder: Path, count: int) -> list[Checkpoint]:
     [4, 3]
     """
     try:
-        found = Checkpointer(folder).find_checkpoints(
+        found = CompleteCheckpointer(folder).find_checkpoints(
             max_key="epoch", max_num_checkpoints=count
         )
     except OSError:

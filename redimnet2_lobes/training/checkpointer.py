@@ -39,7 +39,7 @@ class CompleteCheckpointer(Checkpointer):
 
     Takes what ``speechbrain.utils.checkpoints.Checkpointer`` takes.
     ``before_saving`` is called in all processes before a checkpoint is written;
-    where it raises, none is.
+    where it raises, none is. The folder is made when something is written.
 
     Example
     -------
@@ -52,8 +52,10 @@ class CompleteCheckpointer(Checkpointer):
     ['CKPT.yaml', 'checks.json', 'layer.ckpt']
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, checkpoints_dir: str | os.PathLike, *args, **kwargs):
+        # SpeechBrain makes the folder at once, before settings are checked.
+        super().__init__(os.curdir, *args, **kwargs)
+        self.checkpoints_dir = Path(checkpoints_dir)
         self.settings: Mapping[str, object] = {}
         self.before_saving: Callable[[], None] = lambda: None
 
@@ -115,6 +117,7 @@ another, or delete it
         """
         path = self.checkpoints_dir / "label_encoder.txt"
         if not self.list_checkpoints():
+            path.parent.mkdir(parents=True, exist_ok=True)
             with complete_or_absent(path) as partial:
                 speakers.save(partial)
         try:
@@ -130,6 +133,11 @@ another, or delete it
                 f"output_folder: {path.parent.parent} holds a run on other "
                 "speakers; choose another, or delete it"
             )
+
+    def list_checkpoints(self) -> list[Checkpoint]:
+        """Lists the checkpoints, as ``Checkpointer`` does."""
+        exists = self.checkpoints_dir.is_dir()
+        return super().list_checkpoints() if exists else []
 
     def set_damaged_aside(self) -> None:
         """Renames damaged checkpoints, with a warning that names the file.
@@ -198,7 +206,7 @@ another, or delete it
         partial = folder / ".partial"
         if if_main_process():
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
+            partial.mkdir(parents=True)
         self.checkpoints_dir = partial
         try:
             saved = super().save_checkpoint(

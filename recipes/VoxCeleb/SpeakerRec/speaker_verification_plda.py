@@ -16,6 +16,7 @@ Authors
 """
 
 import functools
+import os
 
 from redimnet2_lobes.data.utterances import paths_of
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
@@ -59,6 +60,8 @@ def main(arguments: list[str]) -> None:
     encoder = load_folded_encoder(
         hparams["checkpoint"], hparams["variant"], run_opts
     )
+    # Before anything is computed that could then not be written.
+    os.makedirs(hparams["output_folder"], exist_ok=True)
     verification.warn_of_known_speakers(trials, cohort, encoder.speakers)
     embed = functools.partial(
         extract_embeddings,
