@@ -40,6 +40,11 @@ def with_value(value):
     return samples
 
 
+def opposed(samples, share=1):
+    """Stereo whose right channel is the left one upside down."""
+    return np.stack([samples, -share * samples], axis=1)
+
+
 def write_cut_flac(path):
     soundfile.write(path, noise(), 16000)
     whole = path.read_bytes()
@@ -70,10 +75,33 @@ BAD_FILES = {
             "offset.wav",
             lambda path: soundfile.write(path, np.full(9999, 0.25), 44100),
         ),
+    ],
+    "channels cancel each other": [
+        *(
+            (
+                f"opposite{extension}",
+                lambda path: soundfile.write(path, opposed(noise()), 44100),
+            )
+            for extension in (".wav", ".flac", ".mp3")
+        ),
         (
-            "opposite-phase.wav",
+            "opposite.opus",
             lambda path: soundfile.write(
-                path, np.stack([noise(), -noise()], 1), 16000, subtype="FLOAT"
+                path, opposed(noise()), 16000, format="OGG", subtype="OPUS"
+            ),
+        ),
+        (
+            "nearly.wav",
+            lambda path: soundfile.write(path, opposed(noise(), 0.985), 16000),
+        ),
+        (
+            "offset.wav",
+            lambda path: soundfile.write(path, opposed(noise()) + 0.2, 16000),
+        ),
+        (
+            "four.wav",
+            lambda path: soundfile.write(
+                path, np.hstack([opposed(noise()), opposed(tone(16000))]), 16000
             ),
         ),
     ],
@@ -114,6 +142,24 @@ def test_bad_file_gives_one_line_with_its_name(tmp_path, reason, name, make):
     assert "\n" not in message
     # Workers send errors to their parent.
     assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+@pytest.mark.parametrize(
+    "channels",
+    [
+        opposed(noise(), 0.9),
+        opposed(noise(), 0),
+        opposed(noise(), -1),
+        np.stack([noise(), np.random.default_rng(1).normal(0, 0.1, 16000)], 1),
+        np.stack([noise(), np.roll(noise(), 7)], 1),
+        1e-4 * np.stack([noise(), np.roll(noise(), 7)], 1),
+    ],
+)
+def test_stereo_that_leaves_something_is_mixed(tmp_path, channels):
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, channels, 16000, subtype="FLOAT")
+    expected = torch.from_numpy(channels.mean(1)).float()
+    assert torch.allclose(load_waveform(path), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3", "aiff"])

@@ -808,6 +808,16 @@ def test_pieces_count_by_their_seconds_and_silence_not_at_all(tmp_path):
         encode_files(Ears(), [path], 2.5)
 
 
+@pytest.mark.parametrize("extension", ["wav", "mp3"])
+def test_channels_of_a_long_file_that_cancel_each_other(tmp_path, extension):
+    path = str(tmp_path / f"a.{extension}")
+    left = np.random.default_rng(4).normal(0, 0.2, 6 * 16000)
+    soundfile.write(path, np.stack([left, -left], axis=1), 16000)
+    expected = f"a.{extension}: channels cancel each other; .* export one"
+    with pytest.raises(ValueError, match=expected):
+        encode_files(Ears(), [path], 2.5)
+
+
 def test_long_and_short_files_through_the_command(
     run, model, encoder, tmp_path, capsys
 ):

@@ -93,7 +93,7 @@ def train(corpus, output, hparams=HPARAMS, options=(), **overrides):
             str(hparams),
             *("--device=cpu", "--noprogressbar", *options),
             *(
-                f"--{key}={json.dumps(value)}"
+                f"--{key}={value if type(value) is str else json.dumps(value)}"
                 for key, value in overrides.items()
             ),
         ]

@@ -62,6 +62,9 @@ REPEATED = "link", "to what is there already"
 BROKEN = "link", "to nowhere"
 SPECIAL = "pipe", "or the like"
 
+# Of the channels' loudness; two microphones in a room leave half and more.
+LEAST_MIXED = 0.01
+
 EMPTY = ("empty", "it holds no samples, so export or record it again")
 
 
@@ -309,6 +312,30 @@ def check_name(path: str) -> None:
         ) from None
 
 
+def check_mix(channels: torch.Tensor, mixed: torch.Tensor) -> None:
+    """Refuses, by an AudioError, channels that leave nothing when mixed.
+
+    One may be the other upside down, by a wrong cable or as a trick of stereo;
+    what a lossy format leaves of their mix is noise. The channels are
+    [time, channels], their mix is [time].
+
+    Example
+    -------
+    >>> noise = torch.randn(16000)
+    >>> check_mix(torch.stack([noise, -noise], dim=1), torch.zeros(16000))
+    Traceback (most recent call last):
+    ...
+    redimnet2_lobes.data.audio.AudioError: audio: channels cancel each other; \
+one is the other upside down, so export one of them alone
+    """
+    deviation = channels.var(dim=0, correction=0).mean().sqrt()
+    if mixed.std(correction=0) < LEAST_MIXED * deviation:
+        raise AudioError(
+            "channels cancel each other",
+            "one is the other upside down, so export one of them alone",
+        )
+
+
 class CheckedAudioNormalizer(AudioNormalizer):
     """SpeechBrain's `AudioNormalizer`, but bad audio raises an `AudioError`.
 
@@ -339,8 +366,9 @@ equal, so record it again or leave it out
         ------
         AudioError
             If the audio is empty, shorter than one window of the front-end
-            (25 ms) or silent (all samples equal), holds NaN, infinite or
-            absurdly large samples, or its sampling rate is absurd.
+            (25 ms) or silent (all samples equal), its channels cancel each
+            other, it holds NaN, infinite or absurdly large samples, or its
+            sampling rate is absurd.
         """
         if audio.numel() == 0:
             raise AudioError(*EMPTY)
@@ -350,7 +378,9 @@ equal, so record it again or leave it out
                 f"it is {sample_rate} Hz, but must lie within {LOWEST_RATE} "
                 f"and {HIGHEST_RATE} Hz, so correct it or export it again",
             )
-        audio = self._mix(audio)
+        channels, audio = audio, self._mix(audio)
+        if channels.ndim == 2 and channels.shape[1] > 1:
+            check_mix(channels, audio)
         lowest, highest = (value.item() for value in torch.aminmax(audio))
         # Both are NaN if any sample is, and then no comparison holds.
         if not -LARGEST_SAMPLE <= lowest <= highest <= LARGEST_SAMPLE:

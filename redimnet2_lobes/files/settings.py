@@ -80,10 +80,10 @@ def _fits(value: object, kind: typing.Any) -> bool:
     if isinstance(value, list) and content:
         return all(_fits(each, *content) for each in value)
     if isinstance(value, dict) and content:
+        of_keys, of_values = content
         return all(
-            _fits(each, each_kind)
-            for pair in value.items()
-            for each, each_kind in zip(pair, content, strict=True)
+            type(key) is of_keys and _fits(each, of_values)
+            for key, each in value.items()
         )
     return value != ""
 

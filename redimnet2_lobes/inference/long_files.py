@@ -22,6 +22,7 @@ from redimnet2_lobes.data.audio import (
     LOWEST_RATE,
     AudioError,
     CheckedAudioNormalizer,
+    check_mix,
     load_waveform,
     open_descriptor,
     unreadable,
@@ -119,7 +120,8 @@ def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
     resampled, it gets what surrounds it. The file is read once, in order, since
     seeking is not exact in every format. Silent pieces (all samples equal) are
     left out. It is an AudioError if the file cannot be decoded, is cut short or
-    silent all over, or `CheckedAudioNormalizer` refuses a piece of it.
+    silent all over, its channels cancel each other in a piece, or
+    `CheckedAudioNormalizer` refuses a piece of it.
 
     Example
     -------
@@ -177,7 +179,11 @@ def _normalized_pieces(
         read_to = min(end + margin, file.frames)
         missing = read_to - held_from - len(held)
         read = file.read(missing, dtype="float32", always_2d=True)
-        held = torch.cat([held, torch.from_numpy(read).mean(1)])
+        channels = torch.from_numpy(read)
+        mixed = channels.mean(1)
+        if len(mixed):
+            check_mix(channels, mixed)
+        held = torch.cat([held, mixed])
         if held_from + len(held) < LEAST_SHARE * read_to:
             raise AudioError(*CUT_SHORT)
         core = held[start - held_from : end - held_from]
