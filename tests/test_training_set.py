@@ -1,9 +1,13 @@
 """Training utterances: lists, and crops of files that may be bad."""
 
+import csv
+
 import numpy as np
 import pytest
 import soundfile
+import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
+from test_verification import small_network
 
 from redimnet2_lobes.data.audio import AudioError
 from redimnet2_lobes.data.crops import EpochRandom, RandomCrop
@@ -12,6 +16,7 @@ from redimnet2_lobes.data.training_set import (
     UtteranceList,
     read_training_lists,
 )
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
 
 
 def write_list(path, rows):
@@ -117,6 +122,48 @@ def test_faulty_segments_are_named(header, row, message, tmp_path):
     path.write_text(f"ID,duration,wav,spk_id,{header}\na,1,a.wav,a,{row}\n")
     with pytest.raises(ValueError, match=f"^{path}: .*{message}"):
         UtteranceList().add(path, {})
+
+
+# What SpeechBrain's label encoder writes around names, and reads as more.
+ODD_SPEAKERS = [
+    *("=>", "a=>b", "a =>", "=> b", "a ==> b", "================", "unk_label"),
+    *("'", '"', "'\"", "\\", "\\n", "a\u2028b", "a\x85b", "日本", "😀"),
+    *("None", "0"),
+]
+
+
+def speaker_lists(folder, name):
+    """A list with an odd speaker and one without, and no trials."""
+    (folder / "trials.txt").write_text("1 t/x/1.wav t/x/2.wav\n")
+    paths = {}
+    for prefix, speaker in (("A_", "anna"), ("B_", name)):
+        paths[prefix] = folder / f"{prefix}.csv"
+        with open(paths[prefix], "w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["ID", "duration", "wav", "spk_id"])
+            rows.writerow(["x/1", "2", "x.wav", speaker])
+    return paths, folder / "trials.txt"
+
+
+@pytest.mark.parametrize("name", ODD_SPEAKERS)
+def test_names_of_speakers_are_kept(name, tmp_path):
+    lists, trials = speaker_lists(tmp_path, name)
+    _, speakers = read_training_lists(lists, {}, 1.0, trials, [])
+    speakers.save(tmp_path / "speakers.txt")
+    kept = CategoricalEncoder.from_saved(tmp_path / "speakers.txt")
+    assert kept.lab2ind == {"A_anna": 0, f"B_{name}": 1}
+
+
+@pytest.mark.parametrize("name", ["a => b", " => ", "a => 1", "x => y => z"])
+def test_names_that_speechbrain_cannot_keep_are_refused(name, tmp_path):
+    lists, trials = speaker_lists(tmp_path, name)
+    expected = f"^{lists['B_']}: speaker 'B_{name}' has ' => ' .* rename"
+    with pytest.raises(ValueError, match=expected):
+        read_training_lists(lists, {}, 1.0, trials, [])
+    network, weights = small_network(), torch.ones(1, 16)
+    with pytest.raises(ValueError, match=f"speaker '{name}' has ' => '"):
+        write_model_folder(tmp_path / "m", network, "M", None, weights, [name])
+    assert not (tmp_path / "m").exists()
 
 
 def crops_of(tmp_path, good, bad, on_bad_audio):

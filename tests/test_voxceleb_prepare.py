@@ -465,6 +465,19 @@ def test_nothing_left_is_an_error_and_the_report_tells_why(save, tmp_path):
     assert not (save / "train.csv").exists()
 
 
+def test_a_speaker_whose_name_speechbrain_cannot_keep(corpus, save, tmp_path):
+    write(corpus, "a => b/session/1.wav")
+    with pytest.raises(ValueError, match="wav: speaker 'a => b' has .* rename"):
+        prepare_voxceleb(corpus, save, workers=1)
+    assert not save.exists()
+    # Test speakers never become classes.
+    trials = tmp_path / "trials.csv"
+    name = "a => b/session/1.wav"
+    trials.write_text(f"label,enrol,test\n1,{name},{name}\n")
+    prepare_voxceleb(corpus, save, test_trials=trials, workers=1)
+    assert trained(save)
+
+
 def test_corpus_without_audio_or_without_wav(save, tmp_path):
     with pytest.raises(ValueError, match="make demo") as caught:
         prepare_voxceleb(tmp_path / "nowhere", save)

@@ -37,6 +37,7 @@ from redimnet2_lobes.data.audio import (
     AudioError,
     audio_rank,
     leads_back,
+    check_speaker,
     load_waveform,
     unreadable,
     utterance_name,
@@ -158,6 +159,8 @@ id00012
     test_speakers, validation_utterances = _read_held_out(
         test_trials, validation_trials, data_folder, speakers
     )
+    for speaker in set(speakers) - test_speakers:
+        check_speaker(speaker, wav_folder)
     os.makedirs(save_folder, exist_ok=True)
     earlier = _earlier_verdicts(save_folder)
     tasks = [

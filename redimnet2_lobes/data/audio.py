@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from speechbrain.augment.time_domain import Resample
 from speechbrain.dataio import audio_io
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.dataio.preprocess import AudioNormalizer
 
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
@@ -310,6 +311,27 @@ def check_name(path: str) -> None:
         raise AudioError(
             "not a name in UTF-8", "rename it", f"{path!a}"
         ) from None
+
+
+def check_speaker(name: str, where: str | os.PathLike) -> None:
+    """Refuses, with a ValueError, a name that SpeechBrain cannot keep.
+
+    Its label encoder splits lines where a name would be split too. ``where`` is
+    what has the name, for the message.
+
+    Example
+    -------
+    >>> check_speaker("a => b", "train.csv")
+    Traceback (most recent call last):
+    ValueError: train.csv: speaker 'a => b' has ' => ' in the name, which \
+SpeechBrain's label encoder cannot keep; rename the speaker
+    """
+    separator = CategoricalEncoder.VALUE_SEPARATOR
+    if separator in name:
+        raise ValueError(
+            f"{where}: speaker {name!r} has {separator!r} in the name, which "
+            "SpeechBrain's label encoder cannot keep; rename the speaker"
+        )
 
 
 def check_mix(channels: torch.Tensor, mixed: torch.Tensor) -> None:

@@ -15,7 +15,11 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import Dataset
 
-from redimnet2_lobes.data.audio import AudioError, utterance_name
+from redimnet2_lobes.data.audio import (
+    AudioError,
+    check_speaker,
+    utterance_name,
+)
 from redimnet2_lobes.data.crops import EpochRandom, RandomCrop
 from redimnet2_lobes.data.lists import read_rows
 from redimnet2_lobes.data.sources import split_source
@@ -83,7 +87,8 @@ class UtteranceList:
         Raises
         ------
         ValueError
-            If the file cannot be read or has other columns.
+            If the file cannot be read, has other columns or a speaker whose
+            name cannot be kept.
         """
         names, sources, speakers, shards = [], [], [], []
         try:
@@ -115,6 +120,8 @@ class UtteranceList:
                 f"{path}: not a list of utterances with the columns ID, "
                 f"duration, wav and spk_id ({error})"
             ) from None
+        for speaker in set(speakers):
+            check_speaker(os.fsdecode(speaker), path)
         self.names = np.append(self.names, np.array(names, "S"))
         self.sources = np.append(self.sources, np.array(sources, "S"))
         self.speakers = np.append(self.speakers, np.array(speakers, "S"))

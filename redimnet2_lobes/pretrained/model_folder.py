@@ -24,6 +24,7 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from torch import nn
 
+from redimnet2_lobes.data.audio import check_speaker
 from redimnet2_lobes.files.atomic import replace_when_synced
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.loading import SAFETENSORS_EXTENSION
@@ -119,7 +120,8 @@ def write_model_folder(
     class_weights
         Classifier weights [speakers, embedding]; None for no classes.
     speakers
-        Names of the speakers, in the order of ``class_weights``.
+        Names of the speakers, in the order of ``class_weights``; a ValueError
+        says that SpeechBrain cannot keep one.
     loss
         The training loss: what it has learned (the bias of ``SphereFace2``)
         goes into compute_cost, for fine-tuning alone. None for no file.
@@ -136,7 +138,7 @@ def write_model_folder(
     >>> encoder.encode_batch(torch.randn(1, 16000)).shape
     torch.Size([1, 1, 192])
     """
-    folder = Path(folder)
+    folder, title = Path(folder), " ".join(title.split())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -157,6 +159,7 @@ def write_model_folder(
                 encoder = CategoricalEncoder()
                 # update_from_iterable needs minutes for 100,000 speakers.
                 for index, speaker in enumerate(speakers):
+                    check_speaker(speaker, folder)
                     encoder.insert_label(speaker, index)
                 encoder.save(partial / "label_encoder.ckpt")
             if loss is not None:
