@@ -178,6 +178,11 @@ def test_wrong_shape(published, tmp_path, name):
     refuse(published, tmp_path, rf"{name}: shape \[")
 
 
+def test_weights_that_are_not_finite(published, tmp_path):
+    published["state_dict"]["linear.bias"][0] = torch.nan
+    refuse(published, tmp_path, "linear.bias holds values that are not finite")
+
+
 def test_not_a_tensor(published, tmp_path):
     published["state_dict"]["bn.weight"] = [1.0]
     refuse(published, tmp_path, "bn.weight is not a tensor")

@@ -243,6 +243,17 @@ def test_a_wrong_file_is_not_kept(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite(tmp_path, value):
+    network = ReDimNet2.from_variant("b0").eval()
+    with torch.no_grad():
+        network.projection.bias[1] = value
+    path = tmp_path / "network.onnx"
+    with pytest.raises(ValueError, match=f"^{path}: .* projection.bias of the"):
+        export_onnx(network, path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk(tmp_path, monkeypatch):
     def full(path, content):
         with open(path, "wb") as file:

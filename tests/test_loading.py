@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from conftest import relative_difference
 from safetensors.torch import load_file, save_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
+import redimnet2_lobes
+from redimnet2_lobes.cli import main
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.loading import (
@@ -93,9 +96,16 @@ def write_text(file):
     file.write_text("no weights")
 
 
+def make_infinite(file):
+    tensors = load_file(file)
+    tensors["projection.bias"][3] = -torch.inf
+    save_file(tensors, file)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (make_infinite, "projection.bias holds values that are not finite"),
         (truncate, "safetensors is not a file of weights, or it is damaged"),
         (write_text, "safetensors is not a file of weights, or it is damaged"),
         (replace_by_another_variant, "head.bias is surplus .and 1 more"),
@@ -111,10 +121,59 @@ def test_damaged_weights_are_an_error_in_one_line(damage, message, folder):
         EncoderClassifier.from_hparams(source=folder)
 
 
-def test_damaged_hyperparams(folder):
-    (folder / "hyperparams.yaml").write_text("modules: [")
-    with pytest.raises(ValueError, match=rf"^the model folder {folder} cannot"):
+SPEECH_RECOGNITION = """\
+encoder: !new:torch.nn.Linear {in_features: 1, out_features: 1}
+modules: {encoder: !ref <encoder>}
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer {}
+"""
+SHIPPED = Path(__file__).parent.parent / "hparams"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"modules: [", "is damaged, for it is no YAML"),
+        (b"a: 1\na: 2", "is damaged, for it is no YAML"),
+        (b"a: \x01", "is damaged, for it is no YAML"),
+        (b"\xff\xfe", "is damaged, for it is no YAML"),
+        (b"", "is damaged, for it has no keys"),
+        (b"only text", "is damaged, for it has no keys"),
+        (b"[1, 2]", "is damaged, for it has no keys"),
+        (b"variant: b0", "has no pretrainer, so it is of something else"),
+        (SHIPPED / "verification_redimnet2.yaml", "has no pretrainer"),
+        (b"pretrainer: !new:no.such.Class", "no.such.Class"),
+        (b"pretrainer: null\nmodules: {}", "has no pretrainer"),
+    ],
+)
+def test_other_hyperparams(content, message, folder):
+    if isinstance(content, Path):
+        content = content.read_bytes()
+    (folder / "hyperparams.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
         load_model(folder)
+    line = str(caught.value)
+    assert line.startswith(f"the model folder {folder} cannot be loaded (")
+    assert "\n" not in line
+
+
+def test_a_model_of_another_kind(folder):
+    (folder / "hyperparams.yaml").write_text(SPEECH_RECOGNITION)
+    with pytest.raises(ValueError, match=f"^{folder}: .*no speaker encoder"):
+        load_model(folder)
+
+
+def test_a_training_that_has_not_ended(tmp_path):
+    shutil.copy(
+        SHIPPED / "demo_redimnet2_b0.yaml", tmp_path / "hyperparams.yaml"
+    )
+    expected = f"^{tmp_path}: the training in .* not ended.* same command$"
+    for load in (load_model, redimnet2_lobes.load):
+        with pytest.raises(ValueError, match=expected):
+            load(tmp_path)
+    with pytest.raises(SystemExit, match="has not ended.* same command$"):
+        main(["export", str(tmp_path), f"--output={tmp_path / 'a.onnx'}"])
+    with pytest.raises(SystemExit, match="has not ended.* same command$"):
+        main(["push", str(tmp_path), "user/name", "--dry_run"])
 
 
 def test_the_output_folder_of_a_training_will_do(folder, tmp_path):

@@ -25,6 +25,7 @@ from redimnet2_lobes.files import folder_lock
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.folder_lock import only_writer
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.training.batches import EpochProgress
 from redimnet2_lobes.training.checkpointer import CompleteCheckpointer
 
@@ -797,6 +798,27 @@ def test_finite_weights_whose_embeddings_are_not(trained, corpus, diverging):
     line = refused(corpus, trained, number_of_epochs=3)
     assert line.startswith("epoch 3, step 2: what the network gives is not fi")
     assert len(checkpoints(trained)) == 2
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_embeddings_of_some_files_that_are_not_finite(
+    epoch, corpus, tmp_path, monkeypatch
+):
+    """What is read of a file is finite, so that none is blamed."""
+    forward, calls = ReDimNet2.forward, 0
+
+    def spoil(network, *arguments):
+        nonlocal calls
+        embeddings = forward(network, *arguments)
+        calls += not network.training
+        if not network.training and calls > epoch:
+            embeddings[0] = torch.nan
+        return embeddings
+
+    monkeypatch.setattr(ReDimNet2, "forward", spoil)
+    line = refused(corpus, tmp_path / "output")
+    assert line.startswith(f"epoch {epoch}, step ")
+    assert "what the network gives is not finite; there is no check" in line
 
 
 def test_pretraining_that_diverged(trained, corpus, tmp_path):

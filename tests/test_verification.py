@@ -1003,6 +1003,34 @@ def test_an_interrupted_report_leaves_the_old_file(verify, model, monkeypatch):
     assert (results / "results.json").read_bytes() == before
 
 
+def test_the_output_of_a_training_that_has_not_ended(verify, tmp_path):
+    training = tmp_path / "training"
+    training.mkdir()
+    shutil.copy(
+        HPARAMS.with_name("demo_redimnet2_b0.yaml"),
+        training / "hyperparams.yaml",
+    )
+    end = f"checkpoint: {training}: the training in this folder has not ended"
+    with pytest.raises(ValueError, match=f"^{end}.* by the same command$"):
+        verify(checkpoint=training)
+    network = ReDimNet2.from_variant("b0", aggregation_norm=True)
+    for name in ("CKPT+1", "CKPT+2"):
+        (training / "save" / name).mkdir(parents=True)
+        path = training / "save" / name / "embedding_model.ckpt"
+        torch.save(network.state_dict(), path)
+    remedy = re.escape(f"command, or pass {path} with --variant")
+    with pytest.raises(ValueError, match=f"^{end}.*{remedy}$"):
+        verify(checkpoint=training)
+    verify(checkpoint=path, variant="b0")
+
+    with torch.no_grad():
+        network.projection.bias[1] = torch.inf
+    torch.save(network.state_dict(), path)
+    expected = f"^checkpoint: {re.escape(str(path))}: projection.bias holds "
+    with pytest.raises(ValueError, match=expected):
+        verify(checkpoint=path, variant="b0")
+
+
 YAML = """\
 rate: 0.1
 model: !new:torch.nn.Linear

@@ -200,7 +200,8 @@ def test_every_bad_kind(corpus, save, caplog):
     )
     for line in (
         "Preparation: 2 skipped: empty",
-        "Preparation: 2 skipped: silent",
+        "Preparation: 1 skipped: channels cancel each other",
+        "Preparation: 1 skipped: silent",
         "Preparation: 2 skipped: shorter than 0.5 s",
         "Preparation: 1 skipped: not finite",
         "Preparation: 1 converted: 8000 Hz",

@@ -23,6 +23,7 @@ from redimnet2_lobes.files.atomic import check_new_file, complete_or_absent
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
+from redimnet2_lobes.pretrained.loading import not_finite
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def export_onnx(
         changed.
     path
         A new file. It is not written, and a ValueError says why, if it exists,
-        a package is missing, or the difference is above 1e-4 (int8: 0.1).
+        a package is missing, a weight is not finite, or the difference is above
+        1e-4 (int8: 0.1).
     features
         Whether to leave out the front-end.
     int8
@@ -81,6 +83,11 @@ def export_onnx(
     True
     """
     check_export(path)
+    if name := not_finite(network.state_dict()):
+        raise ValueError(
+            f"{path}: nothing was written, since {name} of the network holds "
+            "values that are not finite; export another one"
+        )
     from redimnet2_lobes.onnx.graph import over_batch, write_graph
     from redimnet2_lobes.onnx.quantization import quantize_weights
 

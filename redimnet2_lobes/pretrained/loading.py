@@ -10,12 +10,15 @@ Authors
 import contextlib
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from speechbrain.utils.fetching import (
@@ -29,6 +32,7 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 from speechbrain.utils.run_opts import RunOptions
 from torch import nn
 
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
 SAFETENSORS_EXTENSION = ".safetensors"
@@ -144,11 +148,11 @@ def check_tensors(
     path: str | os.PathLike,
     origin: str,
 ) -> None:
-    """Checks that weights fit a network exactly.
+    """Checks that weights fit a network exactly, and are finite.
 
-    The ValueError names the first tensor that is missing, surplus, or of
-    another shape, ``path``, which the weights are from, and ``origin``, from
-    which the network was built.
+    The ValueError names the first tensor that is missing, surplus, of another
+    shape or not finite, ``path``, which the weights are from, and ``origin``,
+    from which the network was built.
 
     Example
     -------
@@ -168,6 +172,25 @@ def check_tensors(
     if faults:
         others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ValueError(f"{path} does not fit {origin}: {faults[0]}{others}")
+    if name := not_finite(tensors):
+        raise ValueError(
+            f"{path}: {name} holds values that are not finite, since its "
+            "training diverged; take another checkpoint"
+        )
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Names the first tensor that holds NaN or infinity, if one does.
+
+    Example
+    -------
+    >>> not_finite({"weight": torch.ones(2), "bias": torch.tensor([torch.inf])})
+    'bias'
+    """
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            return name
+    return None
 
 
 def _load_tensors(network: nn.Module, path: str | os.PathLike) -> None:
@@ -211,18 +234,48 @@ def load_model(
             fetch_config=FetchConfig(token=None),
         )
     except Exception as error:
-        what = f"the model folder {source}"
-        if not os.path.isdir(source):
-            what = f"{source} is no file or folder, and as a hub name it"
-        reason = " ".join(str(error).split())[:400]
+        reason = one_line(error)[:400]
+        what = f"{source} is no file or folder, and as a hub name it"
+        if os.path.isdir(source):
+            what = f"the model folder {source}"
+            reason = _fault_of_hyperparams(source) or reason
         raise ValueError(f"{what} cannot be loaded ({reason})") from error
+    for name in ("compute_features", "mean_var_norm", "embedding_model"):
+        if name not in encoder.mods:  # SpeechBrain does not look
+            raise ValueError(
+                f"{source}: its modules lack {name}, so it is no speaker "
+                "encoder; name another model"
+            )
     # Of tensors that do not fit SpeechBrain's own only warns.
     pretrainer = encoder.hparams.pretrainer
     if not isinstance(pretrainer, ModelPretrainer):
-        path = pretrainer.paths["embedding_model"]
-        network = pretrainer.loadables["embedding_model"]
-        check_tensors(read_tensors(path), network, path, "its hyperparams.yaml")
+        for name, network in pretrainer.loadables.items():
+            if network is encoder.mods.embedding_model:
+                path = pretrainer.paths[name]
+                check_tensors(
+                    read_tensors(path), network, path, "its hyperparams.yaml"
+                )
     return encoder
+
+
+def _fault_of_hyperparams(folder: str) -> str | None:
+    """What a file without a pretrainer is; ValueError if of a training."""
+    name = "hyperparams.yaml"
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            keys = YAML().load(file)
+    except (YAMLError, ValueError) as error:
+        return f"{name} is damaged, for it is no YAML: {one_line(error)}"
+    if not isinstance(keys, dict):
+        return f"{name} is damaged, for it has no keys"
+    if keys.get("pretrainer") is not None:
+        return None
+    if "checkpointer" in keys:
+        raise ValueError(
+            f"{folder}: the training in this folder has not ended, so it has "
+            "no model/ yet; let it end by the same command"
+        )
+    return f"{name} has no pretrainer, so it is of something else"
 
 
 def network_of(

@@ -28,6 +28,7 @@ from redimnet2_lobes.models.front_end import (
     TorchaudioLogMel,
 )
 from redimnet2_lobes.models.redimnet2 import ReDimNet2, Stage
+from redimnet2_lobes.pretrained.loading import not_finite
 
 Weights = dict[str, torch.Tensor]
 
@@ -105,6 +106,10 @@ model_config and state_dict
         group[name] = tensor
     _check_front_end(network.front_end, constants)
     take_weights(network, weights)
+    if name := not_finite(weights):
+        raise ValueError(
+            f"{name} holds values that are not finite; take another checkpoint"
+        )
     return network
 
 

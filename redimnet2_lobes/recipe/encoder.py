@@ -6,6 +6,7 @@ Authors
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -147,6 +148,10 @@ def _load_model(
         remedy = ""
         if os.path.isfile(os.path.join(checkpoint, WEIGHTS_FILE)):
             remedy = f"; pass the file {WEIGHTS_FILE} in it, with --variant"
+        elif saved := sorted(
+            Path(checkpoint).glob(f"save/CKPT+*/{WEIGHTS_FILE}")
+        ):
+            remedy = f", or pass {saved[-1]} with --variant"
         raise ValueError(f"checkpoint: {error}{remedy}") from error
     found = getattr(encoder.hparams, "variant", None)
     if variant not in (None, found):

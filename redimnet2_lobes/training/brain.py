@@ -15,6 +15,7 @@ from speechbrain.utils.run_opts import RunOptions
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from redimnet2_lobes.pretrained.loading import not_finite
 from redimnet2_lobes.training.batches import EpochProgress, GlobalBatches
 
 logger = get_logger(__name__)
@@ -153,13 +154,13 @@ class GlobalBatchBrain(Brain):
     ) -> torch.Tensor:
         """Embeddings of waveforms [batch, time] for validation, after eval().
 
-        It is a ValueError if the network gives no numbers.
+        It is a ValueError if the network gives what is no number.
         """
         wavs, wav_lens = wavs.to(self.device), wav_lens.to(self.device)
         with torch.no_grad(), self.evaluation_ctx:
             embeddings = unwrap(self.modules.embedding_model)(wavs, wav_lens)
-        # All of them: that is not a file's fault.
-        if not embeddings.isfinite().any():
+        # What is read of a file is finite, so that it is not the file's fault.
+        if not embeddings.isfinite().all():
             raise self.diverged("what the network gives")
         return embeddings
 
@@ -208,7 +209,6 @@ def first_not_finite(modules: Mapping[str, nn.Module]) -> str | None:
     'classifier: bias'
     """
     for key, module in modules.items():
-        for name, tensor in unwrap(module).state_dict().items():
-            if not tensor.isfinite().all():
-                return f"{key}: {name}"
+        if name := not_finite(unwrap(module).state_dict()):
+            return f"{key}: {name}"
     return None
