@@ -47,6 +47,7 @@ def read_trial_lists(
     utterances: dict[str, str] | None = None,
     enrolments: dict[str, list[str]] | None = None,
     keys: tuple[str, str] = ("verification_file", "data_folder"),
+    files: tuple[object, object] = ("it", "it"),
 ) -> list[TrialList]:
     """Reads trial lists, and finds the files that they name.
 
@@ -63,6 +64,8 @@ def read_trial_lists(
         trials name enrolment utterances.
     keys
         What the user calls the first two arguments, for messages.
+    files
+        Where ``utterances`` and ``enrolments`` are from, for messages.
 
     Raises
     ------
@@ -99,8 +102,8 @@ def read_trial_lists(
             for model in enrolled:
                 if model not in enrolments:
                     raise ValueError(
-                        f"enrolment_file: there is no model {model}, which "
-                        f"{path} names"
+                        f"enrolment_file: {files[1]} has no model {model}, "
+                        f"which {path} names; add it"
                     )
                 enrolled[model] = enrolments[model]
         names = [
@@ -111,7 +114,7 @@ def read_trial_lists(
         if utterances is None:
             found = find_files(names, data_folder, output_folder, folder_key)
         else:
-            found = _find_utterances(names, utterances)
+            found = _find_utterances(names, utterances, path, files[0])
         lists[name] = TrialList(name, trials, enrolled, found)
     return list(lists.values())
 
@@ -170,14 +173,14 @@ def find_files(
 
 
 def _find_utterances(
-    names: list[str], utterances: dict[str, str]
+    names: list[str], utterances: dict[str, str], trials: str, file: object
 ) -> dict[str, str]:
     matches = match_utterances(names, utterances)
     for name in names:
         if name not in matches:
             raise ValueError(
-                f"utterance_list: it does not say where {name} is, which the "
-                "trials name"
+                f"utterance_list: {file} does not say where {name} is, which "
+                f"{trials} or its enrolments name; add it"
             )
     return {name: utterances[matches[name]] for name in names}
 

@@ -64,10 +64,15 @@ name write ./ before it
         remedy = ""
         if str in kinds and not isinstance(value, str):
             remedy = "; for a file or folder of that name write ./ before it"
-        shown = "null" if value is None else repr(value)
         raise ValueError(
-            f"{key}: expected {' or '.join(expected)}, not {shown}{remedy}"
+            f"{key}: expected {' or '.join(expected)}, not {_shown(value)}"
+            f"{remedy}"
         )
+
+
+def _shown(value: object) -> str:
+    """A value as a YAML has it."""
+    return "null" if value is None else repr(value)
 
 
 def _fits(value: object, kind: typing.Any) -> bool:
@@ -116,7 +121,7 @@ def check_choices(hparams: Mapping, **choices: typing.Iterable) -> None:
         for value in values if isinstance(values, list) else [values]:
             if value not in tuple(known):
                 raise ValueError(
-                    f"{key}: unknown value {value!r}, expected one of "
+                    f"{key}: unknown value {_shown(value)}, expected one of "
                     f"{', '.join(filter(None, known))}"
                 )
 

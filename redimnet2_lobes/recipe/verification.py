@@ -156,12 +156,15 @@ def read_trials(
     if enrolment_file is not None:
         enrolments = read_enrolments(enrolment_file)
     places = output_folder, utterances, enrolments
-    tested = read_trial_lists(verification_file, data_folder, *places)
+    files = utterance_list, enrolment_file
+    tested = read_trial_lists(
+        verification_file, data_folder, *places, files=files
+    )
     calibrating = []
     if calibration_trials is not None:
         keys = "calibration_trials", "calibration_folder"
         calibrating = read_trial_lists(
-            calibration_trials, calibration_folder, *places, keys
+            calibration_trials, calibration_folder, *places, keys, files
         )
     calibrations = load_calibrations(calibration) if calibration else {}
     return Trials(tested, calibrating, calibrations)
