@@ -36,8 +36,8 @@ from tqdm import tqdm
 from redimnet2_lobes.data.audio import (
     AudioError,
     audio_rank,
-    leads_back,
     check_speaker,
+    leads_back,
     load_waveform,
     unreadable,
     utterance_name,
