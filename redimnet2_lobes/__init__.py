@@ -62,6 +62,7 @@ HOMES = {
     "adaptive_s_norm": "scoring.evaluate",
     "evaluate": "scoring.evaluate",
     "ModelPretrainer": "pretrained.loading",
+    "SpeakerRecognition": "pretrained.speaker_recognition",
     "load": "door",
     "NoSpeakerClasses": "pretrained.model_folder",
 }

@@ -133,8 +133,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             elif operation["key"] == "lfsFile":
                 files[value["path"]] = self.server.storage[value["oid"]]
         self.server.commits += 1
-        address = f"{self.server.address}/{name}/commit/{COMMIT}"
-        self.send(200, {"commitUrl": address, "commitOid": COMMIT})
+        commit = commit_of(files)
+        address = f"{self.server.address}/{name}/commit/{commit}"
+        self.send(200, {"commitUrl": address, "commitOid": commit})
 
     def resolve(self, name, revision, path):
         branches = self.server.repositories.get(name)
@@ -143,21 +144,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ):
             self.refuse(401, "RepoNotFound")
             return
-        files = branches.get("main" if revision == COMMIT else revision, {})
+        commits = {commit_of(files): files for files in branches.values()}
+        files = {**commits, **branches}.get(revision, {})
+        headers = {"X-Repo-Commit": commit_of(files)}
         if path not in files:
-            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
-            self.send(404, b"", headers)
+            self.send(404, b"", {"X-Error-Code": "EntryNotFound", **headers})
             return
         content = files[path]
         digest = hashlib.sha256(content).hexdigest()
-        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT}
-        self.send(200, content, headers)
+        self.send(200, content, {"ETag": f'"{digest}"', **headers})
 
     def log_message(self, *arguments):
         pass
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+def commit_of(files):
+    """The commit in which a branch has these files."""
+    digest = hashlib.sha1()
+    for name, content in sorted(files.items()):
+        digest.update(name.encode() + hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
 MODELS = f"/api/models/{REPOSITORY}"
 ROUTES = (
     ("POST", "/api/repos/create", Handler.create),

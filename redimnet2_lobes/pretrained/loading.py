@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
+from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.fetching import (
     FetchConfig,
     FetchFrom,
     FetchSource,
+    LocalStrategy,
     fetch,
     guess_source,
 )
@@ -34,6 +37,7 @@ from torch import nn
 
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained.savedir import CODE_FILE, Savedir
 
 SAFETENSORS_EXTENSION = ".safetensors"
 
@@ -63,19 +67,87 @@ class ModelPretrainer(Pretrainer):
             if isinstance(loadable, nn.Module)
         }
         super().__init__(loadables=loadables, custom_hooks=hooks)
+        # Where other files of the model are: a folder or a hub name.
+        self.origin: tuple[str, FetchConfig] | None = None
 
     def collect_files(
         self,
         default_source: str | Path | FetchSource | None = None,
-        **options: Any,
+        local_strategy: LocalStrategy = LocalStrategy.SYMLINK,
+        fetch_config: FetchConfig | None = None,
     ) -> dict[str, str]:
-        """Finds the files, as `Pretrainer.collect_files` does."""
+        """Finds the files, as `Pretrainer.collect_files` does.
+
+        Where they are collected (``savedir``), what lies there is replaced
+        unless it is that of the source. A ValueError says that it is another
+        model, whose hyperparams.yaml has been read, or may be somebody's own.
+        """
+        config = fetch_config or FetchConfig()
+        options = {"local_strategy": local_strategy, "fetch_config": config}
+        if default_source is None or self.paths:
+            return self._collect(default_source, **options)
+        source = FetchSource(*guess_source(default_source))
+        self.origin = str(source.path), config
+        folder = self.collect_in
+        if folder is None:
+            return self._collect(source, **options)
+        # What is fetched anew goes elsewhere first, so nothing is in its way.
+        savedir = Savedir(
+            folder, source, local_strategy, replace(config, overwrite=False)
+        )
+        if savedir.is_local or local_strategy is LocalStrategy.NO_LINK:
+            # Read where they are: what the savedir has is a copy.
+            self.collect_in = None
+            files = self._collect(source, **options)
+            self.collect_in = folder
+            self._keep(savedir, is_new=True)
+            return files
+        is_new = config.overwrite or config.allow_updates
+        self._keep(savedir, is_new)
+        self.origin = str(folder), config
+        self.paths = {
+            name: str(folder / (name + PARAMFILE_EXT))
+            for name in self.loadables
+        }
+        return super().collect_files()
+
+    @main_process_only
+    def _keep(self, savedir: Savedir, is_new: bool) -> None:
+        """Has a savedir hold the files of its source.
+
+        ``is_new`` says that these may have changed since they were put there.
+        """
+        files = {name: name + PARAMFILE_EXT for name in self.loadables}
+        if not is_new and savedir.is_known(files.values()):
+            return
+        if savedir.is_source():
+            return
+        savedir.check()
+        savedir.check(CODE_FILE)
+        if savedir.strategy is LocalStrategy.NO_LINK:
+            return
+        if savedir.is_local and savedir.matches(
+            {files[name]: path for name, path in self.paths.items()}
+        ):
+            return
+        with savedir.refilled() as partial:
+            pretrainer = ModelPretrainer(self.loadables)
+            pretrainer.set_collect_in(partial)
+            pretrainer._collect(
+                savedir.source,
+                local_strategy=savedir.strategy,
+                fetch_config=savedir.config,
+            )
+
+    def _collect(
+        self, source: str | Path | FetchSource | None, **options: Any
+    ) -> dict[str, str]:
         # SpeechBrain alone does not bring it.
         if importlib.util.find_spec("safetensors") is not None:
             for name in self.custom_hooks:
                 if name not in self.paths:
-                    self._find_safetensors(name, default_source, **options)
-        return super().collect_files(default_source, **options)
+                    self._find_safetensors(name, source, **options)
+        return super().collect_files(source, **options)
 
     def _find_safetensors(
         self, name: str, source: str | Path | FetchSource | None, **options: Any

@@ -3,8 +3,8 @@
 SpeechBrain loads code that is shipped with a model from a single file
 (``pymodule_file`` of ``speechbrain.inference.interfaces.foreign_class``). The
 file written here stands in for this package where it is not installed: it holds
-the sources of the modules that a hyperparams.yaml names and of those that they
-import, and nothing else.
+the sources of ``SpeakerRecognition``, of the modules that a hyperparams.yaml
+names and of those that they import, and nothing else.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -18,9 +18,9 @@ import re
 from collections.abc import Iterable
 
 from redimnet2_lobes import HOMES
+from redimnet2_lobes.pretrained.savedir import CODE_FILE as FILE_NAME
 
 PACKAGE = "redimnet2_lobes"
-FILE_NAME = f"{PACKAGE}.py"
 
 HEADER = '''\
 """What this model needs of {package}, for machines without it.
@@ -80,15 +80,15 @@ sys.meta_path.append(_Sources())
 
 # ruff: noqa: E402, F401
 from speechbrain.inference.classifiers import EncoderClassifier
-from speechbrain.inference.speaker import SpeakerRecognition
 '''
 
 
 def single_file(hyperparams: str) -> str:
     """The source of a module ``redimnet2_lobes`` with what a model needs.
 
-    Its classes ``EncoderClassifier`` and ``SpeakerRecognition`` are
-    SpeechBrain's. ``hyperparams`` is the text of its hyperparams.yaml.
+    Its class ``SpeakerRecognition`` is that of this package, its
+    ``EncoderClassifier`` SpeechBrain's. ``hyperparams`` is the text of its
+    hyperparams.yaml.
 
     Example
     -------
@@ -98,8 +98,11 @@ def single_file(hyperparams: str) -> str:
     >>> "SOURCES['redimnet2_lobes.scoring.plda']" in text
     False
     """
-    names = sorted(set(re.findall(rf":{PACKAGE}\.(\w+)", hyperparams)))
-    homes = {name: f"{PACKAGE}.{HOMES[name]}" for name in names}
+    names = {
+        *re.findall(rf":{PACKAGE}\.(\w+)", hyperparams),
+        "SpeakerRecognition",
+    }
+    homes = {name: f"{PACKAGE}.{HOMES[name]}" for name in sorted(names)}
     sources = {}
     _collect(homes.values(), sources)
     parts = [

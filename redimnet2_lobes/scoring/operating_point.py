@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redimnet2_lobes.scoring.results import (
     RESULTS_FILE,
@@ -31,12 +31,14 @@ class OperatingPoint(NamedTuple):
     origin: str | None = None  # where it is from, in words
 
 
-def operating_point_of(model: str) -> OperatingPoint:
+def operating_point_of(model: str, **hub_options: Any) -> OperatingPoint:
     """Finds the threshold at the EER of a model's first trial list.
 
-    The model is a folder or a hub name, see ``loading.find_model``. There is no
-    value where it has no results of plain cosine. If they cannot be downloaded,
-    a note on stderr says so; if they are damaged, it is a ValueError.
+    The model is a folder or a hub name, see ``loading.find_model``;
+    ``hub_options`` are those of ``hf_hub_download``, such as ``revision``.
+    There is no value where it has no results of plain cosine. If they cannot be
+    downloaded, a note on stderr says so; if they are damaged, it is a
+    ValueError.
 
     Example
     -------
@@ -52,7 +54,7 @@ def operating_point_of(model: str) -> OperatingPoint:
     >>> operating_point_of(folder).origin
     'that of the EER on O, 37,611 trials'
     """
-    path = _find_results(model)
+    path = _find_results(model, hub_options)
     if path is None:
         return OperatingPoint()
     results = read_results(path)
@@ -71,7 +73,7 @@ def operating_point_of(model: str) -> OperatingPoint:
     return OperatingPoint(row["eer_threshold"], origin + in_precision(results))
 
 
-def _find_results(model: str) -> Path | str | None:
+def _find_results(model: str, hub_options: dict) -> Path | str | None:
     """The results.json of a model, or None."""
     if os.path.isdir(model):
         path = Path(model) / RESULTS_FILE
@@ -79,7 +81,7 @@ def _find_results(model: str) -> Path | str | None:
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        return hf_hub_download(model, RESULTS_FILE)
+        return hf_hub_download(model, RESULTS_FILE, **hub_options)
     except (errors.EntryNotFoundError, OSError) as error:
         missing = isinstance(error, errors.EntryNotFoundError)
         if not missing or isinstance(error, errors.LocalEntryNotFoundError):
