@@ -111,15 +111,27 @@ if way == "alone":
     for name in ("safetensors", "onnx", "onnxruntime", "kaldiio", "pyarrow"):
         sys.modules[name] = None
     assert importlib.util.find_spec("redimnet2_lobes") is None
+if way == "package":
+    from redimnet2_lobes import SpeakerRecognition
+    model = SpeakerRecognition.from_hparams(source=source)
+else:
     from speechbrain.inference.interfaces import foreign_class
     model = foreign_class(
         source=source,
         pymodule_file="redimnet2_lobes.py",
         classname="SpeakerRecognition",
     )
+module = type(model).__module__
+assert module == "redimnet2_lobes.pretrained.speaker_recognition", module
+is_installed = getattr(sys.modules[module], "__file__", None) is not None
+assert is_installed == (way != "alone")
+assert model.operating_point.value == 0.31
+try:
+    model.verify_files("a.wav", "a.wav", threshold=0.5)
+except ValueError as error:
+    assert str(error) == "a.wav: missing; check the path", error
 else:
-    from speechbrain.inference.speaker import SpeakerRecognition
-    model = SpeakerRecognition.from_hparams(source=source)
+    raise AssertionError
 wavs = torch.randn(2, 24000, generator=torch.Generator().manual_seed(1))
 embeddings = model.encode_batch(wavs, torch.tensor([1.0, 0.5]))
 torch.save(embeddings, output)
@@ -154,12 +166,14 @@ def test_loading_beside_what_has_the_name_of_the_user(
         load_model("user/none")
 
 
-@pytest.mark.parametrize("way", ["package", "alone"])
+@pytest.mark.parametrize("way", ["package", "package and file", "alone"])
 def test_what_is_pushed_loads(way, hub, folder, network, tmp_path, capsys):
+    (folder / "results.json").write_text(json.dumps(RESULTS))
     main([str(folder), NAME])
     assert capsys.readouterr().out.startswith(f"{hub.address}/{NAME}/commit/")
     assert hub.commits == 1 and not hub.private[NAME]
-    assert hub.repositories[NAME]["main"].keys() == UPLOADED
+    pushed = hub.repositories[NAME]["main"].keys()
+    assert pushed == {*UPLOADED, "results.json"}
     output = tmp_path / "embeddings.pt"
     subprocess.run(
         [sys.executable, "-c", LOAD, NAME, output, way],
