@@ -215,6 +215,21 @@ def test_too_short(small):
         encoder.encode_batch(torch.zeros(2, 1000), torch.tensor([1, 0.1]))
 
 
+@pytest.mark.parametrize("size", [(1, 9000), (9000,)])
+def test_gradients_are_refused(size, small):
+    """A loss of these embeddings would have no effect beside another."""
+    encoder = OnnxEncoder(small[1], threads=1)
+    wavs = torch.randn(size, requires_grad=True)
+    for each in (wavs, 2 * wavs.detach().requires_grad_()):
+        with pytest.raises(
+            ValueError, match="^wavs: an .onnx file gives no gr"
+        ):
+            encoder.encode_batch(each)
+    expected = encoder.encode_batch(wavs.detach())
+    with torch.no_grad():
+        assert torch.equal(encoder.encode_batch(wavs), expected)
+
+
 def test_damaged_and_foreign_files(small, tmp_path):
     path = tmp_path / "a.onnx"
     with pytest.raises(ValueError, match="a.onnx: no such file"):

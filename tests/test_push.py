@@ -256,6 +256,7 @@ def test_the_card(folder, tmp_path, capsys):
         "| veri_test2 | cosine | 1.250 | 0.1230 | 37,611 | 0.3100 |",
         f'model = SpeakerRecognition.from_hparams(source="{NAME}")',
         f"redimnet2 verify a.wav b.wav --model={NAME}",
+        "the threshold 0.3100 (that of the EER on veri_test2, 37,611 trials, ",
     ):
         assert line in card.text
     assert "of each utterance its first 8 s was embedded. min" in card.text
@@ -273,6 +274,7 @@ def test_a_card_without_results_claims_none(folder, capsys):
     main([str(folder), NAME, "--dry_run"])
     text = capsys.readouterr().out
     assert "Not evaluated." in text
+    assert "by\nSpeechBrain's default threshold, 0.25;" in text
     for word in ("model-index", "EER", "VoxCeleb"):
         assert word not in text
 

@@ -1,6 +1,7 @@
 """SpeechBrain's savedir: it holds the model that was asked for, or says so."""
 
 import json
+import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -274,14 +275,15 @@ def test_a_model_trained_anew_in_the_same_folder(strategy, models, tmp_path):
 
 def test_a_model_pushed_anew(hub, models, tmp_path):
     options = {"source": "user/a", "savedir": tmp_path / "kept"}
-    for config in (
+    configs = (
         FetchConfig(allow_updates=True),
         FetchConfig(overwrite=True),
-    ):
+    )
+    for seed, config in enumerate(configs, 4):
         before = models / "before"
         EncoderClassifier.from_hparams(**options)
         shutil.copytree(models / "a", before)
-        write(models / "a", torch.seed() % 1000)
+        write(models / "a", seed)
         hub.repositories["user/a"]["main"] = content(models / "a")
         # As SpeechBrain's: what is there is taken, unless it is told to ask.
         model = EncoderClassifier.from_hparams(**options)
@@ -376,6 +378,28 @@ def test_a_broken_download_leaves_what_was_there(hub, models, tmp_path):
         model = EncoderClassifier.from_hparams(source="user/a", **options)
         assert_is(model, models / "a")
         assert len(hub.requests) == asked
+
+
+def test_a_break_between_two_files(hub, models, tmp_path, monkeypatch):
+    """What is half replaced is not taken for what was there."""
+    options = {"savedir": tmp_path / "kept"}
+    EncoderClassifier.from_hparams(source="user/a", **options)
+    replace, replaced = os.replace, []
+
+    def break_off(source, target):
+        if str(target).startswith(str(options["savedir"])):
+            if replaced:
+                raise OSError("power failure")
+            replaced.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", break_off)
+        with pytest.raises(OSError, match="power failure"):
+            EncoderClassifier.from_hparams(source="user/b", **options)
+    for name in ("a", "b"):
+        model = EncoderClassifier.from_hparams(source=f"user/{name}", **options)
+        assert_is(model, models / name)
 
 
 def test_hyperparams_of_another_model_are_noticed(hub, models, tmp_path):

@@ -82,8 +82,14 @@ class OnnxEncoder:
         As for ``EncoderClassifier.encode_batch``, ``wavs`` are waveforms at
         16 kHz, padded at the end [batch, time], or one [time], and ``wav_lens``
         their lengths relative to ``time`` [batch]. A ValueError says that these
-        are others, or that an utterance has less than 25 ms.
+        are others, that an utterance has less than 25 ms, or that gradients are
+        wanted, which there are none.
         """
+        if wavs.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "wavs: an .onnx file gives no gradients; load the model folder "
+                "for them, or pass wavs.detach()"
+            )
         if wavs.dim() == 1:  # as EncoderClassifier
             wavs = wavs.unsqueeze(0)
         samples = valid_samples(wavs, wav_lens)

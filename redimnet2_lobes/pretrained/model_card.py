@@ -8,6 +8,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.standalone import FILE_NAME
+from redimnet2_lobes.scoring.operating_point import (
+    OperatingPoint,
+    operating_point_in,
+)
 from redimnet2_lobes.scoring.results import (
     ENTRIES,
     embedded_part,
@@ -42,7 +46,7 @@ Speaker embeddings by [ReDimNet2](https://arxiv.org/abs/{paper}) for
 With the package `redimnet2_lobes` installed (its repository says how):
 
 ```python
-from speechbrain.inference.speaker import SpeakerRecognition
+from redimnet2_lobes import SpeakerRecognition
 
 model = SpeakerRecognition.from_hparams(source="{repository}")
 score, same_speaker = model.verify_files("a.wav", "b.wav")
@@ -50,8 +54,8 @@ embeddings = model.encode_batch(wavs, wav_lens)  # [batch, 1, {embedding_size}]
 ```
 
 `wavs` are waveforms at 16 kHz [batch, time], `wav_lens` their lengths relative
-to the longest; padding changes no embedding. `same_speaker` compares with
-SpeechBrain's default threshold, 0.25{threshold}.
+to the longest; padding changes no embedding. `same_speaker` goes by
+{threshold}; `verify_files` takes another as `threshold`.
 
 On the command line:
 
@@ -145,6 +149,7 @@ def write_model_card(
         model_name=repository.split("/")[1],
         eval_results=_eval_results(results) if results else None,
     )
+    point = operating_point_in(results) if results else OperatingPoint()
     text = CARD.format(
         title=title,
         paper=PAPER,
@@ -156,9 +161,9 @@ def write_model_card(
         license=license,
         repository=repository,
         threshold=(
-            "; the threshold of the EER on your kind of data is in the table"
-            if results
-            else ""
+            "SpeechBrain's default threshold, 0.25"
+            if point.value is None
+            else f"the threshold {point.value:.4f} ({point.origin})"
         ),
         file_name=FILE_NAME,
         results=_results(results) if results else "Not evaluated.",

@@ -226,11 +226,12 @@ A ReDimNet2 speaker encoder for SpeechBrain, 16 kHz input. {classes}
 Loading needs `speechbrain` and `redimnet2_lobes`.
 
 ```python
-from speechbrain.inference.speaker import SpeakerRecognition
+from redimnet2_lobes import SpeakerRecognition
 
 model = SpeakerRecognition.from_hparams(source="path/to/this/folder")
 score, same_speaker = model.verify_files("a.wav", "b.wav")
 ```
 
-`same_speaker` compares with SpeechBrain's default threshold, 0.25.
+`same_speaker` goes by the threshold of the EER in `results.json`, if the
+verification script has kept one here, else by SpeechBrain's default, 0.25.
 """

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
 )
+from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.fetching import (
     FetchConfig,
     FetchFrom,
@@ -116,6 +117,13 @@ that of ...a); choose another savedir, or delete it
                 return
             if original is None or not is_same(original, kept):
                 raise self._another(filename)
+
+    @main_process_only
+    def check_unread(self, filename: str) -> None:
+        """The same, before SpeechBrain reads it, if it is to be read."""
+        is_new = self.config.overwrite or self.config.allow_updates
+        if not is_new and not self.is_known([filename]):
+            self.check(filename)
 
     def original(self, filename: str, folder: str | Path) -> Path | None:
         """A file of the source, fetched into a folder unless it lies here.

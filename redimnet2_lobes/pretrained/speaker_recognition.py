@@ -112,16 +112,11 @@ class SpeakerRecognition(speaker.SpeakerRecognition):
                 source = find_model(source)
         if savedir is not None:
             savedir = os.fspath(savedir)
-            kept = Savedir(
-                Path(savedir),
-                FetchSource(*guess_source(source)),
-                local_strategy,
-                config,
+            found = FetchSource(*guess_source(source))
+            # Models of other kinds would not check it.
+            Savedir(Path(savedir), found, local_strategy, config).check_unread(
+                hparams_file
             )
-            is_new = config.overwrite or config.allow_updates
-            # Of other models it may hold, no code of ours is asked.
-            if not is_new and not kept.is_known([hparams_file]):
-                kept.check(hparams_file)
         return super().from_hparams(
             source,
             hparams_file,
@@ -157,6 +152,7 @@ class SpeakerRecognition(speaker.SpeakerRecognition):
         rate = self.audio_normalizer.sample_rate
         if source.FetchFrom is FetchFrom.LOCAL:
             return load_waveform(name, rate).to(self.device)
+        is_web = source.FetchFrom is FetchFrom.URI
         with tempfile.TemporaryDirectory() as folder:
             try:
                 place, file = split_path(source)
@@ -164,7 +160,7 @@ class SpeakerRecognition(speaker.SpeakerRecognition):
                 found = fetch(
                     file,
                     place,
-                    savedir=savedir or folder,
+                    savedir=savedir or (folder if is_web else None),
                     fetch_config=FetchConfig(overwrite=True),
                 )
             except Exception as error:

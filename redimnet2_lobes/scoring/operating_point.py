@@ -57,7 +57,17 @@ def operating_point_of(model: str, **hub_options: Any) -> OperatingPoint:
     path = _find_results(model, hub_options)
     if path is None:
         return OperatingPoint()
-    results = read_results(path)
+    return operating_point_in(read_results(path))
+
+
+def operating_point_in(results: dict) -> OperatingPoint:
+    """The same, of what ``read_results`` gives.
+
+    Example
+    -------
+    >>> operating_point_in({"results": [{"back_end": "PLDA"}]}).value is None
+    True
+    """
     rows = plain_cosine(results)
     if not rows or not math.isfinite(rows[0]["eer_threshold"]):
         return OperatingPoint()
