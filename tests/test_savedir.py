@@ -338,6 +338,17 @@ def test_relative_paths(strategy, models, tmp_path, monkeypatch):
     assert_is(model, models / "b")
 
 
+def test_a_folder_with_the_name_of_a_model_of_the_hub(
+    hub, models, tmp_path, monkeypatch
+):
+    options = {"source": "user/a", "savedir": tmp_path / "kept"}
+    shutil.copytree(models / "b", tmp_path / "user" / "a")
+    for place, name in ((tmp_path, "b"), (models, "a"), (tmp_path, "b")):
+        monkeypatch.chdir(place)
+        model = EncoderClassifier.from_hparams(**options)
+        assert_is(model, models / name)
+
+
 @pytest.mark.parametrize("kind", [FetchFrom.LOCAL, FetchFrom.HUGGING_FACE])
 def test_sources_whose_kind_is_said(kind, hub, models, tmp_path):
     for name in ("a", "b"):

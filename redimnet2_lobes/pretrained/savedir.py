@@ -204,6 +204,7 @@ that of ...a); choose another savedir, or delete it
         if hyperparams.is_file():
             digest = hashlib.sha256(hyperparams.read_bytes()).hexdigest()
         content = {
+            "kind": self.source[0].name,
             "source": str(self.source[1]),
             "revision": self.config.revision,
             HYPERPARAMS_FILE: digest,
