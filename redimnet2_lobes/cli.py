@@ -773,6 +773,7 @@ def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
     import logging
 
     from redimnet2_lobes.files.settings import check_device
+    from redimnet2_lobes.models.tiles import keep_freed_memory
     from redimnet2_lobes.pretrained.loading import load_model
 
     if "SB_LOG_LEVEL" not in os.environ:
@@ -783,7 +784,7 @@ def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
     with contextlib.redirect_stdout(sys.stderr):
         model = door.find(model)
         encoder = load_model(model, {"device": device})
-    door.fold_encoder(encoder)
+    keep_freed_memory()
     return model, encoder
 
 

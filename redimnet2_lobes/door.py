@@ -9,9 +9,6 @@ import os
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.run_opts import RunOptions
 
-from redimnet2_lobes.models.folding import fold
-from redimnet2_lobes.models.redimnet2 import ReDimNet2
-from redimnet2_lobes.models.tiles import keep_freed_memory
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.pretrained.convert import released_folder
 from redimnet2_lobes.pretrained.loading import find_model, load_model
@@ -78,24 +75,3 @@ def find(source: str | os.PathLike) -> str:
     if source in RELEASED and not os.path.exists(source):
         return released_folder(source)
     return find_model(source)
-
-
-def fold_encoder(encoder: EncoderClassifier) -> None:
-    """Folds the network of a model, if it is a ReDimNet2, to embed faster.
-
-    For programs that embed many utterances: the process also keeps freed
-    memory, see ``keep_freed_memory``.
-
-    Example
-    -------
-    >>> from argparse import Namespace
-    >>> from torch import nn
-    >>> other = Namespace(mods=Namespace(embedding_model=nn.Identity()))
-    >>> fold_encoder(other)
-    >>> other.mods.embedding_model
-    Identity()
-    """
-    network = encoder.mods.embedding_model
-    if isinstance(network, ReDimNet2):
-        keep_freed_memory()
-        encoder.mods.embedding_model = fold(network)

@@ -922,19 +922,6 @@ def test_models_that_cannot_be_used(
     assert "REDIMNET2_MODEL" in line
 
 
-def test_the_network_is_folded(run, model, pair, monkeypatch):
-    encode_batch = EncoderClassifier.encode_batch
-
-    def watched(self, *arguments):
-        names = {type(module).__name__ for module in self.mods.modules()}
-        assert "Floor" in names
-        assert "BatchNorm2d" not in names
-        return encode_batch(self, *arguments)
-
-    monkeypatch.setattr(EncoderClassifier, "encode_batch", watched)
-    assert run("verify", *pair).startswith("score ")
-
-
 def test_an_interruption(model, pair, tmp_path, monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt

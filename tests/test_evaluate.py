@@ -12,7 +12,7 @@ from redimnet2_lobes import adaptive_s_norm, evaluate, extract_embeddings
 from redimnet2_lobes.data.trial_files import read_trial_lists
 from redimnet2_lobes.data.utterances import paths_of, read_utterances
 from redimnet2_lobes.recipe.command_line import parse_command_line
-from redimnet2_lobes.recipe.encoder import load_folded_encoder
+from redimnet2_lobes.recipe.encoder import load_encoder
 from redimnet2_lobes.scoring import report
 from redimnet2_lobes.scoring.backends import CosineBackend
 from redimnet2_lobes.scoring.evaluate import average_speakers
@@ -54,7 +54,7 @@ def results(corpus, tmp_path, monkeypatch):
 @pytest.fixture
 def embed(corpus):
     _, run_opts, _ = parse_command_line(["a.yaml", "--device=cpu"])
-    encoder = load_folded_encoder(str(corpus.model), None, run_opts)
+    encoder = load_encoder(str(corpus.model), None, run_opts)
     folder = corpus.folder / "embeddings"
 
     def embed(paths):

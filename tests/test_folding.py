@@ -1,5 +1,8 @@
 """The folded copy of a network against the network."""
 
+import copy
+import io
+
 import pytest
 import torch
 from conftest import relative_difference
@@ -10,6 +13,12 @@ from test_redimnet2 import build as build_small
 from redimnet2_lobes.models.folding import fold
 
 
+def not_folded(network, *batch):
+    """With a gradient a network runs itself."""
+    with torch.enable_grad():
+        return network(*batch).detach()
+
+
 @torch.no_grad()
 def test_every_published_architecture(parity_case):
     network = build(parity_case)
@@ -17,7 +26,7 @@ def test_every_published_architecture(parity_case):
     sizes = [8000, 16319, 33000]
     waveforms = [parity_case.waveform(size) for size in sizes]
     batch, lengths = pad(waveforms, PADDINGS["NaN"])
-    expected = network(batch, lengths)
+    expected = not_folded(network, batch, lengths)
     assert relative_difference(folded(batch, lengths), expected) < 1e-5
     for size in parity_case.lengths:
         embedding = folded(parity_case.waveform(size).unsqueeze(0))[0, 0]
@@ -35,7 +44,7 @@ def test_signs_and_zeros_of_the_scales(options):
             value.copy_(torch.linspace(-1, 1, len(value)))
             value[len(value) // 2] = 0
     waveform = speech(16000).unsqueeze(0)
-    expected = network(waveform)
+    expected = not_folded(network, waveform)
     assert relative_difference(fold(network)(waveform), expected) < 1e-5
 
 
@@ -49,13 +58,111 @@ def test_the_network_is_left_alone(b0_case):
         assert torch.equal(value, before[name]), name
 
 
-def test_in_place_of_speechbrains_network(b0_case, tmp_path):
+def test_speechbrains_encoder_runs_the_folded_network(b0_case, tmp_path):
     encoder = load_encoder(b0_case, tmp_path)
     batch, lengths = pad([speech(9000), speech(20000, 1)], PADDINGS["zeros"])
-    expected = encoder.encode_batch(batch, lengths)
-    encoder.mods.embedding_model = fold(encoder.mods.embedding_model)
-    folded = encoder.encode_batch(batch, lengths)
-    assert relative_difference(folded, expected) < 1e-5
+    found = encoder.encode_batch(batch, lengths)
+    network = encoder.mods.embedding_model
+    assert torch.equal(found, fold(network)(batch, lengths))
+    expected = not_folded(network.requires_grad_(), batch, lengths)
+    assert relative_difference(found, expected) < 1e-5
+
+
+def write_in_place(network):
+    with torch.no_grad():
+        network.stages[1].blocks[0].pointwise_1.weight.mul_(2)
+
+
+def write_statistics(network):
+    network.stages[1].blocks[0].norm_2.running_var.fill_(3)
+
+
+def train_a_step(network):
+    optimizer = torch.optim.SGD(network.train().parameters(), lr=1.0)
+    network(speech(16000).expand(2, -1)).square().sum().backward()
+    optimizer.step()
+    network.eval()
+
+
+CHANGES = {
+    "weights": write_in_place,
+    "statistics": write_statistics,
+    "a step": train_a_step,
+    "load_state_dict": lambda network: network.load_state_dict(
+        {k: v * 1.5 for k, v in network.state_dict().items()}
+    ),
+    "data": lambda network: [
+        setattr(weight, "data", weight.data * 1.5)
+        for weight in network.parameters()
+    ],
+    "a new weight": lambda network: setattr(
+        network.projection,
+        "weight",
+        torch.nn.Parameter(torch.ones_like(network.projection.weight)),
+    ),
+    "a new layer": lambda network: setattr(
+        network,
+        "projection",
+        torch.nn.Linear(network.projection.in_features, 192).eval(),
+    ),
+    "a new layer in a list": lambda network: network.stages[0].blocks.append(
+        copy.deepcopy(network.stages[0].blocks[0])
+    ),
+    "precision": lambda network: network.double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_shows_at_once(change):
+    network = build_small()
+    waveform = speech(16000).unsqueeze(0)
+    with torch.no_grad():
+        before = network(waveform)
+    CHANGES[change](network)
+    with torch.no_grad():
+        after = network(waveform)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, fold(network)(waveform))
+        assert torch.equal(after, network(waveform))
+
+
+@torch.no_grad()
+def test_first_use_in_mixed_precision():
+    network = build_small()
+    waveform = speech(16000).unsqueeze(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(waveform)
+    assert torch.equal(network(waveform), fold(network)(waveform))
+
+
+@torch.no_grad()
+def test_hooks_are_called():
+    network = build_small()
+    waveform = speech(16000).unsqueeze(0)
+    network(waveform)
+    seen = []
+    layer = network.stages[1].blocks[0].norm_1
+    hook = layer.register_forward_hook(lambda *call: seen.append(call))
+    network(waveform)
+    assert len(seen) == 1
+    hook.remove()
+    network(waveform)
+    assert len(seen) == 1
+
+
+def test_copies_and_files_hold_one_network():
+    network = build_small()
+    keys = list(network.state_dict())
+    files = [io.BytesIO(), io.BytesIO()]
+    torch.save(network, files[0])
+    with torch.inference_mode():
+        embedding = network(speech(16000).unsqueeze(0))
+    torch.save(network, files[1])
+    assert len(files[0].getvalue()) == len(files[1].getvalue())
+    assert list(network.state_dict()) == keys
+    with torch.no_grad():
+        other = copy.deepcopy(network)(speech(16000).unsqueeze(0))
+    assert torch.equal(other, embedding)
 
 
 @torch.no_grad()

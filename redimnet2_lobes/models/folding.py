@@ -39,6 +39,12 @@ def fold(network: ReDimNet2) -> ReDimNet2:
     False
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
+    with torch.autocast(network.projection.weight.device.type, enabled=False):
+        _fold_in_place(network)
+    return network
+
+
+def _fold_in_place(network: ReDimNet2) -> None:
     for module in network.modules():
         if isinstance(module, ResidualBlock):
             _fold_rectified_norm(module)
@@ -56,7 +62,6 @@ def fold(network: ReDimNet2) -> ReDimNet2:
     projection.bias.add_(projection.weight @ shift)
     projection.weight.mul_(scale)
     network.norm = nn.Identity()
-    return network
 
 
 class Floor(nn.Module):

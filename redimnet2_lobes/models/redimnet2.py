@@ -22,7 +22,7 @@ Authors
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,9 @@ from redimnet2_lobes.models.tiles import (
     groups_of_like_length,
     in_tiles,
 )
+
+if TYPE_CHECKING:
+    from redimnet2_lobes.models.folded_copy import FoldedCopy
 
 
 class ReDimNet2(nn.Module):
@@ -128,6 +131,7 @@ class ReDimNet2(nn.Module):
             "embedding_size": embedding_size,
             "minimum_seconds": minimum_seconds,
         }
+        self._folded_copy: FoldedCopy | None = None
         self.front_end = front_end
         self.stem = Stem(base_channels, bins, aggregation_norm)
 
@@ -234,26 +238,49 @@ class ReDimNet2(nn.Module):
         samples = valid_samples(wavs, wav_lens)
         check_not_shorter(wavs, samples, WINDOW)
         wavs, samples = repeat_short(wavs, samples, self.minimum_samples)
-        if self._needs_one_piece(wavs):
-            return self._encode(wavs, samples)
-        with torch.no_grad():
-            return self._encode_in_groups(wavs, samples)
+        if self._only_infers(wavs):
+            with torch.no_grad():
+                return self._fastest()._infer(wavs, samples)
+        return self._encode(wavs, samples)
 
-    def _needs_one_piece(self, wavs: Tensor) -> bool:
-        """Whether a batch must stay together: for statistics or gradients,
-        because the device is made for large batches, or because groups would
-        make a graph of their own for each mixture of lengths.
-        """
-        if (
-            self.training
-            or wavs.device.type != "cpu"
-            or torch.compiler.is_compiling()
-        ):
-            return True
-        return torch.is_grad_enabled() and (
+    def _only_infers(self, wavs: Tensor) -> bool:
+        """Whether neither statistics, nor gradients, nor a graph are wanted."""
+        if self.training or torch.compiler.is_compiling():
+            return False
+        return not torch.is_grad_enabled() or not (
             wavs.requires_grad
             or any(weight.requires_grad for weight in self.parameters())
         )
+
+    def _fastest(self) -> "ReDimNet2":
+        """The folded copy, unless this is one or has to run itself."""
+        # It imports this module.
+        from redimnet2_lobes.models.folded_copy import FoldedCopy, runs_itself
+
+        is_folded = isinstance(self.norm, nn.Identity)
+        if is_folded or hasattr(self, "_is_replica"):  # of DataParallel
+            return self
+        copy = self._folded_copy
+        if copy is None or not copy.is_current():
+            if any(map(runs_itself, self.modules())):
+                return self
+            copy = self._folded_copy = FoldedCopy(self)
+        return copy.network
+
+    def train(self, mode: bool = True) -> "ReDimNet2":
+        """Goes into training mode, or out of it."""
+        self._folded_copy = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the folded copy out of copies and files."""
+        return {**self.__dict__, "_folded_copy": None}
+
+    def _infer(self, wavs: Tensor, samples: Tensor | None) -> Tensor:
+        # Other devices are made for large batches.
+        if wavs.device.type != "cpu":
+            return self._encode(wavs, samples)
+        return self._encode_in_groups(wavs, samples)
 
     def _encode_in_groups(self, wavs: Tensor, samples: Tensor | None) -> Tensor:
         lengths = [wavs.shape[1]] * len(wavs)

@@ -30,6 +30,7 @@ from redimnet2_lobes.inference.encode import EncodeBatch
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.pass_through import PassThrough
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.tiles import keep_freed_memory
 from redimnet2_lobes.models.variants import VARIANTS
 from redimnet2_lobes.pretrained.loading import (
     check_tensors,
@@ -50,7 +51,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 TRAINING_PRECISIONS = ("precision", "auto_mix_prec", "bfloat16_mix_prec")
 
 
-class FoldedEncoder(NamedTuple):
+class Encoder(NamedTuple):
     """A network that many utterances are embedded with."""
 
     encode_batch: EncodeBatch
@@ -112,10 +113,10 @@ def check_embedding_options(run_opts: RunOptions, *used: str) -> None:
     refuse_run_options(run_opts.overridden_args, unused)
 
 
-def load_folded_encoder(
+def load_encoder(
     checkpoint: str, variant: str | None, run_opts: RunOptions
-) -> FoldedEncoder:
-    """Loads a network, and folds it if it is a ReDimNet2.
+) -> Encoder:
+    """Loads a network; the process then keeps freed memory, to be faster.
 
     The checkpoint is a model folder, the output folder of a training, a hub
     name, the name of a published checkpoint, or ``embedding_model.ckpt``. The
@@ -127,13 +128,13 @@ def load_folded_encoder(
     classes = getattr(encoder.hparams, "label_encoder", None)
     speakers = frozenset(classes.lab2ind if classes else ())
     fingerprint = network_fingerprint(encoder.mods)
-    door.fold_encoder(encoder)
+    keep_freed_memory()
     encode_batch, precision = encoder.encode_batch, run_opts.eval_precision
     if precision != "fp32":
         fingerprint = f"{fingerprint} {precision}"
         dtype = AMPConfig.from_name(precision).dtype
         encode_batch = torch.autocast(encoder.device_type, dtype)(encode_batch)
-    return FoldedEncoder(encode_batch, fingerprint, precision, speakers)
+    return Encoder(encode_batch, fingerprint, precision, speakers)
 
 
 def _load_model(

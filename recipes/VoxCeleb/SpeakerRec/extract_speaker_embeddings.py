@@ -39,7 +39,7 @@ from redimnet2_lobes.inference.embedding_files import (
     write_embeddings,
 )
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
-from redimnet2_lobes.recipe.encoder import load_folded_encoder, parse_arguments
+from redimnet2_lobes.recipe.encoder import load_encoder, parse_arguments
 
 SHOWN = 20  # of the files that are left out
 
@@ -74,9 +74,7 @@ def main(arguments: list[str]) -> str | None:
     )
     check_names(utterances, hparams["format"])
 
-    encoder = load_folded_encoder(
-        hparams["checkpoint"], hparams["variant"], run_opts
-    )
+    encoder = load_encoder(hparams["checkpoint"], hparams["variant"], run_opts)
     parts = outputs[-1].with_suffix(".embedding_parts")
     faults = None if strict else {}
     embeddings = extract_embeddings(

@@ -22,7 +22,7 @@ from redimnet2_lobes.data.utterances import paths_of
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.recipe import verification
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
-from redimnet2_lobes.recipe.encoder import load_folded_encoder, parse_arguments
+from redimnet2_lobes.recipe.encoder import load_encoder, parse_arguments
 from redimnet2_lobes.scoring.backends import CosineBackend
 from redimnet2_lobes.scoring.evaluate import evaluate
 from redimnet2_lobes.scoring.report import report
@@ -54,9 +54,7 @@ def main(arguments: list[str]) -> None:
         hparams["cohort_list"], *corpus, **normalization
     )
 
-    encoder = load_folded_encoder(
-        hparams["checkpoint"], hparams["variant"], run_opts
-    )
+    encoder = load_encoder(hparams["checkpoint"], hparams["variant"], run_opts)
     # Before anything is computed that could then not be written.
     os.makedirs(hparams["output_folder"], exist_ok=True)
     verification.warn_of_known_speakers(trials, cohort, encoder.speakers)
