@@ -22,8 +22,9 @@ def test_demo(tmp_path):
     assert process.returncode == 0, process.stderr
     assert "SYNTHETIC" in process.stdout
     # Two pairs of one speaker and one of two.
-    kinds = re.findall(r"\((same speaker|different speakers)\)", process.stdout)
+    kinds = re.findall(r"# (same speaker|different speakers)", process.stdout)
     assert kinds == ["same speaker", "same speaker", "different speakers"]
+    assert "that of the EER on veri_test2" in process.stdout
     before, after = re.findall(
         r"EER (?:before|after) training +([\d.]+) %", process.stdout
     )

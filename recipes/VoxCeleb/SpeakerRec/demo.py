@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 
 import torch
-from speechbrain.inference.speaker import SpeakerRecognition
 
+from redimnet2_lobes import SpeakerRecognition
 from redimnet2_lobes.data.trials import read_trials
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
@@ -57,6 +57,7 @@ def verify(corpus: Path, model: Path, output: Path) -> dict:
         f"--data_folder={corpus}",
         f"--checkpoint={model}",
         f"--output_folder={output}",
+        "--keep_results_with_model=True",
         "--device=cpu",
     )
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))
@@ -130,20 +131,19 @@ def main(arguments: list[str]) -> None:
 
     print(
         "\n$ python\n"
-        ">>> from speechbrain.inference.speaker import SpeakerRecognition\n"
-        f'>>> model = SpeakerRecognition.from_hparams(source="{model}")'
+        ">>> from redimnet2_lobes import SpeakerRecognition\n"
+        f'>>> model = SpeakerRecognition.from_hparams(source="{model}")\n'
+        ">>> model.operating_point"
     )
-    recognition = SpeakerRecognition.from_hparams(source=str(model))
+    recognition = SpeakerRecognition.from_hparams(source=model)
+    print(recognition.operating_point)
     for label, *pair in pick_pairs(read_trials(corpus / "veri_test2.txt")):
         pair = [str(corpus / "wav" / name) for name in pair]
-        score, _ = recognition.verify_files(*pair)
-        kind = "same speaker" if label else "different speakers"
-        same = score.item() > after["eer_threshold"]
+        score, same = recognition.verify_files(*pair)
+        truth = "same speaker" if label else "different speakers"
         print(
-            f'>>> model.verify_files("{pair[0]}", "{pair[1]}")\n'
-            f"{score.item():.3f}: above the threshold "
-            f"{after['eer_threshold']:.3f}: {'yes' if same else 'no'} "
-            f"({kind})"
+            f'>>> model.verify_files("{pair[0]}", "{pair[1]}")  # {truth}\n'
+            f"({score}, {same})"
         )
 
     description = json.loads(
