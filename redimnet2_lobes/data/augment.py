@@ -147,7 +147,9 @@ class Noise(Step):
     """
 
     def __init__(
-        self, musan_folder: str | os.PathLike, snr: dict[str, Sequence[float]]
+        self,
+        musan_folder: str | os.PathLike | None,
+        snr: dict[str, Sequence[float]],
     ):
         unknown = sorted(set(snr) - set(MUSAN_FOLDERS))
         if unknown or not snr:
@@ -193,7 +195,7 @@ class Reverberation(Step):
     torch.Size([32000])
     """
 
-    def __init__(self, rirs_folder: str | os.PathLike):
+    def __init__(self, rirs_folder: str | os.PathLike | None):
         self.parts = [Recordings("rirs_folder", rirs_folder, "simulated_rirs")]
 
     def __call__(self, waveform, random):
@@ -263,7 +265,7 @@ class Recordings:
 VoxCeleb/noises_prepare.py makes one
     """
 
-    def __init__(self, key: str, folder: str | os.PathLike, part: str):
+    def __init__(self, key: str, folder: str | os.PathLike | None, part: str):
         self.key = key
         self.folder = folder
         self.part = part
@@ -273,6 +275,11 @@ VoxCeleb/noises_prepare.py makes one
         """Lists the files, unless that is done; ValueError if none is there."""
         if self._files:
             return
+        if self.folder is None:
+            raise ValueError(
+                f"{self.key}: null, but augment needs it; name the folder that "
+                "recipes/VoxCeleb/noises_prepare.py makes"
+            )
         top = os.path.join(self.folder, self.part)
         if os.path.isdir(top):
             self._files, left_out = list_audio(top)

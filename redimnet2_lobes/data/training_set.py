@@ -103,10 +103,10 @@ class UtteranceList:
                 names.append(os.fsencode(prefix + row["ID"]))
                 sources.append(os.fsencode(row["wav"]))
                 speakers.append(os.fsencode(prefix + row["spk_id"]))
-                path, _ = split_source(row["wav"])
+                file, _ = split_source(row["wav"])
                 shards.append(
                     self._shard_numbers.setdefault(
-                        path if path.endswith(".tar") else "",
+                        file if file.endswith(".tar") else "",
                         len(self._shard_numbers),
                     )
                 )

@@ -194,7 +194,6 @@ def build_brain(hparams, run_opts):
         hparams["output_folder"],
         keys=("validation_trials", "validation_folder"),
     )
-    hparams["augment"].check()
     run_on_main(checkpointer.set_damaged_aside)
     utterances, speakers = dataio_prep(hparams, trials.trials)
     run_on_main(checkpointer.keep_speakers, args=[speakers])
@@ -261,6 +260,7 @@ def main(arguments):
     sb.utils.distributed.ddp_init_group(run_opts)
     hparams = load_hparams(hparams_file, overrides)
     check_hparams(hparams)
+    hparams["augment"].check()
     with contextlib.ExitStack() as stack:
         folder, settings = hparams["output_folder"], training_settings(hparams)
         if if_main_process():  # which alone writes
