@@ -8,12 +8,13 @@
 # make lint   ruff, codespell, yamllint (.pre-commit-config.yaml)
 # make docs   the documentation, as a site in build/docs
 # make mutants [MODULES=...]   breaks the code on purpose (tests/README.md)
+# make fuzz [MINUTES=5 SEED=0 TARGETS=...]   feeds the readers (tests/README.md)
 
 PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: install demo test test-all test-versions bench lint docs mutants
+.PHONY: install demo test test-all test-versions bench lint docs mutants fuzz
 install: .venv/complete
 
 demo: .venv/complete
@@ -48,6 +49,12 @@ docs: .venv/complete
 
 mutants: .venv/complete
 	$(BIN)/python tests/mutants.py $(MODULES)
+
+MINUTES := 5
+SEED := 0
+fuzz: .venv/complete
+	PYTHONPATH=tests:recipes/VoxCeleb OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m fuzz $(MINUTES) $(SEED) $(TARGETS)
 
 lint: .venv/complete
 	$(BIN)/pre-commit run --all-files

@@ -136,7 +136,37 @@ def of_others(path):
     path.write_bytes(other.read_bytes())
 
 
-@pytest.mark.parametrize("damage", [cut_short, emptied, flipped, of_others])
+def changed_arrays(path, change):
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    change(arrays)
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def one_row(path):
+    changed_arrays(path, lambda a: a.update(vectors=a["vectors"][:1]))
+
+
+def one_second(path):
+    changed_arrays(path, lambda a: a.update(seconds=a["seconds"][:1]))
+
+
+def in_double_precision(path):
+    changed_arrays(path, lambda a: a.update(vectors=a["vectors"].astype("f8")))
+
+
+def not_finite(path):
+    changed_arrays(path, lambda a: a["vectors"].__setitem__(0, np.nan))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(cut_short, emptied, flipped, of_others),
+        *(one_row, one_second, in_double_precision, not_finite),
+    ],
+)
 def test_a_damaged_part_is_made_again(damage, utterances, tmp_path):
     first, _ = extract(utterances, tmp_path)
     damage(parts(tmp_path)[0])

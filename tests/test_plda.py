@@ -289,6 +289,8 @@ def damaged(kind, whole):
         return archive(**arrays | {"lda": arrays["lda"][..., np.newaxis]})
     if kind == "NaN":
         return archive(**arrays | {"mean": arrays["mean"] * np.nan})
+    if kind == "dates":
+        return archive(**arrays | {"mean": arrays["mean"].astype("M8[s]")})
     assert kind == "no covariance"
     return archive(**arrays | {"Sigma": -arrays["Sigma"]})
 
@@ -307,6 +309,7 @@ def damaged(kind, whole):
         ("shapes", "F: its shape is"),
         ("directions", "F: its shape is"),
         ("projections", "lda: its shape is"),
+        ("dates", "mean: holds datetime64[s], not numbers"),
         ("NaN", "mean: some values are NaN"),
         ("no covariance", "Sigma: not positive definite"),
     ],

@@ -6,9 +6,10 @@ Authors
 
 import os
 import zipfile
-import zlib
 
 import numpy as np
+
+from redimnet2_lobes.files.error_lines import one_line
 
 
 def read_arrays(path: str | os.PathLike, *names: str) -> list[np.ndarray]:
@@ -31,16 +32,20 @@ def read_arrays(path: str | os.PathLike, *names: str) -> list[np.ndarray]:
     # Opened here: what fails from there on is the file's content.
     with open(path, "rb") as file:
         try:
-            # NumPy would take other kinds of files too.
+            # NumPy would take other kinds of files too, and believes what a
+            # damaged header says of its size before it compares checksums.
             with zipfile.ZipFile(file) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"{damaged}: its CRC is wrong")
                 for name in names:
                     if f"{name}.npy" not in archive.namelist():
                         raise ValueError(f"{name} is missing")
             file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return [arrays[name] for name in names]
-        except (
-            *(ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error),
-            RuntimeError,  # encrypted, or an unknown compression
-        ) as error:
-            raise ValueError(str(error).partition("\n")[0]) from error
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = [archive[name] for name in names]
+            for name, array in zip(names, arrays, strict=True):
+                if not isinstance(array, np.ndarray):  # but bytes
+                    raise ValueError(f"{name} is no array")
+            return arrays
+        except Exception as error:  # each compression has kinds of its own
+            raise ValueError(one_line(error)) from error

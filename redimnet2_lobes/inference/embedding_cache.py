@@ -355,9 +355,22 @@ def _read_part(path: Path, names: list[str]) -> _Content | None:
         )
     except (ValueError, OSError):
         return None
-    if found.tolist() != names or described.shape[1:] != (4,):
+    if (
+        found.tolist() != names
+        or described.dtype.kind != "U"
+        or described.shape[1:] != (4,)
+    ):
         return None
     faults = {name: AudioError(*rest) for name, *rest in described.tolist()}
+    count = len(names) - len(faults)
+    if (
+        not faults.keys() <= set(names)
+        or vectors.ndim != 2
+        or (len(vectors), *seconds.shape) != (count, count)
+        or not vectors.dtype == seconds.dtype == np.float32
+        or not (np.isfinite(vectors).all() and np.isfinite(seconds).all())
+    ):
+        return None
     vectors, seconds = torch.from_numpy(vectors), torch.from_numpy(seconds)
     return _Content(vectors, seconds, faults)
 

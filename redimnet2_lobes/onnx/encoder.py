@@ -4,11 +4,14 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import math
 import os
 from pathlib import Path
 
 import torch
 
+from redimnet2_lobes.files.error_lines import one_line
+from redimnet2_lobes.files.settings import require_positive
 from redimnet2_lobes.models.lengths import check_not_shorter, valid_samples
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
@@ -55,24 +58,34 @@ class OnnxEncoder:
             self.session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"]
             )
+            known = self.session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime raises kinds of its own
             raise ValueError(
                 f"{path}: not an ONNX file, or damaged; export it again"
             ) from error
-        known = self.session.get_modelmeta().custom_metadata_map
         if known.get("model") != "ReDimNet2":
             raise ValueError(f"{path}: not a file of redimnet2 export")
         if self.session.get_inputs()[0].name != "waveforms":
             raise ValueError(
                 f"{path}: takes features; export without --features"
             )
-        self.minimum_samples = int(known["minimum_samples"])
+        self.path = path
         self.operating_point = OperatingPoint()
-        if "threshold" in known:
-            value = float(known["threshold"])
-            self.operating_point = OperatingPoint(
-                value, known["threshold_origin"]
-            )
+        try:
+            self.minimum_samples = int(known["minimum_samples"])
+            require_positive("minimum_samples", self.minimum_samples)
+            if "threshold" in known:
+                value = float(known["threshold"])
+                if not math.isfinite(value):
+                    raise ValueError(f"threshold is {value}")
+                self.operating_point = OperatingPoint(
+                    value, known["threshold_origin"]
+                )
+        except (LookupError, ValueError) as error:
+            raise ValueError(
+                f"{path}: its metadata are damaged ({one_line(error)}); export "
+                "it again"
+            ) from error
 
     def encode_batch(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
@@ -100,5 +113,11 @@ class OnnxEncoder:
             "waveforms": wavs.detach().cpu().float().numpy(),
             "lengths": samples.cpu().numpy(),
         }
-        (embeddings,) = self.session.run(["embeddings"], feed)
+        try:
+            (embeddings,) = self.session.run(["embeddings"], feed)
+        except Exception as error:
+            raise ValueError(
+                f"{self.path}: cannot be run ({one_line(error)}); export it "
+                "again"
+            ) from error
         return torch.from_numpy(embeddings).unsqueeze(1)

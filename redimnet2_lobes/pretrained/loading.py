@@ -10,6 +10,7 @@ Authors
 import contextlib
 import importlib.util
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from speechbrain.utils.distributed import main_process_only
@@ -62,9 +64,13 @@ class ModelPretrainer(Pretrainer):
 
     def __init__(self, loadables: dict):
         hooks = {
-            name: _load_tensors
+            name: hook
             for name, loadable in loadables.items()
-            if isinstance(loadable, nn.Module)
+            for kind, hook in (
+                (nn.Module, _load_tensors),
+                (CategoricalEncoder, load_labels),
+            )
+            if isinstance(loadable, kind)
         }
         super().__init__(loadables=loadables, custom_hooks=hooks)
         # Where other files of the model are: a folder or a hub name.
@@ -144,8 +150,8 @@ class ModelPretrainer(Pretrainer):
     ) -> dict[str, str]:
         # SpeechBrain alone does not bring it.
         if importlib.util.find_spec("safetensors") is not None:
-            for name in self.custom_hooks:
-                if name not in self.paths:
+            for name, loadable in self.loadables.items():
+                if isinstance(loadable, nn.Module) and name not in self.paths:
                     self._find_safetensors(name, source, **options)
         return super().collect_files(source, **options)
 
@@ -181,16 +187,15 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     >>> read_tensors(path)
     {'weight': tensor([1., 1.])}
     """
+    with open(path, "rb") as file:
+        # safetensors: the size of the header, then the header, in JSON.
+        is_safetensors = file.read(9)[8:] == b"{"
     try:
-        with open(path, "rb") as file:
-            # safetensors: the size of the header, then the header, in JSON.
-            if file.read(9)[8:] == b"{":
-                from safetensors.torch import load_file
+        if is_safetensors:
+            from safetensors.torch import load_file
 
-                return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+            return load_file(path)
+        tensors = load_whole(path)
     except ImportError:
         raise ValueError(
             f"{path}: to read it, pip install safetensors"
@@ -212,6 +217,34 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             "embedding_model.ckpt"
         )
     return tensors
+
+
+def load_whole(path: str | os.PathLike) -> Any:
+    """Reads what ``torch.save`` has written, onto the CPU.
+
+    It is a ValueError, without the path, if the file is anything else, damaged,
+    or would run code. Only files of torch before 1.6 have no checksums to tell.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "one.ckpt"
+    >>> torch.save({"weight": torch.ones(2)}, path)
+    >>> content = path.read_bytes()
+    >>> _ = path.write_bytes(content.replace(torch.ones(1).numpy(), b"abcd"))
+    >>> load_whole(path)
+    Traceback (most recent call last):
+    ValueError: damaged, or not a file of torch
+    """
+    with open(path, "rb") as file:
+        try:
+            # torch does not compare the checksums that it writes.
+            if file.read(2) == b"PK":
+                with zipfile.ZipFile(file) as archive:
+                    if archive.testzip() is not None:
+                        raise zipfile.BadZipFile
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # of many kinds
+            raise ValueError("damaged, or not a file of torch") from error
 
 
 def check_tensors(
@@ -269,6 +302,37 @@ def _load_tensors(network: nn.Module, path: str | os.PathLike) -> None:
     tensors = read_tensors(path)
     check_tensors(tensors, network, path, "its hyperparams.yaml")
     network.load_state_dict(tensors)
+
+
+def load_labels(labels: CategoricalEncoder, path: str | os.PathLike) -> None:
+    r"""Reads the names of classes, as ``CategoricalEncoder.load``.
+
+    It is a ValueError if the file is damaged, or has not one name for each
+    class.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "label_encoder.ckpt"
+    >>> _ = path.write_text("'anna' => 0\n'bert' => 2\n")
+    >>> load_labels(CategoricalEncoder(), path)
+    Traceback (most recent call last):
+    ValueError: ...label_encoder.ckpt: damaged, or a file that names no ...
+    """
+    try:
+        labels.load(path)
+        if set(map(type, labels.lab2ind)) - {str}:
+            raise ValueError("a name is no text")
+        if sorted(labels.lab2ind.values()) != list(range(len(labels))):
+            raise ValueError("its numbers are not those of classes")
+        if labels.lab2ind:
+            labels.encode_label(labels.ind2lab[0])  # compares their count
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path}: damaged, or a file that names no speakers; copy or train "
+            "it again"
+        ) from error
 
 
 def load_model(

@@ -11,7 +11,6 @@ Authors
 """
 
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from redimnet2_lobes.models.front_end import (
     TorchaudioLogMel,
 )
 from redimnet2_lobes.models.redimnet2 import ReDimNet2, Stage
-from redimnet2_lobes.pretrained.loading import not_finite
+from redimnet2_lobes.pretrained.loading import load_whole, not_finite
 
 Weights = dict[str, torch.Tensor]
 
@@ -115,16 +114,8 @@ model_config and state_dict
 
 def _read(path: str | os.PathLike) -> dict:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        # torch does not compare the checksums that it writes.
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise zipfile.BadZipFile(damaged)
-    except OSError:
-        raise
-    except Exception:  # torch raises many kinds for what is no checkpoint
+        content = load_whole(path)
+    except ValueError:
         raise ValueError(
             "not a complete checkpoint of tensors only; fetch it again"
         ) from None

@@ -8,9 +8,8 @@ Authors
 """
 
 import json
-import math
 import os
-from pathlib import Path
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,9 @@ import torch
 from scipy.optimize import minimize
 
 from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.error_lines import one_line
+from redimnet2_lobes.files.json_files import read_json
+from redimnet2_lobes.files.settings import require_number
 
 # Keeps weights finite where trials can be told apart without an error.
 PENALTY = 1e-6
@@ -152,20 +154,23 @@ def load_calibrations(path: str | os.PathLike) -> dict[str, Calibration]:
     {'score': 10.0}
     """
     try:
-        entries = json.loads(Path(path).read_bytes())
-        calibrations = {
+        return {
             name: Calibration(
-                float(entry["offset"]),
-                {key: float(value) for key, value in entry["weights"].items()},
+                _finite("offset", entry["offset"]),
+                {
+                    key: _finite(key, value)
+                    for key, value in entry["weights"].items()
+                },
             )
-            for name, entry in entries.items()
+            for name, entry in read_json(path).items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"calibration: {path} is not a calibration.json of a verification, "
-            "or it is damaged"
+            f"or it is damaged ({one_line(error)})"
         ) from error
-    for offset, weights in calibrations.values():
-        if not all(map(math.isfinite, (offset, *weights.values()))):
-            raise ValueError(f"calibration: {path} holds a number not finite")
-    return calibrations
+
+
+def _finite(name: str, value: float) -> float:
+    require_number(name, value, -sys.float_info.max, sys.float_info.max)
+    return float(value)

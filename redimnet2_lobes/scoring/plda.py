@@ -74,8 +74,10 @@ class PldaBackend:
         Sigma: np.ndarray,
     ):
         self.mean, self.lda, self.plda_mean, self.F, self.Sigma = (
-            np.asarray(array, dtype=np.float64)
-            for array in (mean, lda, plda_mean, F, Sigma)
+            _as_float64(name, array)
+            for name, array in zip(
+                ARRAYS, (mean, lda, plda_mean, F, Sigma), strict=True
+            )
         )
         self._check_shapes()
         for name in ARRAYS:
@@ -174,6 +176,7 @@ class PldaBackend:
         statistics.norm_stat1()
         rows = (statistics.stat1 - self.plda_mean) @ self._directions
         own = rows**2 @ self._squares + self._constant / 2
+        _check_finite(own[:, np.newaxis])  # an embedding may be the mean
         rows *= np.sqrt(self._product)
         own = torch.from_numpy(own).unsqueeze(1)
         return torch.from_numpy(rows), own, torch.ones_like(own)
@@ -294,6 +297,13 @@ class _SortedStatistics(StatObject_SB):
     def get_model_stat1(self, mod_id: int) -> np.ndarray:
         """The embeddings of a speaker."""
         return self.stat1[self.starts[mod_id] : self.ends[mod_id]]
+
+
+def _as_float64(name: str, values: np.ndarray) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: holds {array.dtype}, not numbers")
+    return array.astype(np.float64)
 
 
 def _as_array(embeddings: torch.Tensor | np.ndarray) -> np.ndarray:

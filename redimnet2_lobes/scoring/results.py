@@ -4,15 +4,23 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import json
 import os
 from collections.abc import Container
 from typing import NoReturn
 
+from redimnet2_lobes.files.json_files import read_json
+
 RESULTS_FILE = "results.json"  # its name in a model folder
 PLAIN_COSINE = "cosine"  # name of the back-end that compares embeddings alone
 
-# What a reader needs of each entry of ``results``, and its type.
+# What a reader needs, and its types.
+NEEDED = {
+    "checkpoint": str,
+    "seconds_used": float | int | None,
+    "crops": int | None,
+    "results": list,
+}
+# And of each entry of ``results``.
 ENTRIES = {
     "list": str,
     "back_end": str,
@@ -58,20 +66,22 @@ checkpoint is missing; run the verification again
             "run the verification again"
         )
 
-    with open(path, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError:
-            refuse("no JSON")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        refuse(str(error))
     if not isinstance(content, dict):
         refuse("no JSON object")
-    for key in ("checkpoint", "seconds_used", "crops", "results"):
+    for key, kind in NEEDED.items():
         if key not in content:
             refuse(f"{key} is missing")
-    rows = content["results"]
-    if not isinstance(rows, list) or not rows:
+        if not isinstance(content[key], kind):
+            refuse(f"{key} is {content[key]!r}")
+    if content["crops"] is not None and content["seconds_used"] is None:
+        refuse("seconds_used of crops is missing")
+    if not content["results"]:
         refuse("results is no list with entries")
-    for row in rows:
+    for row in content["results"]:
         for key, kind in ENTRIES.items():
             value = row.get(key) if isinstance(row, dict) else None
             if not isinstance(value, kind):

@@ -20,6 +20,7 @@ from speechbrain.utils.logger import get_logger
 
 from redimnet2_lobes.files.atomic import complete_or_absent, replace_when_synced
 from redimnet2_lobes.files.error_lines import one_line
+from redimnet2_lobes.files.json_files import read_json
 
 logger = get_logger(__name__)
 
@@ -79,7 +80,7 @@ class CompleteCheckpointer(Checkpointer):
         for folder in self._folders():
             try:
                 before = _read_checks(folder)["settings"]
-            except (OSError, ValueError, LookupError, TypeError):
+            except (OSError, ValueError):
                 continue  # set_damaged_aside has more to say
             changed = {
                 key: json.dumps(before.get(key))
@@ -304,14 +305,19 @@ def training_settings(hparams: Mapping) -> dict:
     }
 
 
-def _read_checks(folder: Path) -> dict:
-    return json.loads((folder / CHECKS).read_text(encoding="utf-8"))
+def _read_checks(folder: Path) -> dict[str, dict]:
+    checks = read_json(folder / CHECKS)
+    for key in ("settings", "crc32"):
+        if not isinstance(checks, dict) or not isinstance(
+            checks.get(key), dict
+        ):
+            raise ValueError(f"{key} is missing")
+    return checks
 
 
 def _fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     name = CHECKS
-    damage = ValueError, LookupError, TypeError, AttributeError
     try:
         for name, checksum in _read_checks(folder)["crc32"].items():
             if _crc32(folder / name) != checksum:
@@ -319,7 +325,7 @@ def _fault(folder: Path) -> str | None:
     except FileNotFoundError:
         return f"{name} is missing"
     # Another OSError says nothing of the file: the disk may be back tomorrow.
-    except (*damage, IsADirectoryError, NotADirectoryError):
+    except (ValueError, IsADirectoryError, NotADirectoryError):
         return f"{name} is damaged"
     return None
 

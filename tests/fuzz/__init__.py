@@ -1,0 +1,1 @@
+"""Readers fed with what nobody meant to hand in; see ../README.md."""

@@ -1,0 +1,141 @@
+"""Arrays in NumPy's archives: the cache of embeddings, PLDA."""
+
+import contextlib
+import functools
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from hypothesis import strategies as st
+
+from fuzz.inputs import mutated, repacked
+from fuzz.oracle import Target
+from redimnet2_lobes.inference.embedding_cache import extract_embeddings
+from redimnet2_lobes.scoring.plda import ARRAYS, PldaBackend
+
+AXES = st.lists(st.integers(0, 3), max_size=3)
+KINDS = ("<f8", "<f4", ">f8", "<i8", "?", "<U2", "<c16", "<M8[s]", "i4,f8")
+VALUES = (0, 1, -1, np.nan, np.inf, 1e30)
+
+
+def packed(arrays, save=np.savez):
+    content = io.BytesIO()
+    save(content, **arrays)
+    return content.getvalue()
+
+
+@st.composite
+def other_arrays(draw, arrays):
+    """Archives of which one array has other numbers, axes or kinds."""
+    name = draw(st.sampled_from(sorted(arrays)))
+    shape = draw(st.just(arrays[name].shape) | AXES)
+    other = np.full(shape, draw(st.sampled_from(VALUES)))
+    with np.errstate(all="ignore"):
+        other = other.astype(draw(st.sampled_from(KINDS)))
+    return packed({**arrays, name: other})
+
+
+# Embeddings of two files, computed by the means in place of a network.
+
+
+def encode_batch(wavs, wav_lens):
+    return torch.stack([wavs.mean(1), wavs.std(1), wav_lens], 1).unsqueeze(1)
+
+
+def write_utterances(folder):
+    for name, frequency in (("a", 0.1), ("b", 0.2)):
+        wave = np.sin(frequency * np.arange(800))
+        soundfile.write(folder / f"{name}.wav", wave, 16000)
+
+
+def extract(folder, encode=encode_batch):
+    utterances = {name: f"{folder}/{name}.wav" for name in "ab"}
+    return extract_embeddings(encode, utterances, folder / "cache", "1")
+
+
+@functools.cache
+def whole_cache():
+    with tempfile.TemporaryDirectory() as folder:
+        write_utterances(Path(folder))
+        embeddings = extract(Path(folder))
+        (part,) = Path(folder).glob("cache/*/part*")
+        return embeddings, part.read_bytes()
+
+
+def read_cache(path, forged=False):
+    # The folder's name tells the times of the files.
+    extract(path.parent)
+    (part,) = path.parent.glob("cache/*/part*")
+    part.write_bytes(path.read_bytes())
+    found, expected = extract(path.parent), whole_cache()[0]
+    assert found.names == expected.names
+    for name in ("vectors", "seconds"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert ours.dtype == theirs.dtype and ours.isfinite().all()
+        if forged:
+            assert ours.ndim == theirs.ndim and len(ours) == len(theirs)
+        else:
+            assert torch.equal(ours, theirs)
+
+
+def forged_caches():
+    part = whole_cache()[1]
+    with np.load(io.BytesIO(part)) as arrays:
+        return other_arrays(dict(arrays)) | repacked([part])
+
+
+RANDOM = np.random.default_rng(0)
+PLDA = {
+    "mean": RANDOM.normal(size=3),
+    "lda": RANDOM.normal(size=(3, 2)),
+    "plda_mean": RANDOM.normal(size=2),
+    "F": RANDOM.normal(size=(2, 1)),
+    "Sigma": np.eye(2),
+}
+
+
+def read_plda(path, forged=False):
+    backend = PldaBackend.load(path)
+    # An LDA of zeros makes nothing of any embedding.
+    with contextlib.suppress(ValueError):
+        rows = backend.enrolment_side(torch.ones(1, 3))
+        assert rows.isfinite().all() and rows.dtype == torch.float64
+    for name in ARRAYS:
+        array = getattr(backend, name)
+        assert forged or np.array_equal(array, PLDA[name])
+
+
+CACHE_FILES = r"cache(/\w+(/part-\d+\.npz)?)?"
+TARGETS = (
+    Target(
+        "cache",
+        "part.npz",
+        lambda: mutated([whole_cache()[1]]),
+        read_cache,
+        write_utterances,
+        CACHE_FILES,
+    ),
+    Target(
+        "cache-forged",
+        "part.npz",
+        forged_caches,
+        functools.partial(read_cache, forged=True),
+        write_utterances,
+        CACHE_FILES,
+    ),
+    Target(
+        "plda",
+        "plda.npz",
+        lambda: mutated([packed(PLDA), packed(PLDA, np.savez_compressed)]),
+        read_plda,
+    ),
+    Target(
+        "plda-forged",
+        "plda.npz",
+        lambda: other_arrays(PLDA) | repacked([packed(PLDA)]),
+        functools.partial(read_plda, forged=True),
+    ),
+)
