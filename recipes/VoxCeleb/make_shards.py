@@ -51,6 +51,7 @@ from redimnet2_lobes.data.sources import open_audio, split_source
 from redimnet2_lobes.data.training_set import COLUMNS
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.error_lines import one_line_errors
+from redimnet2_lobes.files.json_files import read_json
 from redimnet2_lobes.files.settings import check_at_least
 
 Row = tuple[str, float, str, str]  # as COLUMNS
@@ -170,7 +171,15 @@ def _claim(output: Path, plan: dict[str, object]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     path = output / "plan.json"
     if path.exists():
-        noted = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            noted = read_json(path)
+            if not isinstance(noted, dict):
+                raise ValueError("no JSON object")
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: damaged ({error}), so what its shards are made of is "
+                "unknown; name a new folder"
+            ) from error
         for key, value in plan.items():
             if noted.get(key) != value:
                 raise ValueError(

@@ -5,6 +5,7 @@ Authors
 """
 
 import csv
+import math
 import os
 import string
 from collections.abc import Collection, Iterator, Mapping
@@ -32,11 +33,14 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(file, start=1):
             try:
                 line.encode()
+                is_text = "\0" not in line
             except UnicodeEncodeError:
+                is_text = False
+            if not is_text:
                 raise ValueError(
                     f"{path}, line {number}: not UTF-8 text; save the list as "
                     "such"
-                ) from None
+                )
             yield number, line
 
 
@@ -55,7 +59,8 @@ def read_rows(
     ---------
     path
     columns
-        Those that it must have, wav among them; a row has a value for each.
+        Those that it must have, wav among them; a row has a value for each,
+        in duration a number.
     replacements
         What stands for variables in the column wav, such as ``$data_root``.
 
@@ -91,6 +96,9 @@ def read_rows(
                     f"{', '.join(columns)}, separated by commas",
                     1,
                 )
+        for column in (*columns, "spk_id", "start", "stop"):
+            if (rows.fieldnames or []).count(column) > 1:
+                raise fault(f"column {column} is there twice", 1)
         borders = {"start", "stop"}.intersection(rows.fieldnames or ())
         if len(borders) == 1:
             raise fault(
@@ -122,6 +130,8 @@ def read_rows(
                     ) from None
             try:
                 _take_segment(row)
+                if "duration" in columns:
+                    _check_duration(row["duration"])
             except ValueError as error:
                 raise fault(str(error), line) from None
             yield line, row
@@ -130,6 +140,15 @@ def read_rows(
         raise fault(
             f"not a row of a CSV ({error}); check its quotes", rows.line_num + 1
         ) from None
+
+
+def _check_duration(seconds: str) -> None:
+    try:
+        is_right = 0 <= float(seconds) < math.inf
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise ValueError(f"duration: {seconds!r} is not a number of seconds")
 
 
 def _take_segment(row: dict[str, str]) -> None:

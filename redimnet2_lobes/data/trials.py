@@ -157,22 +157,35 @@ def _columns(
 
 def _csv_rows(path: str | os.PathLike, lines: Lines) -> Iterator[Row]:
     number, line = lines[0]
-    header = [name.strip() for name in next(csv.reader([line]))]
-    if not {"enrol", "test", "label"} <= set(header):
+    header = _fields(path, number, line)
+    if any(header.count(name) != 1 for name in ("enrol", "test", "label")):
         raise ValueError(
             f"{path}, line {number}: found the columns {', '.join(header)}, "
             f"expected {FORMS}"
         )
     for number, line in lines[1:]:
-        fields = [field.strip() for field in next(csv.reader([line]))]
+        fields = _fields(path, number, line)
         row = dict(zip(header, fields, strict=False))
-        if len(fields) != len(header) or row["label"] not in LABELS:
+        if (
+            len(fields) != len(header)
+            or row["label"] not in LABELS
+            or not (row["enrol"] and row["test"])
+        ):
             raise ValueError(
                 f"{path}, line {number}: expected {','.join(header)} with one "
                 f"of the labels {', '.join(LABELS)}, found "
                 f"{line.strip()[:80]!r}"
             )
         yield number, LABELS[row["label"]], row["enrol"], row["test"]
+
+
+def _fields(path: str | os.PathLike, number: int, line: str) -> list[str]:
+    try:
+        return [field.strip() for field in next(csv.reader([line]))]
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {number}: not a row of a CSV ({error})"
+        ) from None
 
 
 def _lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:

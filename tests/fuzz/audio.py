@@ -28,10 +28,10 @@ FORMATS = (
 
 @functools.cache
 def audio(seconds, rate=16000, channels=1):
-    """Noise of some length in each format."""
+    """Noise of some length in each format, by its name."""
     random = np.random.default_rng(0)
     samples = random.uniform(-0.5, 0.5, (round(seconds * rate), channels))
-    files = []
+    files = {}
     for kind, subtype in FORMATS:
         content = io.BytesIO()
         # Some know one channel only, or few rates.
@@ -41,12 +41,16 @@ def audio(seconds, rate=16000, channels=1):
             )
         except soundfile.LibsndfileError:
             continue
-        files.append(content.getvalue())
+        files[f"{kind} {subtype}"] = content.getvalue()
     return files
 
 
+def mutations(*sets):
+    return mutated([file for files in sets for file in files.values()])
+
+
 def waveforms():
-    return mutated([*audio(0.1), *audio(0.1, 44100, 2), *audio(0.05, 8000)])
+    return mutations(audio(0.1), audio(0.1, 44100, 2), audio(0.05, 8000))
 
 
 def check(waveform):
@@ -95,33 +99,41 @@ def crop(path):
         check(waveform)
 
 
-# Places in a shard, as a list names them.
+# Places in a shard and segments, as lists name them.
 
 
-def write_shard(folder):
-    content = audio(0.1)[0]
+def write_sources(folder):
+    content = audio(0.1)["WAV PCM_16"]
     (folder / "a.tar").write_bytes(512 * b"\0" + content + content)
+    (folder / "a.wav").write_bytes(content)
+    (folder / "a.mp3").write_bytes(audio(0.1)["MP3 MPEG_LAYER_III"])
 
 
 def read_place(path):
-    # A name that holds the end of a line is in two lines.
-    place = path.read_bytes().decode(errors="surrogateescape").split("\n")[0]
-    check(load_source(f"{path.parent}/a.tar{place}"))
+    place = path.read_bytes().decode(errors="surrogateescape")
+    place = place.replace("\0", "").replace("\n", "")  # as in no list
+    check(load_source(f"{path.parent}/a{place}"))
 
 
 def places():
-    size = len(audio(0.1)[0])
-    return text(f":512:{size}", f":{512 + size}:{size}")
+    size = len(audio(0.1)["WAV PCM_16"])
+    return text(
+        f".tar:512:{size}",
+        f".tar:{512 + size}:{size}",
+        ".wav[0:800]",
+        ".wav[0.05s:]",
+        ".mp3[.01s:5e-2s]",
+    )
 
 
 TARGETS = (
     Target("waveform", "a.wav", waveforms, load),
-    Target("long-file", "a.wav", lambda: mutated(audio(1.3, 8000)), embed),
+    Target("long-file", "a.wav", lambda: mutations(audio(1.3, 8000)), embed),
     Target(
         "crop",
         "a.wav",
-        lambda: mutated([*audio(0.3), *audio(0.1)]),
+        lambda: mutations(audio(0.3), audio(0.1)),
         crop,
     ),
-    Target("shard-place", "place.txt", places, read_place, write_shard),
+    Target("source", "place.txt", places, read_place, write_sources),
 )

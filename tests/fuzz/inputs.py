@@ -46,7 +46,7 @@ TEXT_PIECES = (
         "=>",
         "target",
         "..",
-        "a" * 300,
+        "a" * 140_000,
         "[" * 5000,
         "-",
         "*",
@@ -101,7 +101,7 @@ def mutated(draw, seeds, pieces=PIECES, most=5):
     return data
 
 
-def text(*seeds, most=5):
+def text(*seeds, most=3):
     """Texts of the seeds, damaged, or bytes of any kind."""
     seeds = [seed.encode() for seed in seeds]
     return mutated(seeds, TEXT, most) | st.binary(max_size=60)

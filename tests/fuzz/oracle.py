@@ -82,7 +82,8 @@ def _check_message(error: Exception, path: Path, folder: Path) -> None:
     message = one_line(error)
     if "\n" in str(error) or not message:
         raise AssertionError(f"not one line: {error}") from error
-    if path.name not in message and str(folder) not in message:
+    named = getattr(error, "path", None) or getattr(error, "filename", None)
+    if not named and path.name not in message and str(folder) not in message:
         raise AssertionError(f"names no file: {message}") from error
 
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from fuzz import archives, audio, models, texts
+from fuzz import archives, audio, models, shards, texts
 
 CORPUS = Path(__file__).parent / "corpus"
 TARGETS = {
     target.name: target
-    for module in (texts, archives, models, audio)
+    for module in (texts, archives, models, audio, shards)
     for target in module.TARGETS
 }

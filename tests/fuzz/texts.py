@@ -1,14 +1,20 @@
 """Lists, and the small JSON and text files that programs leave behind."""
 
+import csv
+import io
 import json
 import math
+import os
 import re
 
 from hypothesis import strategies as st
 
 from fuzz.inputs import json_of, text
 from fuzz.oracle import Target
+from redimnet2_lobes.data.sources import split_source
+from redimnet2_lobes.data.training_set import read_training_lists
 from redimnet2_lobes.data.trials import read_enrolments, read_trials
+from redimnet2_lobes.data.utterances import read_utterances
 from redimnet2_lobes.scoring.calibration import load_calibrations
 from redimnet2_lobes.scoring.operating_point import operating_point_of
 from redimnet2_lobes.scoring.results import (
@@ -20,7 +26,7 @@ from redimnet2_lobes.scoring.results import (
 )
 from redimnet2_lobes.training.fine_tuning import read_speakers
 
-NAMES = st.sampled_from(("a", "b/1.wav", "a/ä.flac", "0", "target", "enrol"))
+NAMES = st.sampled_from(("a", "b/1.wav", "a/ä.flac", "0", "target", "", "a b"))
 
 
 def lines_of(path):
@@ -38,13 +44,14 @@ def columns_of(line):
 def trial_lists(draw):
     """Lists in one of the forms, now and then with damage."""
     form = draw(st.sampled_from(("{0} {1} {2}", "{1}\t{2} {3}", "{1},{0},{2}")))
-    lines = ["enrol,label,test"] if "," in form else []
+    header = st.sampled_from(("enrol,label,test", "enrol,label,label"))
+    lines = [draw(header)] if "," in form else []
     for label in draw(st.lists(st.sampled_from("01"), max_size=4)):
         kind = "target" if label == "1" else "nontarget"
         lines.append(form.format(label, draw(NAMES), draw(NAMES), kind))
     end = draw(st.sampled_from(("\n", "\r\n", "\r", "\n\n ")))
     content = draw(st.sampled_from(("", "\ufeff"))) + end.join(lines)
-    return draw(text(content, most=3))
+    return draw(text(content, most=2))
 
 
 def trials(path):
@@ -124,6 +131,103 @@ def speakers(path):
         assert encoder.decode_ndim(index) == label
 
 
+# Lists of utterances; FOLDER stands for that of the list.
+
+PLAIN = "ID,wav,spk_id\na1,$data_root/a.wav,anna\nb/1,$save_root/b.wav,bert"
+SEGMENTS = (
+    "ID,duration,wav,start,stop,spk_id\n"
+    "anna-1,9.5,$data_root/a.wav,0,400,anna\n"
+    '"bert, 1",9.5,$data_root/a.wav,400,800,bert\n'
+    "anna-2,1.5,$data_root/b.wav,,,anna"
+)
+TRAINING = (
+    "ID,duration,wav,spk_id\na/1,1.5,$data_root/a.wav,a\n"
+    "b/1,2,$data_root/x.tar:512:900,b\nb/2,0.5,$data_root/b.wav,b"
+)
+
+
+def rows_of(path):
+    content = path.read_bytes().decode("utf-8-sig")
+    return list(csv.DictReader(io.StringIO(content, ""), skipinitialspace=True))
+
+
+def utterance_list(path):
+    found = read_utterances(path)
+    rows = rows_of(path)
+    assert [each.name for each in found] == [row["ID"] for row in rows]
+    for utterance, row in zip(found, rows, strict=True):
+        assert os.path.isfile(split_source(utterance.path)[0])
+        assert utterance.name and utterance.speaker != ""
+        assert utterance.speaker == (row.get("spk_id") or None)
+        start = row.get("start") or row.get("stop")
+        assert bool(split_source(utterance.path)[1]) == bool(
+            (start or "").strip() or re.search(r"\.tar:", utterance.path)
+        )
+
+
+def training_list(path):
+    utterances, encoder = read_training_lists({"": path}, {}, 1.0, [], [])
+    expected = [
+        (row["ID"], row["spk_id"])
+        for row in rows_of(path)
+        if row.get("start", "").strip() or float(row["duration"]) >= 1
+    ]
+    found = [utterances[index] for index in range(len(utterances))]
+    if "start" not in rows_of(path)[0]:
+        assert [(name, speaker) for name, _, speaker in found] == expected
+    assert sorted(encoder.lab2ind) == sorted({each[2] for each in found})
+    assert sorted(encoder.lab2ind.values()) == list(range(len(encoder)))
+    assert all(map(all, found))
+
+
+KALDI = {
+    "wav.scp": "A FOLDER/a.wav\nB-1 FOLDER/b.wav\n",
+    "segments": "A-1 A 0 0.02\nA-2 A 1e-2 -1\nB-1 B-1 0.01 0.05\n",
+    "utt2spk": "A anna\nA-1 anna\nA-2 anna\nB-1 bert\n",
+}
+
+
+def kaldi(path):
+    for file in path.parent.iterdir():
+        content = file.read_bytes()
+        file.write_bytes(content.replace(b"FOLDER", bytes(path.parent)))
+    folder = path.parent
+    found = read_utterances(folder / "wav.scp")
+    listed = folder / "segments"
+    if not listed.exists():
+        listed = folder / "wav.scp"
+    lines = [line.split(maxsplit=1) for line in lines_of(listed)]
+    assert [each.name for each in found] == [line[0] for line in lines]
+    speakers = {}
+    if (folder / "utt2spk").exists():
+        lines = [
+            line.split(maxsplit=1) for line in lines_of(folder / "utt2spk")
+        ]
+        speakers = dict(lines)
+    for utterance in found:
+        file, place = split_source(utterance.path)
+        assert os.path.isfile(file)
+        assert bool(place) == (listed.name == "segments")
+        assert utterance.speaker == speakers.get(utterance.name)
+
+
+def write_utterances(folder, *files):
+    for name in ("a.wav", "b.wav"):
+        (folder / name).write_bytes(b"audio")
+    for name in files:
+        (folder / name).write_text(KALDI[name])
+
+
+def kaldi_target(name, *others):
+    return Target(
+        f"kaldi-{name}",
+        name,
+        lambda: text(KALDI[name]),
+        kaldi,
+        lambda folder: write_utterances(folder, *others),
+    )
+
+
 TARGETS = (
     Target("trials", "trials.txt", trial_lists, trials),
     Target(
@@ -131,6 +235,22 @@ TARGETS = (
         "enrolments.txt",
         lambda: text("anna a/1.wav a/2.wav\nbert b/1.wav\nanna a/3.wav"),
         enrolments,
+    ),
+    Target(
+        "utterances",
+        "list.csv",
+        lambda: text(PLAIN, SEGMENTS),
+        utterance_list,
+        write_utterances,
+    ),
+    kaldi_target("wav.scp"),
+    kaldi_target("segments", "wav.scp"),
+    kaldi_target("utt2spk", "wav.scp", "segments"),
+    Target(
+        "training-list",
+        "train.csv",
+        lambda: text(TRAINING, SEGMENTS),
+        training_list,
     ),
     Target(
         "calibration",
