@@ -400,7 +400,7 @@ def _fault_of_hyperparams(folder: str) -> str | None:
     try:
         with open(os.path.join(folder, name), encoding="utf-8") as file:
             keys = YAML().load(file)
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         return f"{name} is damaged, for it is no YAML: {one_line(error)}"
     if not isinstance(keys, dict):
         return f"{name} is damaged, for it has no keys"

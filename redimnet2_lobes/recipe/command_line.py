@@ -180,7 +180,7 @@ def _read_value(key: str, text: str) -> object:
     if text[0] in "[{" or str(tag) in NOT_TEXT:
         try:
             return YAML().load(text)
-        except (YAMLError, ValueError) as error:
+        except (YAMLError, ValueError, RecursionError) as error:
             problem = getattr(error, "problem", None) or error
             raise ValueError(
                 f"{key}: {text!r} is not valid YAML ({problem}); for a file or "

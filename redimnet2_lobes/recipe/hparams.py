@@ -150,7 +150,7 @@ def _read_document(
             f"{name}, line {line + 1} ({content!r}): not valid YAML, "
             f"{error.problem}"
         ) from error
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{name}: not YAML, {one_line(error)}") from error
     if not isinstance(document, dict):
         raise ValueError(

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from speechbrain.dataio.encoder import CategoricalEncoder
 from torch import nn
 
-from fuzz.inputs import json_of, mutated, repacked, text
+from fuzz.inputs import json_of, mutated, repacked, shallow, text
 from fuzz.oracle import Target
 from redimnet2_lobes.door import fold_encoder
 from redimnet2_lobes.models.front_end import LogMel
@@ -137,7 +137,7 @@ def hyperparams():
         b"'",
         b"\xff",
     )
-    return mutated([model_files()["hyperparams.yaml"]], pieces, 3)
+    return shallow(mutated([model_files()["hyperparams.yaml"]], pieces, 3))
 
 
 def model_target(file, inputs=None, without="", **options):

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from fuzz import archives, audio, models, shards, texts
+from fuzz import archives, audio, models, settings, shards, texts
 
 CORPUS = Path(__file__).parent / "corpus"
 TARGETS = {
     target.name: target
-    for module in (texts, archives, models, audio, shards)
+    for module in (texts, archives, models, audio, shards, settings)
     for target in module.TARGETS
 }
