@@ -184,7 +184,7 @@ def _claim(output: Path, plan: dict[str, object]) -> None:
             if noted.get(key) != value:
                 raise ValueError(
                     f"{output}: its shards were made with another {key} "
-                    f"({noted.get(key)}, now {value}); name a new folder"
+                    f"({noted.get(key)!r}, now {value!r}); name a new folder"
                 )
     elif any(output.iterdir()):
         raise ValueError(

@@ -353,15 +353,17 @@ def _read_part(path: Path, names: list[str]) -> _Content | None:
         found, vectors, seconds, described = read_arrays(
             path, "names", "vectors", "seconds", "faults"
         )
-    except (ValueError, OSError):
+        found = found.tolist()
+        described_texts = described.tolist()
+    except (ValueError, OSError, SystemError):  # the last: no Unicode
         return None
     if (
-        found.tolist() != names
+        found != names
         or described.dtype.kind != "U"
         or described.shape[1:] != (4,)
     ):
         return None
-    faults = {name: AudioError(*rest) for name, *rest in described.tolist()}
+    faults = {name: AudioError(*rest) for name, *rest in described_texts}
     count = len(names) - len(faults)
     if (
         not faults.keys() <= set(names)

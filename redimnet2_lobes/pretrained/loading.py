@@ -322,7 +322,8 @@ def load_labels(labels: CategoricalEncoder, path: str | os.PathLike) -> None:
         labels.load(path)
         if set(map(type, labels.lab2ind)) - {str}:
             raise ValueError("a name is no text")
-        if sorted(labels.lab2ind.values()) != list(range(len(labels))):
+        names = {index: name for name, index in labels.lab2ind.items()}
+        if names != labels.ind2lab or sorted(names) != list(range(len(labels))):
             raise ValueError("its numbers are not those of classes")
         if labels.lab2ind:
             labels.encode_label(labels.ind2lab[0])  # compares their count
