@@ -17,7 +17,7 @@ from torch import nn
 
 from fuzz.inputs import json_of, mutated, repacked, shallow, text
 from fuzz.oracle import Target
-from redimnet2_lobes.door import fold_encoder
+from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
@@ -110,7 +110,9 @@ def embedding():
 def read_model(path, checksums=True):
     encoder = load_model(path.parent)
     if path.suffix == ".yaml":
-        fold_encoder(encoder)  # as programs do
+        network = encoder.mods.embedding_model
+        if isinstance(network, ReDimNet2):  # which folds itself
+            fold(network)
         return
     found = encoder.encode_batch(WAVEFORM)
     assert found.shape == embedding().shape
