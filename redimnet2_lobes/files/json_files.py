@@ -16,7 +16,8 @@ def read_json(path: str | os.PathLike) -> typing.Any:
     Raises
     ------
     ValueError
-        If it holds anything else: a few words, without the path.
+        If it holds anything else, or a whole number of more than 64 bits: a few
+        words, without the path.
 
     Example
     -------
@@ -27,6 +28,13 @@ def read_json(path: str | os.PathLike) -> typing.Any:
     ValueError: no JSON
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(Path(path).read_bytes(), parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise ValueError("no JSON") from error
+
+
+def _integer(text: str) -> int:
+    # What Python reads beyond that no float and no array could hold.
+    if abs(value := int(text)) >= 2**63:
+        raise ValueError(f"{text} is too large")
+    return value
