@@ -9,7 +9,11 @@ from matplotlib.image import imread
 from scipy.special import ndtri
 
 from redimnet2_lobes.scoring.metrics import EER, det_curve
-from redimnet2_lobes.scoring.plots import plot_det, plot_score_histogram
+from redimnet2_lobes.scoring.plots import (
+    plot_det,
+    plot_score_histogram,
+    plot_training_curves,
+)
 
 PERCENT = torch.arange(1, 1000) / 1000
 
@@ -152,3 +156,18 @@ def test_global_matplotlib_state_is_left_alone(draw, tmp_path):
     draw(tmp_path / "plot.png")
     assert dict(matplotlib.rcParams) == settings
     assert plt.get_fignums() == figures
+
+
+def test_damaged_lines_of_a_log_are_left_out(tmp_path, figures):
+    line = b"epoch: %s - train loss: %s, train accuracy: 0.5 - valid EER: 9\n"
+    log = tmp_path / "train_log.txt"
+    log.write_bytes(
+        line % (b"1", b"5.5")
+        + b"epoch: 2 - tra\0\xff\n"
+        + line % (b"x", b"4")
+        + line % (b"3", b"4.5.")
+        + line % (b"4", b"3.5")
+    )
+    plot_training_curves(log, tmp_path / "curves.png")
+    (curve,) = figures[0].axes[0].lines
+    assert curve.get_xydata().tolist() == [[1, 5.5], [4, 3.5]]

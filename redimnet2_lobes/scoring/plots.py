@@ -7,6 +7,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -173,19 +174,20 @@ def plot_training_curves(
         "valid EER": "validation EER (%)",
     }
     epochs = {}
-    with open(train_log, encoding="utf-8") as file:
+    with open(train_log, encoding="utf-8", errors="replace") as file:
         for line in file:
             values = dict(re.findall(r"([a-zA-Z][\w ]*): ([^\s,]+)", line))
-            if {"epoch", *panels} <= set(values):
-                # A run that was killed before its checkpoint was complete
-                # logs the epoch again.
-                epochs[int(values["epoch"])] = values
+            # A killed machine may leave a line that is none. A run that was
+            # killed before its checkpoint was complete logs the epoch again.
+            with contextlib.suppress(LookupError, ValueError):
+                figures = {key: float(values[key]) for key in panels}
+                epochs[int(values["epoch"])] = figures
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels))
     for axis, (key, label) in zip(axes, panels.items(), strict=True):
         axis.plot(
             list(epochs),
-            [float(values[key]) for values in epochs.values()],
+            [figures[key] for figures in epochs.values()],
             marker="." if len(epochs) < 50 else None,
         )
         axis.set_xlabel("epoch")
