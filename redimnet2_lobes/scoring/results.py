@@ -5,6 +5,7 @@ Authors
 """
 
 import os
+import sys
 from collections.abc import Container
 from typing import NoReturn
 
@@ -77,8 +78,11 @@ checkpoint is missing; run the verification again
             refuse(f"{key} is missing")
         if not isinstance(content[key], kind):
             refuse(f"{key} is {content[key]!r}")
-    if content["crops"] is not None and content["seconds_used"] is None:
+    seconds = content["seconds_used"]
+    if content["crops"] is not None and seconds is None:
         refuse("seconds_used of crops is missing")
+    if seconds is not None and not 0 < seconds <= sys.float_info.max:
+        refuse(f"seconds_used is {seconds!r}")
     if not content["results"]:
         refuse("results is no list with entries")
     for row in content["results"]:
