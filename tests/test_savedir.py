@@ -139,7 +139,8 @@ def test_models_from_the_hub_one_after_another(
         assert_is(model, models / name)
 
 
-def test_models_from_the_web_one_after_another(models, tmp_path):
+@STRATEGIES
+def test_models_from_the_web_one_after_another(strategy, models, tmp_path):
     files = {
         f"{folder.name}/{name}": data
         for folder in models.iterdir()
@@ -152,6 +153,7 @@ def test_models_from_the_web_one_after_another(models, tmp_path):
             options = {
                 "source": f"{server.address}/{name}",
                 "savedir": str(tmp_path / "kept"),
+                "local_strategy": strategy,
             }
             model = EncoderClassifier.from_hparams(**options)
             assert_is(model, models / name)

@@ -93,6 +93,8 @@ class ModelPretrainer(Pretrainer):
         if default_source is None or self.paths:
             return self._collect(default_source, **options)
         source = FetchSource(*guess_source(default_source))
+        if source.FetchFrom is FetchFrom.URI:  # which nothing else keeps
+            options["local_strategy"] = local_strategy = LocalStrategy.COPY
         self.origin = str(source.path), config
         folder = self.collect_in
         if folder is None:
