@@ -138,6 +138,7 @@ def test_no_command_of_a_wav_scp_is_run(corpus):
         ("a.csv", "ID,wav\n1,$corpus/x\n", r"line 2: wav: .*corpus/x.*\$\$"),
         ("a.csv", "ID,wav\n1,{alone}\n2,{alone}\n1,x", "line 4: .* in line 2"),
         ("a.csv", b"ID,wav\n1,x\n2,\xff\n", "line 3: not UTF-8"),
+        ("a.scp", "1 x\n".encode("utf-16-le"), "line 1: not UTF-8"),
         ("a.csv", "ID,wav\n1,{alone}\n2,x\n3,y", "2 of the 3 .* x .line 3"),
         ("a.scp", "1 {alone}\n2\n", "line 2: expected 'name path', found '2'"),
         ("a.scp", "\n\n", "no utterances"),
