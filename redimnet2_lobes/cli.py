@@ -657,14 +657,17 @@ def _check_files(paths: list[str], faults: Faults | None) -> None:
 
 def _check_file(path: str) -> None:
     """Refuses what is no file, before anything is loaded."""
-    from redimnet2_lobes.data.audio import AudioError, check_name
+    from redimnet2_lobes.data.audio import (
+        AudioError,
+        check_name,
+        open_descriptor,
+    )
 
     check_name(path)
     if os.path.isdir(path):
         raise AudioError("a folder", "name an audio file in it", path)
     try:
-        with open(path, "rb"):
-            pass
+        os.close(open_descriptor(path))
     except FileNotFoundError:
         raise AudioError("missing", "check the path", path) from None
 

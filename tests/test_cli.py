@@ -847,6 +847,11 @@ def cut(path):
     path.write_bytes(content[: len(content) // 2])
 
 
+def make_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def forget_length(path):
     content = bytearray(path.read_bytes())
     content[21] &= 0xF0  # the 36 bits of STREAMINFO's number of samples
@@ -872,6 +877,7 @@ def spoil(path):
         ("a.wav", lambda path: path.write_bytes(b""), "empty"),
         ("a.wav", lambda path: path.write_text("text " * 99), "unreadable"),
         ("a.wav", lambda path: path.unlink(), "missing"),
+        ("a.wav", make_pipe, "a pipe or the like"),
         ("a.wav", spoil, "not finite"),
     ],
 )

@@ -1,5 +1,6 @@
 """Embeddings of many utterances: batching, memory, order and errors."""
 
+import os
 import random
 
 import pytest
@@ -233,6 +234,7 @@ BAD = [
     ("missing.wav", lambda path: None, "missing"),
     ("link.wav", lambda path: path.symlink_to("nowhere"), "missing"),
     ("a.wav", lambda path: path.mkdir(), "a folder"),
+    ("pipe.wav", os.mkfifo, "a pipe or the like"),
     ("a.m4a", lambda path: path.write_bytes(b"\0\0\0 ftypM4A "), "unreadable"),
     ("a.raw", lambda path: path.write_bytes(bytes(99)), "has no header"),
     ("nan.wav", lambda path: spoil(path, float("nan")), "not finite"),

@@ -1,5 +1,7 @@
 """Sources of audio: files, segments of files, and places in shards."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -158,6 +160,8 @@ def of_unknown_length(path):
     [
         (lambda path: None, "missing"),
         (lambda path: path.mkdir(), "unreadable"),
+        (lambda path: path.symlink_to(path), "unreadable"),
+        (os.mkfifo, "unreadable"),
         (lambda path: path.write_bytes(b""), "empty"),
         (lambda path: path.write_bytes(b"no audio" * 99), "unreadable"),
         (cut_short, "cut short"),
@@ -176,6 +180,14 @@ def test_segments_of_bad_files_are_named(damage, reason, tmp_path):
 def test_a_segment_within_a_file_of_unknown_length(tmp_path):
     of_unknown_length(tmp_path / "recording")
     assert load_source(f"{tmp_path}/recording[1s:2s]").shape == (16000,)
+    with pytest.raises(AudioError, match="unreadable; .* allocate"):
+        load_source(f"{tmp_path}/recording[0:{10**17}]")
+
+
+def test_paths_that_no_file_can_have_are_named(recording):
+    for path in (f"{recording}/a.wav", f"{'long' * 99}.wav"):
+        with pytest.raises(AudioError, match="unreadable; the system says"):
+            load_source(f"{path}[0:9000]")
 
 
 @pytest.mark.parametrize(

@@ -462,8 +462,10 @@ def open_descriptor(path: str) -> int:
     """Opens a file for soundfile, as a number in place of its name.
 
     A name in .raw would make soundfile ask for a rate, whatever the file holds.
+    A pipe is not waited for.
     """
-    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.open(path, os.O_RDONLY | flags)
 
 
 def unreadable(path: str, error: BaseException) -> AudioError:
@@ -519,6 +521,10 @@ def load_waveform(
         raise AudioError("a folder", "name an audio file in it", path)
     if not os.path.exists(path):
         raise AudioError("missing", "check the path", path)
+    if not os.path.isfile(path):
+        raise AudioError(
+            "a pipe or the like", "write the audio to a file, name that", path
+        )
     if os.path.getsize(path) == 0:
         raise AudioError(*EMPTY, path)
     try:

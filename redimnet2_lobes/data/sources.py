@@ -28,7 +28,12 @@ from collections.abc import Iterator
 import numpy as np
 import soundfile
 
-from redimnet2_lobes.data.audio import EMPTY, AudioError, unreadable
+from redimnet2_lobes.data.audio import (
+    EMPTY,
+    AudioError,
+    open_descriptor,
+    unreadable,
+)
 
 _COUNT = "[0-9]{1,18}"
 _SECONDS = r"(?:[0-9]{1,18}\.?[0-9]*|\.[0-9]+)(?:e-[0-9]+)?s"
@@ -146,8 +151,9 @@ def open_audio(source: str) -> Iterator["AudioFile"]:
                 yield audio
     except FileNotFoundError:
         raise AudioError("missing", "check the path", source) from None
-    except (soundfile.LibsndfileError, OSError) as error:
-        if os.path.getsize(path) == 0:
+    # Of a header that lies, as much as it says may not fit into memory.
+    except (soundfile.LibsndfileError, OSError, MemoryError) as error:
+        if os.path.isfile(path) and os.path.getsize(path) == 0:
             raise AudioError(*EMPTY, source) from None
         fault = unreadable(path, error)
         raise AudioError(fault.reason, fault.remedy, source) from None
@@ -234,7 +240,7 @@ class _FileRange(io.FileIO):
     """
 
     def __init__(self, path: str, start: int | str, size: int | str | None):
-        super().__init__(path)
+        super().__init__(path, opener=lambda path, _: open_descriptor(path))
         self.end_of_file = os.fstat(self.fileno()).st_size
         self.start = int(start)
         self.size = self.end_of_file if size is None else int(size)

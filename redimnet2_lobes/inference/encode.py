@@ -19,6 +19,7 @@ from redimnet2_lobes.data.audio import (
     AudioError,
     load_waveform,
     normalize_audio,
+    open_descriptor,
 )
 from redimnet2_lobes.data.sources import open_audio, split_source
 from redimnet2_lobes.files.settings import check_at_least
@@ -257,8 +258,8 @@ def _duration(path: str | os.PathLike, load: Callable) -> float:
         if split_source(str(path))[1]:
             with open_audio(os.fspath(path)) as audio:
                 return audio.length / audio.samplerate
-        return audio_io.info(path).duration
-    except RuntimeError:
+        return audio_io.info(open_descriptor(os.fspath(path))).duration
+    except (RuntimeError, OSError):
         # `load` knows better what is wrong, and names the file.
         return len(load(path)) / SAMPLE_RATE
 
