@@ -28,7 +28,8 @@ With ``--json`` the results are one JSON value, floats in full precision:
   and ``reason``. Its names are those of recordings, or ``speaker NAME`` for a
   speaker without any that can be used.
 
-If no recording can be used, nothing is printed on stdout or written.
+If no recording can be used, nothing is printed on stdout, and of the files of
+``--output`` only that list is written.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
