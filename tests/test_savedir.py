@@ -24,6 +24,7 @@ from speechbrain.utils.fetching import (
 from redimnet2_lobes import SpeakerRecognition
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained import savedir
 from redimnet2_lobes.pretrained.loading import ModelPretrainer, read_tensors
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.pretrained.standalone import single_file
@@ -469,6 +470,29 @@ def test_many_at_once(where, strategy, hub, models, tmp_path):
     assert {path.name for path in kept.iterdir()} == names
 
 
+def test_another_process_fills_it_between_two_looks(
+    models, tmp_path, monkeypatch
+):
+    kept = tmp_path / "kept"
+    is_same, looks = savedir.is_same, []
+
+    def look(first, second):
+        found = is_same(first, second)
+        looks.append(second.name)
+        if looks.count("embedding_model.ckpt") == 2:
+            weights = models / "a" / "embedding_model.safetensors"
+            shutil.copy(weights, kept / "embedding_model.ckpt")
+        return found
+
+    monkeypatch.setattr(savedir, "is_same", look)
+    model = EncoderClassifier.from_hparams(
+        source=models / "a", savedir=kept, local_strategy=LocalStrategy.COPY
+    )
+    assert looks.count("embedding_model.ckpt") == 2
+    assert_is(model, models / "a")
+    assert (kept / "source.json").exists()
+
+
 def test_results_are_those_of_the_model(hub, models, tmp_path):
     row = {
         "list": "O",
@@ -521,6 +545,31 @@ def test_a_savedir_of_another_kind(hyperparams, hub, models, tmp_path):
             SpeakerRecognition,
             source=source,
             savedir=kept,
+        )
+
+
+@STRATEGIES
+def test_folders_of_another_kind_with_the_same_hyperparams(
+    strategy, models, tmp_path
+):
+    theirs = "speechbrain.utils.parameter_transfer.Pretrainer"
+    for name in ("a", "b"):
+        path = models / name / "hyperparams.yaml"
+        text = path.read_text()
+        path.write_text(text.replace("redimnet2_lobes.ModelPretrainer", theirs))
+    options = {"savedir": tmp_path / "kept", "local_strategy": strategy}
+    for _ in range(2):
+        model = SpeakerRecognition.from_hparams(models / "a", **options)
+        assert_is(model, models / "a")
+    if strategy is LocalStrategy.NO_LINK:  # nothing is kept
+        model = SpeakerRecognition.from_hparams(models / "b", **options)
+        assert_is(model, models / "b")
+    else:
+        is_refused(
+            r"its \w+\.ckpt is not that",
+            SpeakerRecognition,
+            source=models / "b",
+            **options,
         )
 
 

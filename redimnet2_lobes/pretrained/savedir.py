@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
 )
+from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.fetching import (
     FetchConfig,
@@ -125,6 +126,17 @@ that of ...a); choose another savedir, or delete it
         if not is_new and not self.is_known([filename]):
             self.check(filename)
 
+    def check_loaded(self, paths: Mapping[str, str]) -> None:
+        """Refuses weights, by their names, that a local source has otherwise.
+
+        Their ``paths`` are those that were loaded.
+        """
+        for name, path in paths.items() if self.is_local else ():
+            filename = name + PARAMFILE_EXT
+            original = self.original(filename, "")
+            if original is not None and not is_same(original, path):
+                raise self._another(filename)
+
     def original(self, filename: str, folder: str | Path) -> Path | None:
         """A file of the source, fetched into a folder unless it lies here.
 
@@ -178,10 +190,12 @@ that of ...a); choose another savedir, or delete it
             changed = []
             for name in {*files, RESULTS_FILE}:
                 kept = self.folder / name
+                # Asked first: another process may fill the folder as well.
+                is_new = not kept.exists()
                 if self._has(name, files.get(name)):
                     continue
                 is_copy = kept.is_symlink() or source_file.is_file()
-                if is_copy or not kept.exists():
+                if is_new or is_copy:
                     changed.append(kept)
                 # The weights in the other format are right as well.
                 elif not self._has(name, self.original(name, partial / "own")):

@@ -110,14 +110,14 @@ class SpeakerRecognition(speaker.SpeakerRecognition):
             source = os.fspath(source)
             if hparams_file == HYPERPARAMS_FILE and not source.startswith(WEB):
                 source = find_model(source)
+        kept = None
         if savedir is not None:
             savedir = os.fspath(savedir)
             found = FetchSource(*guess_source(source))
+            kept = Savedir(Path(savedir), found, local_strategy, config)
             # Models of other kinds would not check it.
-            Savedir(Path(savedir), found, local_strategy, config).check_unread(
-                hparams_file
-            )
-        return super().from_hparams(
+            kept.check_unread(hparams_file)
+        model = super().from_hparams(
             source,
             hparams_file,
             savedir=savedir,
@@ -125,6 +125,12 @@ class SpeakerRecognition(speaker.SpeakerRecognition):
             fetch_config=config,
             **options,
         )
+        pretrainer = getattr(
+            getattr(model, "hparams", None), "pretrainer", None
+        )
+        if kept and pretrainer and not isinstance(pretrainer, ModelPretrainer):
+            kept.check_loaded(pretrainer.paths)
+        return model
 
     def load_audio(
         self,
