@@ -17,7 +17,6 @@ from conftest import exit_code, join_files
 from pyarrow import parquet
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from redimnet2_lobes import door
 from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.inference import embedding_files
@@ -375,7 +374,6 @@ def test_a_full_disk_leaves_no_output_but_the_parts(
     assert left.name == "embeddings.embedding_parts"
     # The rest needs no network.
     monkeypatch.setattr(ReDimNet2, "forward", None)
-    monkeypatch.setattr(door, "fold", lambda network: network)
     assert "embeddings.embedding_parts" not in os.listdir(extract(format=form))
 
 
