@@ -2,7 +2,7 @@
 
 import pytest
 
-from redimnet2_lobes.files.atomic import replace_when_synced
+from redimnet2_lobes.files.atomic import check_absent, replace_when_synced
 from redimnet2_lobes.files.error_lines import one_line, one_line_errors
 
 
@@ -23,3 +23,12 @@ def test_the_remedy_is_kept_behind_a_long_name():
     with pytest.raises(SystemExit) as caught, one_line_errors():
         raise ValueError(message)
     assert caught.value.code == f"error: {message}"
+
+
+def test_what_is_there_is_found_behind_a_folder_that_is_not(tmp_path):
+    """Such a folder is made before the file is written."""
+    (tmp_path / "kept.npz").write_bytes(b"mine")
+    check_absent(tmp_path / "new" / "kept.npz")
+    for name in ("new/../kept.npz", "new/deeper/../../kept.npz", "new/.."):
+        with pytest.raises(ValueError, match="exists already"):
+            check_absent(f"{tmp_path}/{name}")

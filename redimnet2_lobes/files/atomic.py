@@ -53,7 +53,8 @@ def check_absent(path: str | os.PathLike, key: str = "output") -> None:
     Traceback (most recent call last):
     ValueError: output: / exists already; choose another, or delete it
     """
-    if os.path.exists(path):
+    # With ``..`` behind a folder that is made first, as ``new/../a.npz``.
+    if os.path.exists(os.path.realpath(path)):
         raise ValueError(
             f"{key}: {path} exists already; choose another, or delete it"
         )
