@@ -78,3 +78,12 @@ def test_tracing_is_refused():
     network = ReDimNet2.from_variant("b0").eval()
     with pytest.raises(ValueError, match="redimnet2 export or torch.compile"):
         torch.jit.trace(network, speech(8000)[None])
+
+
+@pytest.mark.parametrize("wrap", [lambda each: each, torch.nn.Sequential])
+def test_scripting_is_refused(wrap):
+    """It ends in a page of code, and a second try in another one."""
+    network = wrap(build())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="redimnet2 export or torch.comp"):
+            torch.jit.script(network)

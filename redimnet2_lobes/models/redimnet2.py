@@ -22,7 +22,7 @@ Authors
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,11 @@ from redimnet2_lobes.models.tiles import (
 
 if TYPE_CHECKING:
     from redimnet2_lobes.models.folded_copy import FoldedCopy
+
+NO_TORCHSCRIPT = (
+    "TorchScript cannot compile the network, and its trace would hold it to "
+    "the lengths that it saw; use redimnet2 export or torch.compile"
+)
 
 
 class ReDimNet2(nn.Module):
@@ -208,6 +213,10 @@ class ReDimNet2(nn.Module):
             )
         return cls(front_end or LogMel(), **{**VARIANTS[variant], **arguments})
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuses TorchScript; ``torch.jit.script`` calls this first."""
+        raise ValueError(NO_TORCHSCRIPT)
+
     def forward(self, wavs: Tensor, wav_lens: Tensor | None = None) -> Tensor:
         """Computes embeddings, which cosine similarity compares.
 
@@ -231,10 +240,7 @@ class ReDimNet2(nn.Module):
             network is being traced.
         """
         if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-            raise ValueError(
-                "torch.jit.trace would hold the network to the lengths that it "
-                "saw; use redimnet2 export or torch.compile"
-            )
+            raise ValueError(NO_TORCHSCRIPT)
         samples = valid_samples(wavs, wav_lens)
         check_not_shorter(wavs, samples, WINDOW)
         wavs, samples = repeat_short(wavs, samples, self.minimum_samples)
