@@ -167,7 +167,11 @@ def test_a_training_that_has_not_ended(tmp_path):
         SHIPPED / "demo_redimnet2_b0.yaml", tmp_path / "hyperparams.yaml"
     )
     expected = f"^{tmp_path}: the training in .* not ended.* same command$"
-    for load in (load_model, redimnet2_lobes.load):
+    for load in (
+        load_model,
+        redimnet2_lobes.load,
+        redimnet2_lobes.SpeakerRecognition.from_hparams,
+    ):
         with pytest.raises(ValueError, match=expected):
             load(tmp_path)
     with pytest.raises(SystemExit, match="has not ended.* same command$"):

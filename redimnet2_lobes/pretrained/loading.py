@@ -377,7 +377,7 @@ def load_model(
         what = f"{source} is no file or folder, and as a hub name it"
         if os.path.isdir(source):
             what = f"the model folder {source}"
-            reason = _fault_of_hyperparams(source) or reason
+            reason = fault_of_hyperparams(source) or reason
         raise ValueError(f"{what} cannot be loaded ({reason})") from error
     for name in ("compute_features", "mean_var_norm", "embedding_model"):
         if name not in encoder.mods:  # SpeechBrain does not look
@@ -397,8 +397,18 @@ def load_model(
     return encoder
 
 
-def _fault_of_hyperparams(folder: str) -> str | None:
-    """What a file without a pretrainer is; ValueError if of a training."""
+def fault_of_hyperparams(folder: str | os.PathLike) -> str | None:
+    """What is wrong with hyperparams.yaml, if it has no pretrainer.
+
+    It is a ValueError if it is that of a training.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "hyperparams.yaml").write_text("lr: 0.1")
+    >>> fault_of_hyperparams(folder)
+    'hyperparams.yaml has no pretrainer, so it is of something else'
+    """
     name = "hyperparams.yaml"
     try:
         with open(os.path.join(folder, name), encoding="utf-8") as file:

@@ -26,7 +26,11 @@ from speechbrain.utils.fetching import (
 from redimnet2_lobes.data.audio import AudioError, load_waveform
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.settings import require_number
-from redimnet2_lobes.pretrained.loading import ModelPretrainer, find_model
+from redimnet2_lobes.pretrained.loading import (
+    ModelPretrainer,
+    fault_of_hyperparams,
+    find_model,
+)
 from redimnet2_lobes.pretrained.savedir import HYPERPARAMS_FILE, Savedir
 from redimnet2_lobes.scoring.operating_point import (
     OperatingPoint,
@@ -110,6 +114,11 @@ class SpeakerRecognition(speaker.SpeakerRecognition):
             source = os.fspath(source)
             if hparams_file == HYPERPARAMS_FILE and not source.startswith(WEB):
                 source = find_model(source)
+                # SpeechBrain would run a file that it cannot use.
+                if os.path.isdir(source) and (
+                    fault := fault_of_hyperparams(source)
+                ):
+                    raise ValueError(f"{source}: {fault}")
         kept = None
         if savedir is not None:
             savedir = os.fspath(savedir)
