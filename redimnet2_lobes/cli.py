@@ -609,6 +609,7 @@ def hparams(name: str | None, output: str | None) -> str:
     if output is None:
         return str(path)
     check_new_file(output, "--output")
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(Path(output)) as partial:
         partial.write_bytes(path.read_bytes())
     return f"Hyperparameters: {output}"

@@ -200,7 +200,12 @@ def test_a_csv_with_segments(corpus):
     [
         ("start", "1,{}/alone.wav,0", "line 1: column start stands alone"),
         ("stop", "1,{}/alone.wav,9", "line 1: column stop stands alone"),
-        ("start,end", "1,{}/alone.wav,0,9", "line 1: column start stands al"),
+        ("start,end", "1,{}/alone.wav,0,9", "line 1: column 'end' looks like"),
+        ("offset,secs", "1,{}/alone.wav,0,9", "line 1: column 'offset' looks"),
+        ("Start,Stop", "1,{}/alone.wav,0,9", "line 1: column 'Start' looks"),
+        ("start_time,x", "1,{}/alone.wav,0,9", "line 1: column 'start_time'"),
+        ("start,stop ", "1,{}/alone.wav,0,9", "line 1: column 'stop ' looks"),
+        ("END,x", "1,{}/alone.wav,0,9", "line 1: column 'END' looks"),
         ("start,stop", "1,{}/alone.wav,0,", "line 2: start '0' and stop ''"),
         ("start,stop", "1,{}/alone.wav,,9", "line 2: start '' and stop '9'"),
         ("start,stop", "1,{}/alone.wav,0", "line 2: expected 4 columns"),
@@ -427,11 +432,11 @@ def test_missing_files_pass_unless_all_are(name, corpus, tmp_path):
 
 
 def test_a_list_of_what_was_left_out_is_one_to_read(corpus, tmp_path):
-    names = ["$5.wav", "a,b.wav", 'a"b.wav', "two\nlines.wav"]
+    names = ["$5.wav", "a,b.wav", 'a"b.wav', "two\nlines.wav", "c\rr.wav"]
     utterances = [Utterance("good", str(corpus / "alone.wav"))]
     for name in names:
         (corpus / name).write_bytes(b"audio")
-        utterances.append(Utterance(f"u {name}", str(corpus / name), "anna"))
+        utterances.append(Utterance(f" {name}", str(corpus / name), "anna"))
     utterances.append(Utterance("shard", f"{corpus}/alone.wav.tar:5:6"))
     utterances.append(Utterance("samples", f"{corpus}/a/1.ogg[5:60]", "bea"))
     utterances.append(Utterance("seconds", f"{corpus}/$5.wav[.5s:]"))
@@ -443,9 +448,9 @@ def test_a_list_of_what_was_left_out_is_one_to_read(corpus, tmp_path):
     path = tmp_path / "report.csv"
     write_left_out(path, utterances, faults)
     assert read_utterances(path) == utterances[1:]
-    assert path.read_text().count(",empty; record it,") == 7
+    assert path.read_text().count(',"empty; record it",') == 8
     write_left_out(path, utterances[:3], faults)
-    assert path.read_text().startswith("ID,wav,spk_id,reason\n")
+    assert path.read_text().startswith('"ID","wav","spk_id","reason"\n')
     write_left_out(path, utterances, {})
     assert not path.exists()
 

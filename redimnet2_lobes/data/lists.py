@@ -7,11 +7,20 @@ Authors
 import csv
 import math
 import os
+import re
 import string
 from collections.abc import Collection, Iterator, Mapping
 
 from redimnet2_lobes.data.sources import segment_source, split_source
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
+
+# What others call the columns start and stop; taken for none of them, whole
+# files would be read.
+_LIKE_BORDERS = re.compile(
+    "(start|stop|begin|end|onset|offset)"
+    "([ _]?(time|s|secs?|seconds?|ms|samples?|frames?))?",
+    re.IGNORECASE,
+)
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
@@ -53,7 +62,8 @@ def read_rows(
 
     Where columns start and stop have values, in samples of the file, wav
     becomes a segment, see ``data/sources.py``, and duration its seconds at
-    16 kHz: SpeechBrain's own lists have that of the file there.
+    16 kHz: SpeechBrain's own lists have that of the file there. Columns that
+    look like these by other names, such as ``end``, are refused.
 
     Arguments
     ---------
@@ -99,6 +109,16 @@ def read_rows(
         for column in (*columns, "spk_id", "start", "stop"):
             if (rows.fieldnames or []).count(column) > 1:
                 raise fault(f"column {column} is there twice", 1)
+        for column in rows.fieldnames or ():
+            if _LIKE_BORDERS.fullmatch(column.strip()) and (
+                column not in ("start", "stop")
+            ):
+                raise fault(
+                    f"column {column!r} looks like a border of segments, which "
+                    "is read from start and stop only, in samples of the file; "
+                    "rename the column",
+                    1,
+                )
         borders = {"start", "stop"}.intersection(rows.fieldnames or ())
         if len(borders) == 1:
             raise fault(

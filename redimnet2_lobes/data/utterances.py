@@ -142,8 +142,8 @@ def write_left_out(
     >>> faults = {"a1": AudioError("empty", "record it again")}
     >>> write_left_out(path, utterances, faults)
     >>> print(path.read_text().rstrip())
-    ID,wav,spk_id,reason
-    a1,/corpus/a1.wav,anna,empty; record it again
+    "ID","wav","spk_id","reason"
+    "a1","/corpus/a1.wav","anna","empty; record it again"
     """
     rows = []
     for name, source, speaker in utterances:
@@ -174,7 +174,8 @@ def write_left_out(
             newline="",
         ) as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
+        # Left alone, csv quotes neither a carriage return nor a space in front.
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(row[: len(columns)] for row in rows)
 
