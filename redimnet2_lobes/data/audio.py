@@ -10,14 +10,15 @@ Authors
 
 import functools
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
+import soundfile
 import torch
 from speechbrain.augment.time_domain import Resample
-from speechbrain.dataio import audio_io
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.dataio.preprocess import AudioNormalizer
 
@@ -67,6 +68,18 @@ SPECIAL = "pipe", "or the like"
 LEAST_MIXED = 0.01
 
 EMPTY = ("empty", "it holds no samples, so export or record it again")
+CUT_SHORT = (
+    "cut short",
+    "it ends before its header says, so copy or export it again",
+)
+
+# For a header without a length, such as of FLAC from a pipe: 2**63 - 1.
+UNKNOWN_FRAMES = 2**62
+
+# What libsndfile notes where a WAV or AIFF file ends before its header says.
+SHORTENED = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be \d+\)", re.M)
+# Sizes from here on stand for "unknown" in files from a pipe.
+UNKNOWN_BYTES = 2**31 - 2**16
 
 
 class AudioError(ValueError):
@@ -468,12 +481,41 @@ def open_descriptor(path: str) -> int:
     return os.open(path, os.O_RDONLY | flags)
 
 
+def check_whole(file: soundfile.SoundFile, path: str) -> None:
+    """Refuses, with an AudioError, a file whose header does not say its length,
+    or that ends before it.
+
+    libsndfile reads what is there, and notes it of WAV and AIFF.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.wav"
+    >>> soundfile.write(path, [0.0, 0.5] * 400, 16000)
+    >>> _ = path.write_bytes(path.read_bytes()[:-100])
+    >>> with soundfile.SoundFile(path) as file:
+    ...     check_whole(file, "a.wav")
+    Traceback (most recent call last):
+    ...
+    redimnet2_lobes.data.audio.AudioError: a.wav: cut short; it ends before \
+its header says, so copy or export it again
+    """
+    if file.frames >= UNKNOWN_FRAMES:
+        raise AudioError(
+            "of unknown length",
+            "its header does not say, so convert it (for example with ffmpeg) "
+            "into a file, not through a pipe",
+            path,
+        )
+    shortened = SHORTENED.search(file.extra_info)
+    if shortened and int(shortened[1]) < UNKNOWN_BYTES:
+        raise AudioError(*CUT_SHORT, path)
+
+
 def unreadable(path: str, error: BaseException) -> AudioError:
     """What is wrong with a file that libsndfile cannot open or decode.
 
     Example
     -------
-    >>> import soundfile
     >>> print(unreadable("a.wav", soundfile.LibsndfileError(1)))
     a.wav: unreadable; libsndfile says 'Format not recognised.', so convert it \
 to WAV or FLAC (for example with ffmpeg) or leave it out
@@ -506,13 +548,13 @@ def load_waveform(
     Raises
     ------
     AudioError
-        If there is no such file, it is a folder, it cannot be decoded, or
-        `CheckedAudioNormalizer` refuses what it holds.
+        If there is no such file, it is a folder, it cannot be decoded or is
+        cut short, or `CheckedAudioNormalizer` refuses what it holds.
 
     Example
     -------
     >>> path = getfixture("tmpdir") / "stereo.wav"
-    >>> audio_io.save(str(path), torch.rand(2, 8000) - 0.5, 8000)
+    >>> soundfile.write(str(path), torch.rand(8000, 2).numpy() - 0.5, 8000)
     >>> load_waveform(path).shape
     torch.Size([16000])
     """
@@ -528,12 +570,10 @@ def load_waveform(
     if os.path.getsize(path) == 0:
         raise AudioError(*EMPTY, path)
     try:
-        # torch's default type could be changed by the caller.
-        audio, rate = audio_io.load(
-            open_descriptor(path), channels_first=False, dtype=torch.float32
-        )
-    except OSError as error:
+        with soundfile.SoundFile(open_descriptor(path)) as file:
+            check_whole(file, path)
+            audio = file.read(dtype="float32", always_2d=True)
+            rate = file.samplerate
+    except (OSError, soundfile.LibsndfileError, MemoryError) as error:
         raise unreadable(path, error) from None
-    except RuntimeError as error:
-        raise unreadable(path, error.__cause__ or error) from None
-    return normalize_audio(audio, rate, path, sample_rate)
+    return normalize_audio(torch.from_numpy(audio), rate, path, sample_rate)

@@ -8,7 +8,6 @@ Authors
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
@@ -18,11 +17,13 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import (
+    CUT_SHORT,
     LARGEST_DENOMINATOR,
     LOWEST_RATE,
     AudioError,
     CheckedAudioNormalizer,
     check_mix,
+    check_whole,
     load_waveform,
     open_descriptor,
     unreadable,
@@ -36,21 +37,8 @@ from redimnet2_lobes.inference.encode import (
 )
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 
-# For a header without a length, such as of FLAC from a pipe: 2**63 - 1.
-UNKNOWN_FRAMES = 2**62
-
-# What libsndfile notes where a WAV or AIFF file ends before its header says.
-SHORTENED = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be \d+\)", re.M)
-# Sizes from here on stand for "unknown" in files from a pipe.
-UNKNOWN_BYTES = 2**31 - 2**16
-
 # Of MP3 that lacks a length libsndfile's estimate may be off.
 LEAST_SHARE = 0.95
-
-CUT_SHORT = (
-    "cut short",
-    "it ends before its header says, so copy or export it again",
-)
 
 
 def encode_files(
@@ -238,20 +226,11 @@ def _seconds(path: str) -> float:
     """Seconds of a file by its header, which must not promise more."""
     try:
         with soundfile.SoundFile(open_descriptor(path)) as file:
-            frames, rate, notes = file.frames, file.samplerate, file.extra_info
+            check_whole(file, path)
+            frames, rate = file.frames, file.samplerate
     except (soundfile.LibsndfileError, OSError):
         # `load_waveform` knows better what is wrong.
         return len(load_waveform(path)) / SAMPLE_RATE
-    if frames >= UNKNOWN_FRAMES:
-        raise AudioError(
-            "of unknown length",
-            "its header does not say, so convert it (for example with ffmpeg) "
-            "into a file, not through a pipe",
-            path,
-        )
-    shortened = SHORTENED.search(notes)
-    if shortened and int(shortened[1]) < UNKNOWN_BYTES:
-        raise AudioError(*CUT_SHORT, path)
     if rate < LOWEST_RATE:
         return 0.0  # `load_waveform` refuses it
     return frames / rate
