@@ -48,7 +48,8 @@ def read_file(path):
 
 def read_arguments(path):
     given = path.read_bytes().decode(errors="surrogateescape")
-    lines = [line.replace("\0", "") for line in given.split("\n")]
+    given = given.replace("\0", "")  # which no command line can hold
+    lines = given.split("\n")
     if any(line.startswith(("-h", "--h")) for line in lines):
         return  # it prints the help, and ends
     arguments = [str(path.parent / "hparams.yaml"), *lines]
