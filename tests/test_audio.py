@@ -487,3 +487,10 @@ def test_a_folder_that_may_not_be_read(folder):
     finally:
         (folder / "x").chmod(0o700)
     assert caught.value.filename in str(folder / "x")
+
+
+def test_codecs_that_cannot_seek(tmp_path):
+    path = tmp_path / "gsm.wav"
+    wave = np.sin(np.arange(16000) / 9)
+    soundfile.write(path, wave, 8000, subtype="GSM610")
+    assert len(load_waveform(path)) == 2 * soundfile.info(path).frames

@@ -572,7 +572,8 @@ def load_waveform(
     try:
         with soundfile.SoundFile(open_descriptor(path)) as file:
             check_whole(file, path)
-            audio = file.read(dtype="float32", always_2d=True)
+            # Not all codecs can seek, and then it must be told how many.
+            audio = file.read(file.frames, "float32", always_2d=True)
             rate = file.samplerate
     except (OSError, soundfile.LibsndfileError, MemoryError) as error:
         raise unreadable(path, error) from None
