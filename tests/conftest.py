@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from redimnet2_lobes.models import redimnet2, tiles
+from redimnet2_lobes.models import folded_copy, redimnet2, tiles
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS / "parity"))
@@ -70,6 +70,20 @@ def b3_case():
 @pytest.fixture
 def b0_case():
     return ParityCase("b0-vox2")
+
+
+@pytest.fixture(params=["onnxruntime", "torch"])
+def runtime(request, monkeypatch):
+    """What a network computes embeddings with on a CPU."""
+    if request.param == "torch":
+        monkeypatch.setattr(folded_copy, "HAS_ONNX_RUNTIME", False)
+    return request.param
+
+
+@pytest.fixture
+def torch_only(monkeypatch):
+    """As where ONNX Runtime is not installed."""
+    monkeypatch.setattr(folded_copy, "HAS_ONNX_RUNTIME", False)
 
 
 @pytest.fixture

@@ -21,13 +21,14 @@ from test_redimnet2 import build as build_small
 
 from redimnet2_lobes import cli
 from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.models import onnx_graph
+from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import LogMel
+from redimnet2_lobes.models.onnx_graph import OPSET, over_batch, write_graph
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import VARIANTS
-from redimnet2_lobes.onnx import graph
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.onnx.export import export_onnx, write_model
-from redimnet2_lobes.onnx.graph import OPSET, over_batch, write_graph
 
 SIZES = [400, 3999, 16160, 30000]
 
@@ -94,7 +95,7 @@ def test_graph_of_every_variant(variant):
         }
         network = load_hyperpyyaml(file, overrides)["embedding_model"]
     for features in (False, True):
-        model = over_batch(write_graph(network, features))
+        model = over_batch(write_graph(fold(network), features))
         onnx.checker.check_model(model, full_check=True)
         assert model.opset_import[0].version == OPSET == 20
 
@@ -131,7 +132,7 @@ def test_order_of_a_batch(small):
 @pytest.mark.parametrize("at_once", [1, 7, 16])
 def test_attention_in_blocks(at_once, tmp_path, monkeypatch):
     """Of as many frames as fit into whole blocks, and of others."""
-    monkeypatch.setattr(graph, "QUERIES_AT_ONCE", at_once)
+    monkeypatch.setattr(onnx_graph, "QUERIES_AT_ONCE", at_once)
     network = build_small(stages=STAGES[1:3])
     path = tmp_path / "features.onnx"
     export_onnx(network, path, features=True)

@@ -6,9 +6,10 @@ from onnx import numpy_helper
 from test_parity import build
 from test_redimnet2 import speech
 
+from redimnet2_lobes.models.folding import fold
+from redimnet2_lobes.models.onnx_graph import write_graph
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.onnx.export import export_onnx
-from redimnet2_lobes.onnx.graph import write_graph
 from redimnet2_lobes.onnx.quantization import quantize_weights
 
 
@@ -26,7 +27,7 @@ def test_size_and_embeddings_of_b0(b0_case, tmp_path):
 
 
 def test_each_weight_within_half_a_step(b0_case):
-    model = write_graph(build(b0_case))
+    model = write_graph(fold(build(b0_case)))
     before = {x.name: numpy_helper.to_array(x) for x in model.graph.initializer}
     after = {
         x.name: numpy_helper.to_array(x)

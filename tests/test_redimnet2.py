@@ -79,7 +79,7 @@ PADDINGS = {
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("options", OPTIONS)
 @torch.no_grad()
-def test_padding_changes_nothing(options, padding):
+def test_padding_changes_nothing(options, padding, runtime):
     network = build(**options)
     # Shorter than the minimum, odd counts of frames, frame borders.
     sizes = [400, 3000, 8000, 16000, 16319, 16320, 21234, 40000]
@@ -93,7 +93,7 @@ def test_padding_changes_nothing(options, padding):
 
 
 @torch.no_grad()
-def test_full_batch_needs_no_mask():
+def test_full_batch_needs_no_mask(runtime):
     network = build(aggregation_norm=True)
     batch = torch.stack([speech(16000, seed) for seed in range(3)])
     with_lengths = network(batch, torch.ones(3))
@@ -101,7 +101,7 @@ def test_full_batch_needs_no_mask():
 
 
 @torch.no_grad()
-def test_order_and_batch_size_do_not_matter():
+def test_order_and_batch_size_do_not_matter(runtime):
     network = build(aggregation_norm=True)
     waveforms = [speech(9000 + 1234 * seed, seed) for seed in range(6)]
     batch, lengths = pad(waveforms, PADDINGS["zeros"])
@@ -114,14 +114,14 @@ def test_order_and_batch_size_do_not_matter():
 
 
 @torch.no_grad()
-def test_the_same_batch_gives_the_same_bits():
+def test_the_same_batch_gives_the_same_bits(runtime):
     network = build()
     batch, lengths = pad([speech(9000), speech(20000, 1)], PADDINGS["zeros"])
     assert torch.equal(network(batch, lengths), network(batch, lengths))
 
 
 @torch.no_grad()
-def test_short_utterances_are_repeated():
+def test_short_utterances_are_repeated(runtime):
     network = build(minimum_seconds=0.5)
     short = speech(1600)
     repeated = short.repeat(5)
@@ -136,7 +136,7 @@ def test_too_short_is_an_error():
 
 
 @torch.no_grad()
-def test_level_and_offset_do_not_matter():
+def test_level_and_offset_do_not_matter(runtime):
     network = build()
     waveform = speech(16000).unsqueeze(0)
     louder = 3 * waveform + 0.2

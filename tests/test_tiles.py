@@ -7,6 +7,8 @@ from test_redimnet2 import OPTIONS, PADDINGS, build, pad, speech
 
 from redimnet2_lobes.models.tiles import groups_of_like_length
 
+pytestmark = pytest.mark.usefixtures("torch_only")
+
 
 # Tiles of a few frames, of about an utterance, of several utterances.
 @pytest.mark.parametrize("size", [20_000, 300_000, 1_000_000])
@@ -17,16 +19,14 @@ def test_tiles_change_nothing(options, size, tile_bytes):
     sizes = [3000, 8000, 16000, 16319, 21234, 40000]
     waveforms = [speech(size, seed) for seed, size in enumerate(sizes)]
     batch, lengths = pad(waveforms, PADDINGS["NaN"])
-    tile_bytes(2**40)
-    whole = network(batch, lengths)
+    with torch.enable_grad():
+        whole = network(batch, lengths).detach()
     tile_bytes(size)
     assert relative_difference(network(batch, lengths), whole) < 1e-5
 
 
-@torch.no_grad()
-def test_a_long_and_a_short_utterance_in_one_piece(tile_bytes):
-    """Masks alone, with 30 s beside 25 ms."""
-    tile_bytes(2**40)
+def test_a_long_and_a_short_utterance_in_one_piece():
+    """Masks alone, with 30 s beside 25 ms: with gradients nothing is cut."""
     network = build(aggregation_norm=True, dual_aggregation=True)
     waveforms = [speech(400), speech(480_000, 1), speech(77_777, 2)]
     batch, lengths = pad(waveforms, PADDINGS["NaN"])

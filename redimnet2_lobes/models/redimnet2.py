@@ -48,6 +48,11 @@ from redimnet2_lobes.models.lengths import (
 )
 from redimnet2_lobes.models.pooling import AttentiveStatisticsPooling
 from redimnet2_lobes.models.strided_convolution import StridedConvolution
+from redimnet2_lobes.models.threads import (
+    is_watched,
+    side_by_side,
+    usable_threads,
+)
 from redimnet2_lobes.models.tiles import (
     TILE_BYTES,
     groups_of_like_length,
@@ -57,6 +62,8 @@ from redimnet2_lobes.models.tiles import (
 if TYPE_CHECKING:
     from redimnet2_lobes.models.folded_copy import FoldedCopy
 
+# From so many samples on, an utterance that is alone gets all threads.
+LONG_FOR_THREADS = 20 * SAMPLE_RATE
 NO_TORCHSCRIPT = (
     "TorchScript cannot compile the network, and its trace would hold it to "
     "the lengths that it saw; use redimnet2 export or torch.compile"
@@ -245,33 +252,33 @@ class ReDimNet2(nn.Module):
         check_not_shorter(wavs, samples, WINDOW)
         wavs, samples = repeat_short(wavs, samples, self.minimum_samples)
         if self._only_infers(wavs):
-            with torch.no_grad():
-                return self._fastest()._infer(wavs, samples)
+            return self._infer(wavs, samples)
         return self._encode(wavs, samples)
 
     def _only_infers(self, wavs: Tensor) -> bool:
         """Whether neither statistics, nor gradients, nor a graph are wanted."""
-        if self.training or torch.compiler.is_compiling():
+        if self.training or torch.compiler.is_compiling() or is_watched():
             return False
         return not torch.is_grad_enabled() or not (
             wavs.requires_grad
             or any(weight.requires_grad for weight in self.parameters())
         )
 
-    def _fastest(self) -> "ReDimNet2":
-        """The folded copy, unless this is one or has to run itself."""
+    @torch.no_grad()
+    def _infer(self, wavs: Tensor, samples: Tensor | None) -> Tensor:
+        """Embeds by the fastest way that there is."""
         # It imports this module.
         from redimnet2_lobes.models.folded_copy import FoldedCopy, runs_itself
 
         is_folded = isinstance(self.norm, nn.Identity)
         if is_folded or hasattr(self, "_is_replica"):  # of DataParallel
-            return self
+            return self._encode_on_device(wavs, samples)
         copy = self._folded_copy
         if copy is None or not copy.is_current():
             if any(map(runs_itself, self.modules())):
-                return self
+                return self._encode_on_device(wavs, samples)
             copy = self._folded_copy = FoldedCopy(self)
-        return copy.network
+        return copy.encode(wavs, samples)
 
     def train(self, mode: bool = True) -> "ReDimNet2":
         """Goes into training mode, or out of it."""
@@ -282,7 +289,7 @@ class ReDimNet2(nn.Module):
         """Leaves the folded copy out of copies and files."""
         return {**self.__dict__, "_folded_copy": None}
 
-    def _infer(self, wavs: Tensor, samples: Tensor | None) -> Tensor:
+    def _encode_on_device(self, wavs: Tensor, samples: Tensor | None) -> Tensor:
         # Other devices are made for large batches.
         if wavs.device.type != "cpu":
             return self._encode(wavs, samples)
@@ -293,15 +300,29 @@ class ReDimNet2(nn.Module):
         if samples is not None:
             lengths = samples.tolist()
         frame = self.bins * self.channels * wavs.element_size()
-        embeddings = [wavs] * len(wavs)
-        for group in groups_of_like_length(lengths, TILE_BYTES // frame * HOP):
+        threads = usable_threads()
+        budget = min(TILE_BYTES // frame * HOP, -(-sum(lengths) // threads))
+        groups = groups_of_like_length(lengths, budget)
+        half = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+        def encode(group: list[int]) -> Tensor:
             longest = lengths[group[0]]
             padded = longest != lengths[group[-1]]
-            encoded = self._encode(
-                wavs[group, :longest],
-                samples[group] if samples is not None and padded else None,
-            )
-            for position, embedding in zip(group, encoded, strict=True):
+            with torch.no_grad(), torch.autocast("cpu", half[1], half[0]):
+                return self._encode(
+                    wavs[group, :longest],
+                    samples[group] if samples is not None and padded else None,
+                )
+
+        # Of torch's threads only a long utterance that is alone has more gain
+        # than loss, should another process be busy.
+        if len(groups) == 1 and lengths[groups[0][0]] >= LONG_FOR_THREADS:
+            encoded = [encode(groups[0])]
+        else:
+            encoded = side_by_side(encode, groups, threads)
+        embeddings = [wavs] * len(wavs)
+        for group, rows in zip(groups, encoded, strict=True):
+            for position, embedding in zip(group, rows, strict=True):
                 embeddings[position] = embedding
         return torch.stack(embeddings)
 

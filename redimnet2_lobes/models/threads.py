@@ -18,6 +18,8 @@ from typing import TypeVar
 
 import joblib
 import torch
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd import forward_ad
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,20 +75,42 @@ if hasattr(os, "register_at_fork"):  # a child has none of these threads
 
 
 def side_by_side(
-    function: Callable[[Item], Result], items: Sequence[Item]
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    threads: int,
 ) -> list[Result]:
-    """Calls a function with each item, on `usable_threads` at most.
+    """Calls a function with each item, so many at a time, each on one thread.
 
     The results are in the order of the items, and the first exception is
-    raised. Gradients and autocast are on or off for each thread by itself: the
-    function has to see to them.
+    raised. Whether there are gradients and autocast is a matter of each thread:
+    the function has to see to them.
 
     Example
     -------
-    >>> side_by_side(torch.square, list(torch.arange(3)))
+    >>> side_by_side(torch.square, list(torch.arange(3)), threads=2)
     [tensor(0), tensor(1), tensor(4)]
     """
-    threads = min(usable_threads(), len(items))
-    if threads < 2:
+    threads = min(threads, len(items))
+    if threads == torch.get_num_threads() == 1:
         return [function(item) for item in items]
     return list(_shared_threads(threads).map(function, items))
+
+
+def is_watched() -> bool:
+    """Whether somebody looks at each operation of torch in this thread.
+
+    As `FlopCounterMode` does, and torch.func. Work elsewhere escapes them.
+
+    Example
+    -------
+    >>> from torch.utils.flop_counter import FlopCounterMode
+    >>> with FlopCounterMode(display=False):
+    ...     is_watched()
+    True
+    """
+    # Not public, but there is no other way.
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or _functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )

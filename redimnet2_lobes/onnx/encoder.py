@@ -8,19 +8,22 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.settings import require_positive
 from redimnet2_lobes.models.lengths import check_not_shorter, valid_samples
+from redimnet2_lobes.models.threads import usable_threads
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
 
 class OnnxEncoder:
     """Runs a file of ``redimnet2_lobes.onnx.export`` on the CPU.
 
-    Its ``operating_point`` is that of the model folder, if that had
-    the results of an evaluation when it was exported.
+    The utterances of a batch run side by side, each on one thread; one that is
+    alone runs on all. Its ``operating_point`` is that of the model folder, if
+    that had the results of an evaluation when it was exported.
 
     Arguments
     ---------
@@ -28,7 +31,7 @@ class OnnxEncoder:
         A file that takes waveforms. A ValueError says that it is another or
         damaged, or that onnxruntime is missing.
     threads
-        None for one on each core.
+        None for as many as torch may use, one on each core by default.
 
     Example
     -------
@@ -45,27 +48,25 @@ class OnnxEncoder:
         self, path: str | os.PathLike, threads: int | None = None
     ) -> None:
         try:
-            import onnxruntime
+            from redimnet2_lobes.models.onnx_sessions import OnnxSessions
         except ModuleNotFoundError:
             raise ValueError(
                 "to run .onnx files, pip install onnxruntime"
             ) from None
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
+        self.threads = threads
         try:
-            self.session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
-            known = self.session.get_modelmeta().custom_metadata_map
+            self._sessions = OnnxSessions(Path(path).read_bytes())
+            session = self._sessions.session(1)
+            known = session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime raises kinds of its own
             raise ValueError(
                 f"{path}: not an ONNX file, or damaged; export it again"
             ) from error
         if known.get("model") != "ReDimNet2":
             raise ValueError(f"{path}: not a file of redimnet2 export")
-        if self.session.get_inputs()[0].name != "waveforms":
+        if session.get_inputs()[0].name != "waveforms":
             raise ValueError(
                 f"{path}: takes features; export without --features"
             )
@@ -107,17 +108,24 @@ class OnnxEncoder:
             wavs = wavs.unsqueeze(0)
         samples = valid_samples(wavs, wav_lens)
         check_not_shorter(wavs, samples, self.minimum_samples)
-        if samples is None:
-            samples = torch.full((len(wavs),), wavs.shape[1])
-        feed = {
-            "waveforms": wavs.detach().cpu().float().numpy(),
-            "lengths": samples.cpu().numpy(),
-        }
+        lengths = [wavs.shape[1]] * len(wavs)
+        if samples is not None:
+            lengths = samples.tolist()
+        waveforms = wavs.detach().cpu().float().numpy()
+        feeds = [
+            {
+                "waveforms": waveforms[row : row + 1, :length],
+                "lengths": np.array([length]),
+            }
+            for row, length in enumerate(lengths)
+        ]
         try:
-            (embeddings,) = self.session.run(["embeddings"], feed)
+            embeddings = self._sessions.run(
+                feeds, lengths, self.threads or usable_threads()
+            )
         except Exception as error:
             raise ValueError(
                 f"{self.path}: cannot be run ({one_line(error)}); export it "
                 "again"
             ) from error
-        return torch.from_numpy(embeddings).unsqueeze(1)
+        return torch.stack(list(map(torch.from_numpy, embeddings)))

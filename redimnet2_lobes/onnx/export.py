@@ -20,6 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from redimnet2_lobes.files.atomic import check_new_file, complete_or_absent
+from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
@@ -88,10 +89,11 @@ def export_onnx(
             f"{path}: nothing was written, since {name} of the network holds "
             "values that are not finite; export another one"
         )
-    from redimnet2_lobes.onnx.graph import over_batch, write_graph
+    from redimnet2_lobes.models.onnx_graph import over_batch, write_graph
     from redimnet2_lobes.onnx.quantization import quantize_weights
 
-    model = write_graph(network, features)
+    folded = fold(network)
+    model = write_graph(folded, features)
     if int8:
         model = quantize_weights(model)
         if operating_point.value is not None:
@@ -101,7 +103,7 @@ def export_onnx(
     tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     with complete_or_absent(path) as partial:
         write_model(model, network, partial, operating_point)
-        difference = _largest_difference(network, partial, features)
+        difference = _largest_difference(folded, partial, features)
         if not difference <= tolerance:
             raise ValueError(
                 f"{path}: nothing was written, since embeddings by ONNX "

@@ -40,10 +40,11 @@ from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.models.onnx_graph import over_batch, write_graph
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.onnx.export import write_model
-from redimnet2_lobes.onnx.graph import over_batch, write_graph
 from redimnet2_lobes.onnx.quantization import quantize_weights
 from redimnet2_lobes.pretrained.loading import load_model
 from redimnet2_lobes.pretrained.published_layout import (
@@ -163,7 +164,7 @@ def implementations(variant, options, folder):
 
 def exported(network, calibration, threads, folder):
     """Encoders of all kinds of files of a network, and their sizes."""
-    graph = write_graph(network)
+    graph = write_graph(fold(network))
     graphs = {
         FLOAT: graph,
         WEIGHTS: quantize_weights(graph),

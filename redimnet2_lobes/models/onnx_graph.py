@@ -41,7 +41,6 @@ from torch import Tensor, nn
 from redimnet2_lobes.models.blocks import (
     ATTENTION_HEADS,
 )
-from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import (
     FFT_LENGTH,
     HOP,
@@ -71,30 +70,30 @@ Map = tuple[str, str | None, str | None]
 def write_graph(network: ReDimNet2, features: bool = False) -> ModelProto:
     """Writes the graph that encodes one utterance.
 
-    The network is not folded, and stays as it is. The input is ``waveform``
-    [1, samples] or, with ``features``, ``features_of_one`` [1, frames,
-    mel bins], the output ``embedding`` [1, embedding].
+    The network is a folded one, `fold`, and stays as it is. The input is
+    ``waveform`` [1, samples] or, with ``features``, ``features_of_one``
+    [1, frames, mel bins], the output ``embedding`` [1, embedding].
 
     Example
     -------
-    >>> model = write_graph(ReDimNet2.from_variant("b0"))
+    >>> from redimnet2_lobes.models.folding import fold
+    >>> model = write_graph(fold(ReDimNet2.from_variant("b0")))
     >>> model.graph.input[0].name, model.graph.output[0].name
     ('waveform', 'embedding')
     """
-    folded = fold(network)
     graph = _Graph()
     if features:
         source = _value(
-            "features_of_one", [1, "frames", folded.front_end.mel_bins]
+            "features_of_one", [1, "frames", network.front_end.mel_bins]
         )
         x = graph("Transpose", source.name, perm=[0, 2, 1])
     else:
         source = _value("waveform", [1, "samples"])
         graph.prefix = "front_end_"
-        x = _front_end(graph, source.name, folded)
+        x = _front_end(graph, source.name, network)
         graph.prefix = ""
-    _encode_features(graph, x, folded, output="embedding")
-    embedding = _value("embedding", [1, folded.projection.out_features])
+    _encode_features(graph, x, network, output="embedding")
+    embedding = _value("embedding", [1, network.projection.out_features])
     opset = helper.make_opsetid("", OPSET)
     return _model(graph, [source], [embedding], [opset])
 
@@ -108,7 +107,8 @@ def over_batch(model: ModelProto) -> ModelProto:
 
     Example
     -------
-    >>> model = over_batch(write_graph(ReDimNet2.from_variant("b0")))
+    >>> from redimnet2_lobes.models.folding import fold
+    >>> model = over_batch(write_graph(fold(ReDimNet2.from_variant("b0"))))
     >>> [value.name for value in model.graph.input]
     ['waveforms', 'lengths']
     """
