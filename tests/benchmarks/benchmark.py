@@ -22,6 +22,7 @@ from implementations import (
     OURS,
     OURS_BFLOAT16,
     OURS_COMPILED,
+    OURS_TORCH,
     OURS_WITH_LENGTHS,
     PUBLISHED,
     PUBLISHED_COMPILED,
@@ -50,6 +51,7 @@ class Case:
     training: bool = False
     bfloat16: bool = False
     lengths: bool = False
+    busy: bool = False
     batch_on_cuda: int | None = None
 
     def batch_on(self, device):
@@ -91,7 +93,19 @@ CASES = (
         3,
         lengths=True,
     ),
+    Case(
+        "busy",
+        "inference on one file, in fresh processes, beside as many busy ones "
+        "as cores",
+        1,
+        3,
+        variants=("b0", "b3"),
+        busy=True,
+    ),
 )
+# Fresh processes of the case `busy`.
+PROCESSES_ALONE = 3
+PROCESSES_BESIDE = 10
 
 
 class ChildFailed(Exception):
@@ -211,7 +225,9 @@ def implementations_of(case, options):
     chosen = [PUBLISHED] * has_published + [OURS]
     if options.compiled:
         chosen += [PUBLISHED_COMPILED] * has_published + [OURS_COMPILED]
-    return [*chosen, ECAPA]
+    if not (case.training or options.device == "cuda"):
+        chosen.append(OURS_TORCH)
+    return [*chosen, *[ECAPA] * (not case.busy)]
 
 
 def reference(case):
@@ -241,6 +257,10 @@ def list_jobs(cases, options):
                 "seconds": case.seconds,
                 "training": case.training,
             }
+            if case.busy:
+                for each in implementations:
+                    jobs |= busy_jobs(case, variant, each, job)
+                continue
             jobs["time", case.name, variant] = {
                 **job,
                 "task": "time",
@@ -262,6 +282,49 @@ def list_jobs(cases, options):
                         },
                     )
     return jobs
+
+
+def busy_jobs(case, variant, implementation, job):
+    """One for each fresh process, by key."""
+    job = {**job, "task": "beside", "implementations": [implementation.name]}
+    cores = len(os.sched_getaffinity(0))
+    counts = {0: PROCESSES_ALONE, cores: PROCESSES_BESIDE}
+    return {
+        (
+            f"{implementation.name} beside {competitors}, {process + 1}",
+            case.name,
+            variant,
+        ): {**job, "competitors": competitors}
+        for competitors, count in counts.items()
+        for process in range(count)
+    }
+
+
+def busy_rows(case, results, options):
+    """The figures of the case `busy`, medians of each process's calls."""
+    found = []
+    for variant in variants_of(case, options):
+        base = None
+        for each in implementations_of(case, options):
+            jobs = busy_jobs(case, variant, each, {})
+            times = {0: [], 1: []}
+            for key, job in jobs.items():
+                if key in results:
+                    beside = bool(job["competitors"])
+                    times[beside].append(results[key]["median_s"])
+            if not (times[0] and times[1]):
+                continue
+            entry = row(case, variant, each, times[0], options)
+            entry["busy_samples_s"] = times[1]
+            entry["busy_s"] = statistics.median(times[1])
+            entry["worst_s"] = max(times[1])
+            entry["worst_ratio"] = max(times[1]) / entry["median_s"]
+            if each is PUBLISHED:
+                base = entry
+            elif base is not None:
+                entry["speed_ratio"] = base["median_s"] / entry["median_s"]
+            found.append(entry)
+    return found
 
 
 def memory_of(implementation):
@@ -306,6 +369,8 @@ def without_paths(text):
 
 def rows(case, results, options):
     """The figures of a case, a row for each variant and implementation."""
+    if case.busy:
+        return busy_rows(case, results, options)
     found = []
     ecapa_samples = []
     for variant in variants_of(case, options):
@@ -367,6 +432,9 @@ def row(case, variant, implementation, samples, options):
         "samples_s": samples,
         "real_time_factor": median / (batch * case.seconds),
         "speed_ratio": None,
+        "busy_s": None,
+        "worst_s": None,
+        "worst_ratio": None,
         "peak_memory_mib": None,
         "memory_ratio": None,
         "share_of_peak": None,

@@ -39,6 +39,7 @@ class Implementation:
     compiled: bool = False
     bfloat16: bool = False
     lengths: bool = False
+    torch_only: bool = False
 
 
 PUBLISHED = Implementation("published", "published")
@@ -48,6 +49,7 @@ PUBLISHED_COMPILED = Implementation(
     "published, compiled", "published", compiled=True
 )
 OURS_COMPILED = Implementation("ours, compiled", "ours", compiled=True)
+OURS_TORCH = Implementation("ours, torch", "ours", torch_only=True)
 OURS_BFLOAT16 = Implementation("ours, bfloat16", "ours", bfloat16=True)
 OURS_WITH_LENGTHS = Implementation("ours, with lengths", "ours", lengths=True)
 IMPLEMENTATIONS = {
@@ -58,6 +60,7 @@ IMPLEMENTATIONS = {
         ECAPA,
         PUBLISHED_COMPILED,
         OURS_COMPILED,
+        OURS_TORCH,
         OURS_BFLOAT16,
         OURS_WITH_LENGTHS,
     )
@@ -129,7 +132,10 @@ def build(implementation, variant, training):
     else:
         checkpoint = ParityCase(f"{variant}-vox2").checkpoint()
         if implementation.family == "ours":
-            network = build_ours(checkpoint, training)
+            network = build_ours(checkpoint)
+            torch_only = implementation.torch_only or implementation.compiled
+            if torch_only and not training:
+                network = fold(network.eval())
         else:
             network = build_published(checkpoint)
     network.train(training)
@@ -138,13 +144,11 @@ def build(implementation, variant, training):
     return network
 
 
-def build_ours(checkpoint, training):
+def build_ours(checkpoint):
     network = build_network(checkpoint["model_config"])
     take_weights(network, checkpoint["state_dict"])
-    if training:
-        return network
     keep_freed_memory()
-    return fold(network.eval())
+    return network
 
 
 def build_published(checkpoint):

@@ -9,6 +9,8 @@ import ctypes
 import gc
 import math
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -29,6 +31,8 @@ MEBIBYTE = 2**20
 # Seconds of a turn. Short calls are repeated, so that most of them find the
 # caches and the free memory as they leave them themselves.
 TURN = 0.5
+# Calls in each process of the case `busy`.
+CALLS_BESIDE = 9
 
 
 def measure(job):
@@ -37,7 +41,12 @@ def measure(job):
     torch.set_num_threads(job["threads"])
     # Float32 shall mean float32 on accelerators too.
     torch.backends.cudnn.allow_tf32 = False
-    tasks = {"time": measure_times, "memory": measure_memory, "peak": peak}
+    tasks = {
+        "time": measure_times,
+        "memory": measure_memory,
+        "beside": measure_beside,
+        "peak": peak,
+    }
     return tasks[job["task"]](job)
 
 
@@ -114,6 +123,20 @@ def measure_times(job):
     return {**result, "samples": samples}
 
 
+def measure_beside(job):
+    """Median time of a call beside processes that never rest."""
+    (name,) = job["implementations"]
+    run = prepare(job, name)
+    with contextlib.ExitStack() as stack:
+        for _ in range(job["competitors"]):
+            endless = [sys.executable, "-c", "while True: pass"]
+            process = stack.enter_context(subprocess.Popen(endless))
+            stack.callback(process.kill)
+        run()  # the first call takes longer
+        times = [timed(run, job["device"]) for _ in range(CALLS_BESIDE)]
+    return {"median_s": statistics.median(times)}
+
+
 def compare_embeddings(runs):
     """How far apart the embeddings are, in evaluation mode."""
     embeddings = {}
@@ -157,6 +180,7 @@ def measure_memory(job):
     """Growth of the peak memory by two calls, in MiB."""
     (name,) = job["implementations"]
     run = prepare(job, name)
+    run()  # what a first call loads or builds is no memory of a call
     gc.collect()
     if job["device"] == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 
 import torch
-from implementations import OURS, build, waveforms
+from implementations import OURS_TORCH, build, waveforms
 from tqdm import tqdm
 
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
@@ -55,7 +55,7 @@ def main():
 
 def measure(variant, batch, seconds):
     """Share of each part, median over several calls."""
-    network = build(OURS, variant, training=False)
+    network = build(OURS_TORCH, variant, training=False)
     samples = round(seconds * SAMPLE_RATE)
     batch = waveforms(variant, batch, samples)
     spent = time_parts(network)

@@ -20,12 +20,19 @@ def marked(difference):
     return f"{difference:.0e}" + ("" if agrees(difference) else " !")
 
 
+def milliseconds(seconds):
+    return f"{1000 * seconds:.1f}"
+
+
 # Heading, key of the row, and how its figure is written.
 COLUMNS = (
     ("variant", "variant", str),
     ("implementation", "implementation", str),
-    ("time (ms)", "median_s", lambda seconds: f"{1000 * seconds:.1f}"),
+    ("time (ms)", "median_s", milliseconds),
     ("speed ratio", "speed_ratio", "{:.2f}".format),
+    ("beside, median (ms)", "busy_s", milliseconds),
+    ("beside, worst (ms)", "worst_s", milliseconds),
+    ("worst / alone", "worst_ratio", "{:.1f}".format),
     ("real-time factor", "real_time_factor", "{:.4f}".format),
     ("memory (MiB)", "peak_memory_mib", "{:.0f}".format),
     ("memory ratio", "memory_ratio", "{:.2f}".format),
@@ -34,7 +41,9 @@ COLUMNS = (
     ("smallest cosine", "smallest_cosine", "{:.5f}".format),
 )
 COLOURS = {
+    "published": "tab:gray",
     "ours": "tab:blue",
+    "ours, torch": "tab:cyan",
     "ours, compiled": "tab:green",
     "published, compiled": "tab:orange",
     "ours, bfloat16": "tab:purple",
@@ -180,6 +189,9 @@ def panels_of(case):
     else:
         # Nothing to compare with.
         yield title, "real-time factor", "real_time_factor", case
+    if any(row["worst_ratio"] for row in case["rows"]):
+        title = f"{title}: worst process / alone, less is better"
+        yield title, "worst / alone", "worst_ratio", case
     if case["training"] and any(row["memory_ratio"] for row in case["rows"]):
         title = f"{title}: peak memory, less is better"
         yield title, f"memory ratio to {reference}", "memory_ratio", case

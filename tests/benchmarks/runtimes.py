@@ -23,7 +23,7 @@ import torch
 from benchmark import ROOT, VARIANTS, commit, positive, processor_name
 from conftest import ParityCase
 from implementations import (
-    OURS,
+    OURS_TORCH,
     PUBLISHED,
     PUBLISHED_VARIABLE,
     build,
@@ -123,10 +123,10 @@ def speed(options, folder):
             medians, embeddings = take_turns(runs, wavs, options.rounds)
             for name, median in medians.items():
                 times[name].append(median)
-        expected = embeddings[OURS.name]
+        expected = embeddings[OURS_TORCH.name]
         for name, found in embeddings.items():
             difference = (found - expected).abs().max() / expected.abs().max()
-            base = times.get(PUBLISHED.name, times[OURS.name])
+            base = times.get(PUBLISHED.name, times[OURS_TORCH.name])
             columns = [
                 f"{1000 * x:.1f}, {y / x:.2f}"
                 for x, y in zip(times[name], base, strict=True)
@@ -149,7 +149,7 @@ def implementations(variant, options, folder):
     runs = {}
     if published_checkout():
         runs[PUBLISHED.name] = build(PUBLISHED, variant, training=False)
-    runs[OURS.name] = build(OURS, variant, training=False)
+    runs[OURS_TORCH.name] = build(OURS_TORCH, variant, training=False)
     checkpoint = ParityCase(f"{variant}-vox2").checkpoint()
     network = build_network(checkpoint["model_config"])
     take_weights(network, checkpoint["state_dict"])
@@ -267,7 +267,7 @@ def accuracy(options, folder):
     reference = None
     lines = ["| form | MB | mean cosine | smallest cosine | EER % |"]
     lines.append("|---|---:|---:|---:|---:|")
-    runs = {OURS.name: network}
+    runs = {OURS_TORCH.name: network}
     runs.update({k: v.encode_batch for k, v in encoders.items()})
     for name, run in runs.items():
         found = encode_utterances(run, paths)
