@@ -8,13 +8,15 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import contextlib
 import functools
 import os
 import re
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import soundfile
 import torch
@@ -80,6 +82,12 @@ UNKNOWN_FRAMES = 2**62
 SHORTENED = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be \d+\)", re.M)
 # Sizes from here on stand for "unknown" in files from a pipe.
 UNKNOWN_BYTES = 2**31 - 2**16
+
+Opened = TypeVar("Opened")
+# Files that may be opened at once.
+OPENINGS = 64
+_opening = threading.Semaphore(OPENINGS)
+_repeating = threading.Lock()
 
 
 class AudioError(ValueError):
@@ -481,6 +489,31 @@ def open_descriptor(path: str) -> int:
     return os.open(path, os.O_RDONLY | flags)
 
 
+def thread_safe_open(open_file: Callable[[], Opened]) -> Opened:
+    """Calls what opens a file with libsndfile, so that the error is its own.
+
+    libsndfile keeps what is wrong in one place for all threads, where opening
+    another file deletes it. So a file that cannot be opened is tried again
+    while no other is being opened.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.wav"
+    >>> soundfile.write(path, [0.0, 0.5], 16000)
+    >>> with thread_safe_open(lambda: soundfile.SoundFile(path)) as file:
+    ...     file.frames
+    2
+    """
+    try:
+        with _opening:
+            return open_file()
+    except soundfile.LibsndfileError:
+        with _repeating, contextlib.ExitStack() as stack:
+            for _ in range(OPENINGS):
+                stack.enter_context(_opening)
+            return open_file()
+
+
 def check_whole(file: soundfile.SoundFile, path: str) -> None:
     """Refuses, with an AudioError, a file whose header does not say its length,
     or that ends before it.
@@ -570,7 +603,9 @@ def load_waveform(
     if os.path.getsize(path) == 0:
         raise AudioError(*EMPTY, path)
     try:
-        with soundfile.SoundFile(open_descriptor(path)) as file:
+        with thread_safe_open(
+            lambda: soundfile.SoundFile(open_descriptor(path))
+        ) as file:
             check_whole(file, path)
             # Not all codecs can seek, and then it must be told how many.
             audio = file.read(file.frames, "float32", always_2d=True)

@@ -32,6 +32,7 @@ from redimnet2_lobes.data.audio import (
     EMPTY,
     AudioError,
     open_descriptor,
+    thread_safe_open,
     unreadable,
 )
 
@@ -145,7 +146,9 @@ def open_audio(source: str) -> Iterator["AudioFile"]:
                     "the shard ends before it, so copy or make the shard again",
                     source,
                 )
-            with AudioFile(file, in_shard, source) as audio:
+            with thread_safe_open(
+                lambda: AudioFile(file, in_shard, source)
+            ) as audio:
                 if place and not in_shard:
                     audio.narrow(*place)
                 yield audio
@@ -165,6 +168,7 @@ class AudioFile(soundfile.SoundFile):
     _counted_off = False
 
     def __init__(self, file: "_FileRange", in_shard: bool, source: str):
+        file.seek(0)
         # libsndfile's own reading is faster, but ends with the whole file.
         super().__init__(file if in_shard else file.fileno(), closefd=False)
         self._range = file
@@ -245,7 +249,6 @@ class _FileRange(io.FileIO):
         self.start = int(start)
         self.size = self.end_of_file if size is None else int(size)
         self._advise(0, 0, "POSIX_FADV_RANDOM")
-        self.seek(0)
 
     def _advise(self, start: int, size: int, advice: str) -> None:
         if hasattr(os, "posix_fadvise"):  # Linux

@@ -298,6 +298,7 @@ def _compute(
 
     def load(path: str) -> torch.Tensor:
         waveform = load_source(path)
+        # By several threads at once, but each path by one.
         samples[path] = min(len(waveform), most_samples)
         return waveform
 

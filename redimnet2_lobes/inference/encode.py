@@ -5,8 +5,10 @@ Authors
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from typing import TypeVar
 
 import torch
@@ -20,10 +22,12 @@ from redimnet2_lobes.data.audio import (
     load_waveform,
     normalize_audio,
     open_descriptor,
+    thread_safe_open,
 )
 from redimnet2_lobes.data.sources import open_audio, split_source
 from redimnet2_lobes.files.settings import check_at_least
-from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.inference.prefetch import loading_threads, prefetch
+from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.lengths import valid_samples
 
 # Padded waveforms [batch, time] and their lengths relative to the longest
@@ -52,17 +56,22 @@ def encode_utterances(
     batch of its own. The batches depend on the set of utterances only, not on
     their order.
 
+    While a batch is computed, threads read the utterances of about one more, by
+    the lengths that their headers say, so that two batches are in memory.
+
     Arguments
     ---------
     encode_batch
         Such as ``EncoderClassifier.encode_batch``; its arguments are on the
-        CPU. In training, call ``eval()`` on its modules first.
+        CPU, and it is called by the calling thread. In training, call
+        ``eval()`` on its modules first.
     utterances
         The audio files, or what ``load`` takes in their place.
     seconds_per_batch
         Seconds of audio in a batch, padding included.
     load
-        Maps a path to a waveform [samples] at 16 kHz.
+        Maps a path to a waveform [samples] at 16 kHz. It is called by several
+        threads at once.
     maximum_seconds
         Seconds to use from the start of each utterance; None uses all.
     progress
@@ -97,46 +106,45 @@ def encode_utterances(
     _check_above_zero("seconds_per_batch", seconds_per_batch)
     _check_above_zero("maximum_seconds", maximum_seconds)
     distinct = dict.fromkeys(utterances)
+    seconds_used = math.inf if maximum_seconds is None else maximum_seconds
     durations = {}
-    for path in distinct:
-        with noted(faults, path):
-            durations[path] = _duration(path, load)
-            if maximum_seconds is not None:
-                durations[path] = min(durations[path], maximum_seconds)
-    # Longest first: if a batch does not fit into memory, it is the first. The
-    # path decides between equals, so that no order of the input matters.
-    ordered = sorted(durations, key=lambda path: (-durations[path], str(path)))
 
-    budget = seconds_per_batch * SAMPLE_RATE
-    crop = None
-    if maximum_seconds is not None:
-        crop = max(1, round(maximum_seconds * SAMPLE_RATE))
+    def read(path: AnyPath) -> torch.Tensor:
+        waveform = load(path)
+        if maximum_seconds is None:
+            return waveform
+        # A copy, so that what is cut off is not kept.
+        return waveform[: max(1, round(maximum_seconds * SAMPLE_RATE))].clone()
 
-    embeddings = {}
-    batch = {}
-    with (
-        tqdm(total=len(distinct), desc="embeddings", unit="file")
-        if progress is None
-        else contextlib.nullcontext(progress)
-    ) as progress:
-        progress.update(len(distinct) - len(ordered))
-        for path in ordered:
-            waveform = None
+    with loading_threads() as pool:
+        for path, duration in prefetch(
+            pool, lambda path: _duration(path, load), distinct
+        ):
             with noted(faults, path):
-                waveform = load(path)[:crop]
-            if waveform is None:
-                progress.update()
-                continue
-            # Headers may be wrong, so the budget counts what was read.
-            longest = max(map(len, [waveform, *batch.values()]))
-            if batch and longest * (len(batch) + 1) > budget:
+                durations[path] = min(duration.result(), seconds_used)
+        # Longest first: if a batch does not fit into memory, it is the first.
+        # The path decides between equals, so that no order of the input
+        # matters.
+        ordered = sorted(
+            durations, key=lambda path: (-durations[path], str(path))
+        )
+        waveforms = prefetch(
+            *(pool, read, ordered, seconds_per_batch),
+            # What is shorter is refused, but headers may say anything.
+            lambda path: max(durations[path], WINDOW / SAMPLE_RATE),
+        )
+        embeddings = {}
+        with (
+            tqdm(total=len(distinct), desc="embeddings", unit="file")
+            if progress is None
+            else contextlib.nullcontext(progress)
+        ) as progress:
+            progress.update(len(distinct) - len(ordered))
+            for batch in _batches(
+                waveforms, seconds_per_batch * SAMPLE_RATE, progress, faults
+            ):
                 embeddings.update(_encode(encode_batch, batch, faults))
                 progress.update(len(batch))
-                batch = {}
-            batch[path] = waveform
-        if batch:
-            embeddings.update(_encode(encode_batch, batch, faults))
-            progress.update(len(batch))
     return embeddings
 
 
@@ -258,10 +266,46 @@ def _duration(path: str | os.PathLike, load: Callable) -> float:
         if split_source(str(path))[1]:
             with open_audio(os.fspath(path)) as audio:
                 return audio.length / audio.samplerate
-        return audio_io.info(open_descriptor(os.fspath(path))).duration
+        return thread_safe_open(
+            lambda: audio_io.info(open_descriptor(os.fspath(path)))
+        ).duration
     except (RuntimeError, OSError):
         # `load` knows better what is wrong, and names the file.
         return len(load(path)) / SAMPLE_RATE
+
+
+def _batches(
+    waveforms: Iterable[tuple[AnyPath, "Future[torch.Tensor]"]],
+    budget: float,
+    progress: tqdm,
+    faults: dict[AnyPath, AudioError] | None,
+) -> Iterator[dict[AnyPath, torch.Tensor]]:
+    """Yields batches of waveforms of so many samples, padding included.
+
+    A batch is emptied before the next one is filled.
+    """
+    batch, longest = {}, 0
+    for path, loaded in waveforms:
+        waveform = None
+        with noted(faults, path):
+            waveform = loaded.result()
+        if waveform is None:
+            progress.update()
+            continue
+        # Headers may be wrong, so the budget counts what was read.
+        longest = max(longest, len(waveform))
+        if batch and longest * (len(batch) + 1) > budget:
+            yield batch
+            batch.clear()
+            longest = len(waveform)
+        batch[path] = waveform
+        # Full whatever comes next, which is not waited for.
+        if longest * (len(batch) + 1) > budget:
+            yield batch
+            batch.clear()
+            longest = 0
+    if batch:
+        yield batch
 
 
 def _encode(

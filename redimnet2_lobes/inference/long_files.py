@@ -9,6 +9,7 @@ Authors
 
 import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import soundfile
@@ -26,6 +27,7 @@ from redimnet2_lobes.data.audio import (
     check_whole,
     load_waveform,
     open_descriptor,
+    thread_safe_open,
     unreadable,
 )
 from redimnet2_lobes.files.settings import check_at_least
@@ -34,6 +36,11 @@ from redimnet2_lobes.inference.encode import (
     check_finite,
     encode_utterances,
     noted,
+)
+from redimnet2_lobes.inference.prefetch import (
+    loading_threads,
+    prefetch,
+    prefetch_next,
 )
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 
@@ -74,10 +81,11 @@ def encode_files(
         {"seconds_per_piece": seconds_per_piece}, seconds_per_piece=1
     )
     whole, long = [], []
-    for path in dict.fromkeys(paths):
-        with noted(faults, path):
-            is_long = _seconds(path) > seconds_per_piece
-            (long if is_long else whole).append(path)
+    with loading_threads() as pool:
+        for path, seconds in prefetch(pool, _seconds, dict.fromkeys(paths)):
+            with noted(faults, path):
+                is_long = seconds.result() > seconds_per_piece
+                (long if is_long else whole).append(path)
     # None: only where somebody watches.
     with tqdm(
         total=len(whole),
@@ -93,9 +101,9 @@ def encode_files(
         )
     pieces = {}
     for path in long:
-        with noted(faults, path):
+        with noted(faults, path), loading_threads() as pool:
             embeddings[path], pieces[path] = _encode_long(
-                encode_batch, path, seconds_per_piece
+                encode_batch, pool, path, seconds_per_piece
             )
     return embeddings, pieces
 
@@ -121,7 +129,7 @@ def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
     normalizer = CheckedAudioNormalizer(SAMPLE_RATE)
     sounding = False
     try:
-        with _InOrder(open_descriptor(path)) as file:
+        with thread_safe_open(lambda: _InOrder(open_descriptor(path))) as file:
             for waveform in _normalized_pieces(file, seconds, normalizer):
                 if waveform is not None:
                     sounding = True
@@ -202,12 +210,15 @@ def _ends(
 
 
 def _encode_long(
-    encode_batch: EncodeBatch, path: str, seconds_per_piece: float
+    encode_batch: EncodeBatch,
+    pool: ThreadPoolExecutor,
+    path: str,
+    seconds_per_piece: float,
 ) -> tuple[torch.Tensor, int]:
     """The embedding of a long file, and the number of its pieces."""
     directions = length = torch.zeros(())
     samples = pieces = 0
-    waveforms = read_pieces(path, seconds_per_piece)
+    waveforms = prefetch_next(pool, read_pieces(path, seconds_per_piece))
     for waveform in tqdm(
         waveforms, desc=path, unit="piece", disable=None, leave=False
     ):
@@ -225,7 +236,9 @@ def _encode_long(
 def _seconds(path: str) -> float:
     """Seconds of a file by its header, which must not promise more."""
     try:
-        with soundfile.SoundFile(open_descriptor(path)) as file:
+        with thread_safe_open(
+            lambda: soundfile.SoundFile(open_descriptor(path))
+        ) as file:
             check_whole(file, path)
             frames, rate = file.frames, file.samplerate
     except (soundfile.LibsndfileError, OSError):
