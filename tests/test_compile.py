@@ -7,8 +7,9 @@ import torch
 from conftest import ParityCase, relative_difference
 from test_parity import build as build_published
 from test_redimnet2 import PADDINGS, STAGES, build, pad, speech
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.nn.functional import normalize
+from training_memory import bytes_kept
 
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.training.losses import AdditiveAngularMarginLoss
@@ -166,6 +167,34 @@ def test_training_in_one_graph(tile_bytes):
         compiled(features).sum().backward()
     assert counter.frame_count == 1
     assert network.stem.convolution.weight.grad.abs().sum() > 0
+
+
+def test_recomputed_stages_are_in_the_graph():
+    """It keeps less; statistics and gradients are those of eager code."""
+    features = torch.randn(2, 64, 72, dtype=torch.float64)
+    results, sizes = [], []
+    for compiled in (False, True):
+        for recompute in (False, True):
+            network = build(
+                stages=STAGES[1:3], activation_checkpointing=recompute
+            )
+            network = network.train().double()
+            encode = network.encode_features
+            counter = CompileCounterWithBackend("aot_eager")
+            if compiled:
+                encode = torch.compile(encode, backend=counter, fullgraph=True)
+            size, embeddings = bytes_kept(
+                lambda encode=encode: encode(features), network.parameters()
+            )
+            embeddings.square().sum().backward()
+            assert counter.frame_count == compiled
+            results.append(dict(network.named_buffers()))
+            results[-1]["gradient"] = network.stem.convolution.weight.grad
+            sizes.append(size)
+    assert sizes[3] < 0.6 * sizes[2]
+    for result in results[1:]:
+        for name, value in results[0].items():
+            assert torch.allclose(result[name], value, rtol=1e-9), name
 
 
 @pytest.mark.slow

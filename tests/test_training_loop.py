@@ -717,9 +717,13 @@ LOWEST = {
 }
 
 
+SWITCHES = ("half_precision_maps", "activation_checkpointing")
+
+
 def lowest_settings(**others):
     return {
         **dict.fromkeys(TEXTS, "here"),
+        **dict.fromkeys(SWITCHES, True),
         **LOWEST,
         "variant": None,
         "embedding_model": torch.nn.Linear(2, 2),
@@ -734,7 +738,7 @@ def test_the_lowest_settings_will_do():
     check_hparams(lists)
 
 
-@pytest.mark.parametrize("key", [*TEXTS, *LOWEST])
+@pytest.mark.parametrize("key", [*TEXTS, *LOWEST, *SWITCHES])
 def test_settings_of_another_type_are_refused(key):
     with pytest.raises(ValueError, match=f"^{key}: expected "):
         check_hparams(lowest_settings(**{key: [3]}))

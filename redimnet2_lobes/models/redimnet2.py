@@ -47,6 +47,7 @@ from redimnet2_lobes.models.lengths import (
     valid_samples,
 )
 from redimnet2_lobes.models.pooling import AttentiveStatisticsPooling
+from redimnet2_lobes.models.recomputation import recomputed
 from redimnet2_lobes.models.strided_convolution import StridedConvolution
 from redimnet2_lobes.models.threads import (
     is_watched,
@@ -101,6 +102,13 @@ class ReDimNet2(nn.Module):
     minimum_seconds
         Shorter utterances are repeated up to this length, which must make
         two frames at least, and as many as the total time stride.
+    half_precision_maps
+        Whether training under autocast keeps the maps in autocast's precision,
+        where normalization before aggregation gives float32.
+    activation_checkpointing
+        Whether training computes the stages again in the backward pass, which
+        keeps the maps between stages alone. This and the option before say
+        how to train a network, not what it is: ``arguments`` has neither.
 
     Example
     -------
@@ -128,6 +136,8 @@ class ReDimNet2(nn.Module):
         dual_aggregation: bool = False,
         embedding_size: int = 192,
         minimum_seconds: float = 0.5,
+        half_precision_maps: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         bins = front_end.mel_bins
@@ -143,6 +153,8 @@ class ReDimNet2(nn.Module):
             "embedding_size": embedding_size,
             "minimum_seconds": minimum_seconds,
         }
+        self.half_precision_maps = half_precision_maps
+        self.activation_checkpointing = activation_checkpointing
         self._folded_copy: FoldedCopy | None = None
         self.front_end = front_end
         self.stem = Stem(base_channels, bins, aggregation_norm)
@@ -382,10 +394,27 @@ class ReDimNet2(nn.Module):
             padding = ~valid_mask(frames, features.shape[1]).unsqueeze(2)
             features = features.masked_fill(padding, 0)
         features = features[:, : features.shape[1] // trim * trim]
-        maps = [self.stem(features, frames)]
+        maps = [self._kept(self.stem(features, frames))]
+        recompute = self.activation_checkpointing and self.training
         for stage in self.stages:
-            maps.extend(stage(maps, frames))
+            # A list of its own, as the stage may be computed again later.
+            inputs = list(maps), frames
+            outputs = (
+                recomputed(stage, *inputs) if recompute else stage(*inputs)
+            )
+            maps.extend(map(self._kept, outputs))
         return maps, frames
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """A map in the precision in which training keeps it."""
+        device = x.device.type
+        if (
+            self.half_precision_maps
+            and self.training
+            and torch.is_autocast_enabled(device)
+        ):
+            return x.to(torch.get_autocast_dtype(device))
+        return x
 
     def upsample(self, sums: dict[int, Tensor]) -> Tensor:
         """Adds maps of several frame rates at the full rate.

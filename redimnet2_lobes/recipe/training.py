@@ -49,6 +49,8 @@ TYPES = {
     "rirs_folder": str | None,
     "pretrained_folder": str | None,
     "allow_incomplete": bool,
+    "half_precision_maps": bool,
+    "activation_checkpointing": bool,
     "check_audio": bool,
     "preparation_workers": int | None,
     "seed": int,

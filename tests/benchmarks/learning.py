@@ -1,7 +1,7 @@
 """Whether ReDimNet2 learns: beside SpeechBrain's encoders on the demo corpus.
 
     python learning.py CORPUS OUTPUT [--systems b0 b2 ecapa resnet]
-        [--seeds 1 2 3] [--epochs 3]
+        [--seeds 1 2 3] [--epochs 3] [--KEY=VALUE ...]
 
 CORPUS is what prepare_demo_corpus.py builds (`make demo` has it in
 demo/corpus). Each system is trained by the demo's recipe with the same steps,
@@ -15,6 +15,7 @@ A run that is interrupted goes on by the same command; finished ones are not
 repeated. All run in bfloat16, in which the larger ones are twice as
 fast on a CPU that has instructions for it. The times of a step are measured
 first, side by side. OUTPUT/table.md has the table, OUTPUT/results.json all.
+Other options go to the recipe, such as --half_precision_maps=True.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -106,7 +107,7 @@ def replace(pattern, replacement, text):
     return text
 
 
-def build(system, seed, corpus, folder, epochs):
+def build(system, seed, corpus, folder, epochs, overrides):
     """Everything that the recipe needs to train a system.
 
     Arguments
@@ -121,6 +122,8 @@ def build(system, seed, corpus, folder, epochs):
         Where the run lives.
     epochs : int
         How long to train.
+    overrides : list of str
+        More options of the recipe.
 
     Returns
     -------
@@ -143,6 +146,7 @@ def build(system, seed, corpus, folder, epochs):
             "--device=cpu",
             "--precision=bf16",
             "--eval_precision=bf16",
+            *overrides,
         ]
     )
     hparams = load_hparams(hparams_file, overrides)
@@ -152,7 +156,7 @@ def build(system, seed, corpus, folder, epochs):
     return hparams, brain, loader
 
 
-def step_seconds(systems, corpus, output):
+def step_seconds(systems, corpus, output, overrides):
     """Times of a training step, side by side.
 
     Arguments
@@ -163,6 +167,8 @@ def step_seconds(systems, corpus, output):
         The demo corpus.
     output : Path
         Receives step_seconds.json; if it has it, nothing is measured.
+    overrides : list of str
+        More options of the recipe.
 
     Returns
     -------
@@ -175,7 +181,9 @@ def step_seconds(systems, corpus, output):
     folder = output / "step_seconds"
     brains, seconds = {}, {system: [] for system in systems}
     for system in systems:
-        _, brain, loader = build(system, 0, corpus, folder / system, 1)
+        _, brain, loader = build(
+            system, 0, corpus, folder / system, 1, overrides
+        )
         brain.on_fit_start()
         brain.on_stage_start(sb.Stage.TRAIN, 1)
         brain.modules.train()
@@ -195,24 +203,26 @@ def step_seconds(systems, corpus, output):
     return medians
 
 
-def measure(system, seed, corpus, folder, epochs):
+def measure(system, seed, corpus, folder, epochs, overrides):
     """Trains and verifies, or goes on with it.
 
     Arguments
     ---------
-    system, seed, corpus, folder, epochs
+    system, seed, corpus, folder, epochs, overrides
         As for ``build``.
 
     Returns
     -------
     dict
-        ``parameters``, ``untrained`` and ``trained`` (EER, per cent) and
-        ``steps``.
+        ``parameters``, ``untrained`` and ``trained`` (EER, per cent),
+        ``losses`` of the epochs and ``steps``.
     """
     results = folder / "results.json"
     if results.exists():
         return json.loads(results.read_text(encoding="utf-8"))
-    hparams, brain, loader = build(system, seed, corpus, folder, epochs)
+    hparams, brain, loader = build(
+        system, seed, corpus, folder, epochs, overrides
+    )
     validation = brain.trials
     (test,) = read_trial_lists(hparams["test_trials"], str(corpus), folder)
 
@@ -231,6 +241,9 @@ def measure(system, seed, corpus, folder, epochs):
         ),
         "untrained": untrained,
         "trained": test_eer(),
+        "losses": re.findall(
+            r"train loss: ([^ ,]+)", Path(hparams["train_log"]).read_text()
+        ),
         "steps": brain.train_sampler.steps * epochs,
     }
     write_json(figures, results)
@@ -290,9 +303,11 @@ def main(arguments):
     parser.add_argument("--systems", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=3)
-    options = parser.parse_args(arguments)
+    options, overrides = parser.parse_known_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    seconds = step_seconds(options.systems, options.corpus, options.output)
+    seconds = step_seconds(
+        options.systems, options.corpus, options.output, overrides
+    )
     print(f"seconds of a step: {seconds}", flush=True)
     results = {}
     for seed in options.seeds:
@@ -305,6 +320,7 @@ def main(arguments):
                 options.corpus,
                 options.output / f"{system}_{seed}",
                 options.epochs,
+                overrides,
             )
             print(f"{figures}, {time.monotonic() - start:.0f} s", flush=True)
             results.setdefault(system, []).append(figures)
