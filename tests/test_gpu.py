@@ -104,6 +104,11 @@ def on_the_cpu(corpus, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [{}, {"half_precision_maps": True, "activation_checkpointing": True}],
+    ids=["plain", "less memory"],
+)
+@pytest.mark.parametrize(
     "precision, dtype",
     [
         ("fp32", torch.float32),
@@ -114,6 +119,7 @@ def on_the_cpu(corpus, tmp_path_factory):
 def test_training_follows_that_on_the_cpu(
     precision,
     dtype,
+    options,
     corpus,
     on_the_cpu,
     exact_float32,
@@ -125,7 +131,7 @@ def test_training_follows_that_on_the_cpu(
         command_line(
             corpus,
             tmp_path,
-            **settings("cuda", precision=precision, num_workers=2),
+            **settings("cuda", precision=precision, num_workers=2, **options),
         ),
     )
     for ours, theirs in zip(watch.items, on_the_cpu.items, strict=True):
