@@ -131,6 +131,46 @@ def test_the_budget_holds_even_if_headers_lie(files):
         assert longest * len(samples) <= 4 * RATE
 
 
+@pytest.mark.parametrize("headers_lie", [False, True])
+@pytest.mark.parametrize("seconds", [0.1, 4, 60])
+def test_processes_share_the_batches_of_one(files, seconds, headers_lie):
+    def load(path):
+        random_seconds = 1 + int(path[-5]) % 3
+        return torch.full((8000 * random_seconds,), int(path[-6:-4]) + 1.0)
+
+    load = load if headers_lie else load_waveform
+
+    def shares(processes):
+        parts, batches = [], []
+        for process in range(processes):
+            network = Recorder(load)
+            parts.append(
+                encode_utterances(
+                    network,
+                    files,
+                    seconds,
+                    network.load,
+                    share=(process, processes),
+                )
+            )
+            batches.append(network.batches)
+        return parts, batches
+
+    (whole,), (batches,) = shares(1)
+    if not headers_lie:
+        network = Recorder()
+        encode_utterances(network, files, seconds)
+        assert batches == network.batches
+    for processes in (2, 3, 5):
+        parts, divided = shares(processes)
+        assert sorted(path for part in parts for path in part) == files
+        for part in parts:
+            assert all(torch.equal(part[path], whole[path]) for path in part)
+        assert sorted(sum(divided, [])) == sorted(batches)
+        if len(batches) >= processes:
+            assert all(parts)
+
+
 def test_maximum_seconds_keeps_the_start_of_each_utterance(files):
     network = Recorder()
     embeddings = encode_utterances(

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 from speechbrain.dataio import audio_io
+from speechbrain.utils.distributed import if_main_process
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -29,6 +30,7 @@ from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.inference.prefetch import loading_threads, prefetch
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.lengths import valid_samples
+from redimnet2_lobes.models.tiles import groups_of_like_length
 
 # Padded waveforms [batch, time] and their lengths relative to the longest
 # [batch] to embeddings [batch, 1, embedding].
@@ -46,6 +48,7 @@ def encode_utterances(
     maximum_seconds: float | None = None,
     progress: tqdm | None = None,
     faults: dict[AnyPath, AudioError] | None = None,
+    share: tuple[int, int] | None = None,
 ) -> dict[AnyPath, torch.Tensor]:
     """Maps each distinct utterance to its embedding [embedding].
 
@@ -80,6 +83,10 @@ def encode_utterances(
         Receives what is wrong with each utterance that cannot be used, which
         then has no embedding; the others get the same as without it. None stops
         at the first.
+    share
+        The number of this process, from 0, and that of all: each embeds its
+        share of the batches, which are the same for any number. None embeds
+        all.
 
     Raises
     ------
@@ -128,6 +135,16 @@ def encode_utterances(
         ordered = sorted(
             durations, key=lambda path: (-durations[path], str(path))
         )
+        faulty = len(distinct) - len(ordered)
+        starts = set()
+        if share is not None:
+            process, processes = share
+            batches = groups_of_like_length(
+                [round(durations[path] * SAMPLE_RATE) for path in ordered],
+                round(seconds_per_batch * SAMPLE_RATE),
+            )[process::processes]
+            starts = {ordered[batch[0]] for batch in batches}
+            ordered = [ordered[index] for batch in batches for index in batch]
         waveforms = prefetch(
             *(pool, read, ordered, seconds_per_batch),
             # What is shorter is refused, but headers may say anything.
@@ -135,13 +152,19 @@ def encode_utterances(
         )
         embeddings = {}
         with (
-            tqdm(total=len(distinct), desc="embeddings", unit="file")
+            tqdm(
+                total=len(ordered) + faulty,
+                desc="embeddings",
+                unit="file",
+                disable=not if_main_process(),
+            )
             if progress is None
             else contextlib.nullcontext(progress)
         ) as progress:
-            progress.update(len(distinct) - len(ordered))
+            progress.update(faulty)
             for batch in _batches(
-                waveforms, seconds_per_batch * SAMPLE_RATE, progress, faults
+                *(waveforms, seconds_per_batch * SAMPLE_RATE, starts),
+                *(progress, faults),
             ):
                 embeddings.update(_encode(encode_batch, batch, faults))
                 progress.update(len(batch))
@@ -277,15 +300,21 @@ def _duration(path: str | os.PathLike, load: Callable) -> float:
 def _batches(
     waveforms: Iterable[tuple[AnyPath, "Future[torch.Tensor]"]],
     budget: float,
+    starts: set[AnyPath],
     progress: tqdm,
     faults: dict[AnyPath, AudioError] | None,
 ) -> Iterator[dict[AnyPath, torch.Tensor]]:
     """Yields batches of waveforms of so many samples, padding included.
 
+    At each of ``starts`` a batch begins, whether the one before is full or not.
     A batch is emptied before the next one is filled.
     """
     batch, longest = {}, 0
     for path, loaded in waveforms:
+        if batch and path in starts:
+            yield batch
+            batch.clear()
+            longest = 0
         waveform = None
         with noted(faults, path):
             waveform = loaded.result()

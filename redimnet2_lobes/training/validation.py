@@ -4,9 +4,13 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from redimnet2_lobes.data.trial_files import TrialList
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.inference.encode import EncodeBatch, encode_utterances
 from redimnet2_lobes.scoring.backends import CosineBackend, trial_scores
 from redimnet2_lobes.scoring.metrics import EER
@@ -19,6 +23,11 @@ def equal_error_rate(
     seconds_per_batch: float,
 ) -> float:
     """Equal error rate of the cosines of trials, per cent.
+
+    With ``torch.distributed`` initialized, all processes call this with the
+    same arguments, share the utterances and return the same. It does not depend
+    on their number. An error of one process is raised in all, as a ValueError
+    in the others.
 
     The other arguments are those of `encode_utterances`.
 
@@ -34,12 +43,17 @@ def equal_error_rate(
     >>> equal_error_rate(lambda wavs, _: wavs[:, None, :400], trials, 8.0, 60.0)
     0.0
     """
-    embeddings = encode_utterances(
-        encode_batch,
-        trials.paths.values(),
-        seconds_per_batch=seconds_per_batch,
-        maximum_seconds=maximum_seconds,
-    )
+    embeddings = {}
+    for share in _in_all_processes(
+        lambda process, processes: encode_utterances(
+            encode_batch,
+            trials.paths.values(),
+            seconds_per_batch=seconds_per_batch,
+            maximum_seconds=maximum_seconds,
+            share=(process, processes),
+        )
+    ):
+        embeddings.update(share)
     units = CosineBackend().test_side(
         torch.stack([embeddings[path] for path in trials.paths.values()])
     )
@@ -47,3 +61,29 @@ def equal_error_rate(
     pairs = torch.tensor([[row[a], row[b]] for _, a, b in trials.trials])
     scores = trial_scores(units, units, *pairs.T)
     return 100 * EER(scores[trials.labels], scores[~trials.labels])[0]
+
+
+def _in_all_processes(compute: Callable[[int, int], Any]) -> list[Any]:
+    """What a function gives in each process, or the error of the first.
+
+    It gets the number of its process, from 0, and that of all.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [compute(0, 1)]
+    processes = distributed.get_world_size()
+    result, error = None, None
+    try:
+        result = compute(distributed.get_rank(), processes)
+    except Exception as caught:
+        # The others wait for what is gathered, and have to know.
+        error = caught
+    outcomes: list[Any] = [None] * processes
+    outcome = result, None if error is None else one_line(error)
+    distributed.all_gather_object(outcomes, outcome)
+    if error is not None:
+        raise error
+    for _, message in outcomes:
+        if message is not None:
+            raise ValueError(message)
+    return [result for result, _ in outcomes]
