@@ -714,6 +714,23 @@ def test_a_loss_that_is_not_finite(trained, corpus, diverging, value, step):
     train(corpus, trained, number_of_epochs=3, initial_lr=0.001)
 
 
+def test_no_checkpoint_after_a_loss_that_is_not_finite(
+    trained, corpus, diverging
+):
+    """It is read before, though nothing waits for it else."""
+    before = checkpoints(trained)
+    # Left out of the gradient, so that no weight shows it.
+    diverging("compute_objectives", 1, lambda brain, loss: loss + torch.inf)
+    line = refused(
+        corpus,
+        trained,
+        options=["--ckpt_interval_steps=1"],
+        number_of_epochs=3,
+    )
+    assert line.startswith("epoch 3, step 1: the loss is not finite; ")
+    assert checkpoints(trained) == before
+
+
 def test_mixed_precision_may_be_the_cause(corpus, tmp_path, diverging):
     diverging("compute_objectives", 3, lambda brain, loss: loss * float("nan"))
     line = refused(corpus, tmp_path, options=["--precision=bf16"])

@@ -15,6 +15,7 @@ import re
 import shutil
 import socket
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,7 +113,9 @@ def set_clock(monkeypatch):
     """Whenever the recipe looks at it, a tick has passed."""
     clock = itertools.count(step=TICK)
     monkeypatch.setattr(
-        brain_module, "time", SimpleNamespace(perf_counter=clock.__next__)
+        brain_module,
+        "time",
+        SimpleNamespace(perf_counter=clock.__next__, time=time.time),
     )
 
 
@@ -471,7 +474,7 @@ def test_figures_are_those_of_all_processes(corpus, monkeypatch, tmp_path):
     (found,) = re.findall("train loss: ([^,]*)", line)
     assert float(found) == pytest.approx(mean, rel=1e-2)
     assert f"train accuracy: {sum(watch.correct) / 16:.4e}" in line
-    assert f"crops per second: {8 / (2 * TICK):.4e}" in line
+    assert f"crops per second: {32 / (9 * TICK):.4e}" in line
 
 
 @pytest.mark.parametrize(
@@ -819,9 +822,13 @@ def test_log(trained):
         assert found["train accuracy"] == pytest.approx(
             sum(correct) / 16, rel=1e-2
         )
-        # A step waits for a tick and computes for another one.
-        assert found["train crops per second"] == 4 / (2 * TICK)
-        assert found["train share of time waiting"] == 0.5
+        # A step waits for a tick and computes for another one; then there is
+        # one until the last is done.
+        ticks = 2 * STEPS + 1
+        rate = pytest.approx(16 / (ticks * TICK), rel=1e-2)
+        assert found["train crops per second"] == rate
+        waiting = pytest.approx(STEPS / ticks, rel=1e-2)
+        assert found["train share of time waiting"] == waiting
         if epoch in kept:
             expected = kept[epoch].meta["EER"]
             assert found["valid EER"] == pytest.approx(expected, rel=1e-3)
@@ -1218,6 +1225,26 @@ def test_how_often_a_checkpoint_is_written_and_who_reads(
     assert brain.ckpt_interval_steps == steps
     assert loader.num_workers == 2
     assert not loader.pin_memory  # there is no GPU to send it to
+
+
+def test_checkpoints_by_the_clock(corpus, monkeypatch, tmp_path):
+    """The main process's clock comes with the sums of the step after."""
+    arguments = command_line(corpus, tmp_path, number_of_epochs=2)
+    saved = []
+
+    def before(watch):
+        watch.brain.ckpt_interval_minutes = 1e-9
+        save = watch.brain._save_intra_epoch_ckpt
+        watch.brain._save_intra_epoch_ckpt = lambda: (
+            saved.append((watch.brain.step, watch.brain.progress.utterances)),
+            save(),
+            saved.append((watch.brain.step, watch.brain.progress.utterances)),
+        )
+
+    run(monkeypatch, arguments, before)
+    # Late after the first step, known with the second, read after the third,
+    # which counts in the checkpoint as well.
+    assert saved == [(3, 8), (3, 12)] * 2
 
 
 def test_a_finished_training_does_not_go_on(corpus, monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from speechbrain.dataio.batch import PaddedBatch, PaddedData
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import Dataset
@@ -283,3 +284,22 @@ class TrainingCrops(Dataset):
             "label": label + speed * len(self.speakers),
             "replaced": replaced,
         }
+
+
+def collate_crops(crops: list[dict]) -> PaddedBatch:
+    """A batch of ``TrainingCrops``, whose lengths are None if none is padded.
+
+    The network would look at them on the GPU, and the host wait for it. All
+    tensors move to pinned memory, and to a device, with the batch.
+
+    Example
+    -------
+    >>> crop = {"id": "a", "sig": torch.zeros(3), "label": 0, "replaced": 0}
+    >>> batch = collate_crops([crop, crop])
+    >>> batch.sig.data.shape, batch.sig.lengths
+    (torch.Size([2, 3]), None)
+    """
+    batch = PaddedBatch(crops, device_prep_keys=["sig", "label", "replaced"])
+    if len({len(crop["sig"]) for crop in crops}) == 1:
+        batch.sig = PaddedData(batch.sig.data, None)
+    return batch

@@ -7,9 +7,11 @@ Authors
 import math
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
-from speechbrain.core import Brain
+from speechbrain.core import Brain, Stage
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from torch import nn
@@ -21,15 +23,29 @@ from redimnet2_lobes.training.batches import EpochProgress, GlobalBatches
 logger = get_logger(__name__)
 
 
+class _Sums(NamedTuple):
+    """What all processes have of a batch, on its way to the host."""
+
+    step: int
+    utterances: int
+    # Loss, correct, replaced, whether a checkpoint is due [4].
+    values: torch.Tensor
+    copied: torch.cuda.Event | None  # None where the host has them
+
+
 class GlobalBatchBrain(Brain):
     """A Brain whose steps are global batches, on any number of processes.
 
     It goes on from a checkpoint at any step, keeps the figures of an epoch in
     ``progress``, and ends a training that diverges before weights are saved.
+    The host does not wait for a GPU: what a batch showed is read when the next
+    one is queued, and at the latest before weights are checked or saved.
 
     What a subclass must do besides SpeechBrain's: ``compute_objectives`` leaves
-    in ``correct`` how many utterances of the batch are classified rightly, and
-    a batch has ``replaced``, as ``TrainingCrops`` gives it.
+    in ``correct`` how many utterances of the batch are classified rightly, a
+    scalar on the device, and a batch has ``replaced``, as ``TrainingCrops``
+    gives it. ``on_stage_end`` calls ``check_weights`` first; only then is
+    ``avg_train_loss`` that of the whole epoch.
 
     Takes what ``Brain`` takes, and the batches of this process. The
     checkpointer is a ``CompleteCheckpointer``; of the hyperparameters
@@ -64,6 +80,7 @@ class GlobalBatchBrain(Brain):
         self.train_sampler = batches
         self.grad_accumulation_factor = batches.accumulation
         self.progress = EpochProgress()
+        self._queued: _Sums | None = None
         self.checkpointer.add_recoverable("progress", self.progress)
         self.checkpointer.before_saving = self.check_weights
 
@@ -87,11 +104,21 @@ class GlobalBatchBrain(Brain):
                     find_unused_parameters=self.find_unused_parameters,
                 )
 
-    def _should_save_intra_epoch_ckpt(self, *args):
-        # Not public, but there is no other way to leave out the moments between
-        # the parts of a global batch: gradients are not saved.
-        complete = self.step % self.grad_accumulation_factor == 0
-        return complete and super()._should_save_intra_epoch_ckpt(*args)
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        # Not public, but there is no other way: SpeechBrain's asks the main
+        # process after every batch, for which a GPU is waited for. Here the
+        # clock of the main process comes with the sums. And between the parts
+        # of a global batch there are gradients, which are not saved.
+        minutes = (time.time() - last_ckpt_time) / 60
+        self._is_late = 0 < self.ckpt_interval_minutes < minutes
+        if self.step % self.grad_accumulation_factor:
+            return False
+        by_steps = 0 < self.ckpt_interval_steps <= steps_since_ckpt
+        return self._is_due or by_steps
+
+    def _save_intra_epoch_ckpt(self):
+        super()._save_intra_epoch_ckpt()
+        self._is_late = self._is_due = False
 
     def on_fit_start(self):
         """Goes on from the newest checkpoint."""
@@ -111,6 +138,7 @@ class GlobalBatchBrain(Brain):
         steps = self.progress.utterances // self.train_sampler.global_batch_size
         self.train_sampler.first_step = steps
         self.step = steps * self.grad_accumulation_factor
+        self._is_late = self._is_due = False
         self.batch_ended = time.perf_counter()
 
     def on_fit_batch_start(self, batch, should_step):
@@ -118,36 +146,84 @@ class GlobalBatchBrain(Brain):
         self.batch_started = time.perf_counter()
 
     def fit_batch(self, batch) -> torch.Tensor:
-        """Trains on a batch; the mean loss over those of all processes."""
-        loss = super().fit_batch(batch)
-        sums = torch.tensor(
-            [loss, self.correct, len(batch.id), sum(batch.replaced), 1],
-            device=self.device,
-        )
-        if self.distributed_launch:
-            torch.distributed.all_reduce(sums)
-        loss, *counts = sums.tolist()
-        correct, utterances, replaced, processes = map(round, counts)
-        if not math.isfinite(loss):
-            self._end_unless_skipped()
-        now = time.perf_counter()
-        self.progress.correct += correct
-        self.progress.utterances += utterances
-        self.progress.replaced += replaced
+        """Trains on a batch, and reads what the one before showed.
+
+        It is SpeechBrain's without its looks at the loss, for each of which the
+        host would wait. The loss of this process is returned, on the device.
+        """
+        should_step = self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, Stage.TRAIN)
+            part = loss / self.grad_accumulation_factor
+            self.scaler.scale(part).backward()
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        queued = self._queue_sums(batch, loss.detach())
+        self._read_sums()
+        self._queued = queued
         self.progress.seconds_waiting += self.batch_started - self.batch_ended
+        self._count_seconds()
+        return loss.detach()
+
+    def update_average(self, loss, avg_loss):
+        """Leaves the average as it is: it is kept where losses are read."""
+        return avg_loss
+
+    def _queue_sums(self, batch, loss: torch.Tensor) -> _Sums:
+        """Sums over all processes, which nobody has waited for yet."""
+        replaced = batch.replaced.to(self.device, non_blocking=True).sum()
+        is_late = self._is_late and if_main_process()
+        is_late = torch.full_like(replaced, is_late)
+        values = torch.stack([loss, self.correct, replaced, is_late])
+        utterances = len(batch.id)
+        if self.distributed_launch:
+            torch.distributed.all_reduce(values)
+            utterances *= torch.distributed.get_world_size()
+        copied = None
+        if values.is_cuda:
+            values = values.to("cpu", non_blocking=True)
+            copied = torch.cuda.Event(blocking=True)
+            copied.record()
+        return _Sums(self.step, utterances, values, copied)
+
+    def _read_sums(self) -> None:
+        """Counts what the last batch that was queued showed."""
+        if self._queued is None:
+            return
+        step, utterances, values, copied = self._queued
+        self._queued = None
+        if copied is not None:
+            copied.synchronize()
+        if self.distributed_launch:
+            values[0] /= torch.distributed.get_world_size()
+        loss, correct, replaced, is_late = values.tolist()
+        if math.isfinite(loss):
+            # As in SpeechBrain's update_average.
+            self.avg_train_loss -= self.avg_train_loss / step
+            self.avg_train_loss += loss / step
+        else:
+            self._end_unless_skipped(step)
+        self.progress.correct += round(correct)
+        self.progress.utterances += utterances
+        self.progress.replaced += round(replaced)
+        self._is_due = is_late > 0
+
+    def _count_seconds(self) -> None:
+        """Adds the time since the last batch."""
+        now = time.perf_counter()
         self.progress.seconds += now - self.batch_ended
         self.batch_ended = now
-        return torch.tensor(loss / processes)
 
-    def check_loss_isfinite(self, loss):
-        """Left to ``fit_batch``, where all processes see the same loss."""
-
-    def _end_unless_skipped(self) -> None:
+    def _end_unless_skipped(self, step: int) -> None:
         """Ends a training whose loss is not finite, if the weights saw it."""
         self.nonfinite_count += 1
         skipped = self.scaler.is_enabled() or self.skip_nonfinite_grads
         if not skipped or self.nonfinite_count > self.nonfinite_patience:
-            raise self.diverged("the loss")
+            raise self.diverged("the loss", step)
 
     def encode_batch(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor
@@ -165,13 +241,23 @@ class GlobalBatchBrain(Brain):
         return embeddings
 
     def check_weights(self) -> None:
-        """Ends a training whose weights are no numbers, with a ValueError."""
+        """Ends a training whose loss or weights are no numbers: ValueError.
+
+        Before, it reads what the last batch showed.
+        """
+        if self._queued is not None:
+            self._read_sums()
+            self._count_seconds()
         if name := first_not_finite(self.modules):
             raise self.diverged(name)
 
-    def diverged(self, what: str) -> ValueError:
-        """The error that says where that was, and how to go on."""
-        step = math.ceil(self.step / self.grad_accumulation_factor)
+    def diverged(self, what: str, step: int | None = None) -> ValueError:
+        """The error that says where that was, and how to go on.
+
+        ``step`` counts batches; None is the last one.
+        """
+        batch = self.step if step is None else step
+        step = math.ceil(batch / self.grad_accumulation_factor)
         precision = "" if self.precision == "fp32" else " or --precision=fp32"
         go_on = "there is no checkpoint from before: start again"
         if self.checkpointer.list_checkpoints():
@@ -196,6 +282,20 @@ def unwrap(module: nn.Module) -> nn.Module:
     """
     module = getattr(module, "module", module)
     return getattr(module, "_orig_mod", module)
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Gives all processes the buffers of the main one.
+
+    Each has BatchNorm's statistics of its own batches since the last step.
+
+    Example
+    -------
+    >>> broadcast_buffers(nn.BatchNorm1d(2))  # nothing in one process
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def first_not_finite(modules: Mapping[str, nn.Module]) -> str | None:

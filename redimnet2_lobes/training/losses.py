@@ -5,7 +5,8 @@ Each takes cosines between embeddings and class weights [batch, 1, classes] or
 them, and class indices [batch, 1] or [batch]. It returns the mean, a scalar in
 float32 (float64 for float64 cosines), or raises ValueError for labels that are
 no classes or not one per utterance. ``margin`` may be changed at any step; see
-``redimnet2_lobes.MarginSchedule``.
+``redimnet2_lobes.MarginSchedule``. To see whether labels are classes, the host
+waits for a GPU; where they are known to be, set ``check_labels`` to False.
 
 The additive margin (CosFace, AM-softmax) is missing here because SpeechBrain's
 own ``LogSoftmaxWrapper(AngularMargin(margin, scale))`` is exactly that.
@@ -96,13 +97,14 @@ class SphereFace2(nn.Module):
         self.scale = scale
         self.positive_weight = positive_weight
         self.exponent = exponent
+        self.check_labels = True
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(
         self, cosines: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Returns the mean loss; see the head of this file."""
-        cosines, labels = _to_rows(cosines, labels)
+        cosines, labels = _to_rows(cosines, labels, self.check_labels)
         # The margin may have changed when the backward pass computes again.
         function = partial(self._binary_losses, self.margin)
         return _SumOfBlocks.apply(function, labels, cosines, self.bias).mean()
@@ -216,12 +218,13 @@ class AdditiveAngularMarginLoss(nn.Module):
         require_number("scale", scale)
         self.margin = margin
         self.scale = scale
+        self.check_labels = True
 
     def forward(
         self, cosines: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Returns the mean loss; see the head of this file."""
-        cosines, labels = _to_rows(cosines, labels)
+        cosines, labels = _to_rows(cosines, labels, self.check_labels)
         target = cosines.gather(1, labels)
         # Where the cosine is 1 or -1 the sine's slope is infinite; clamped, it
         # is zero there.
@@ -237,7 +240,7 @@ class AdditiveAngularMarginLoss(nn.Module):
 
 
 def _to_rows(
-    cosines: torch.Tensor, labels: torch.Tensor
+    cosines: torch.Tensor, labels: torch.Tensor, check_labels: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines as [batch, classes] in float32 or better, labels as [batch, 1].
 
@@ -251,6 +254,8 @@ def _to_rows(
             f"{len(labels)} labels for {len(cosines)} rows of cosines: give "
             "one label per utterance"
         )
+    if not check_labels:
+        return cosines, labels
     classes = cosines.shape[1]
     lowest, highest = labels.aminmax()
     if lowest < 0 or highest >= classes:

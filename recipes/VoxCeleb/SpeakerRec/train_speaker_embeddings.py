@@ -27,13 +27,16 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
-from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader
 from voxceleb_prepare import prepare_voxceleb
 
-from redimnet2_lobes.data.training_set import TrainingCrops, read_training_lists
+from redimnet2_lobes.data.training_set import (
+    TrainingCrops,
+    collate_crops,
+    read_training_lists,
+)
 from redimnet2_lobes.data.trial_files import read_trial_lists
 from redimnet2_lobes.files.folder_lock import only_writer
 from redimnet2_lobes.models.precision import at_least_float32
@@ -46,7 +49,11 @@ from redimnet2_lobes.recipe.hparams import load_hparams
 from redimnet2_lobes.recipe.training import check_hparams, check_options
 from redimnet2_lobes.scoring.plots import plot_training_curves
 from redimnet2_lobes.training.batches import GlobalBatches, check_batch_norm
-from redimnet2_lobes.training.brain import GlobalBatchBrain, unwrap
+from redimnet2_lobes.training.brain import (
+    GlobalBatchBrain,
+    broadcast_buffers,
+    unwrap,
+)
 from redimnet2_lobes.training.checkpointer import training_settings
 from redimnet2_lobes.training.fine_tuning import load_pretrained
 from redimnet2_lobes.training.loggers import build_loggers, log_epoch
@@ -60,7 +67,7 @@ class SpeakerBrain(GlobalBatchBrain):
 
     def compute_forward(self, batch, stage):
         """Waveforms to the cosines of all classes [batch, 1, classes]."""
-        wavs, wav_lens = batch.to(self.device).sig
+        wavs, wav_lens = batch.to(self.device, non_blocking=True).sig
         embeddings = self.modules.embedding_model(wavs, wav_lens)
         # The loss works in float32 at least, whatever the precision.
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -68,10 +75,10 @@ class SpeakerBrain(GlobalBatchBrain):
 
     def compute_objectives(self, cosines, batch, stage):
         """Loss of a batch."""
-        labels = batch.label.to(self.device)
-        self.correct = (cosines.detach().squeeze(1).argmax(1) == labels).sum()
+        told = cosines.detach().squeeze(1).argmax(1) == batch.label
+        self.correct = told.sum()
         # [batch, 1], as SpeechBrain's LogSoftmaxWrapper wants them.
-        return self.modules.compute_cost(cosines, labels.unsqueeze(1))
+        return self.modules.compute_cost(cosines, batch.label.unsqueeze(1))
 
     def init_optimizers(self):
         """One optimizer; class weights have a weight decay of their own."""
@@ -92,11 +99,7 @@ class SpeakerBrain(GlobalBatchBrain):
         """Validates the untrained network: a bad file shows before training."""
         super().on_fit_start()
         if self.hparams.epoch_counter.current == 0 and not self.step:
-            run_on_main(self.log_untrained)
-
-    def log_untrained(self):
-        """Logs the equal error rate that training starts from."""
-        logger.info(f"EER before training: {self.validate():.2f} %")
+            logger.info(f"EER before training: {self.validate():.2f} %")
 
     def on_fit_batch_start(self, batch, should_step):
         """Moves the learning rate and the margin, step by step."""
@@ -109,12 +112,14 @@ class SpeakerBrain(GlobalBatchBrain):
     def on_stage_end(self, stage, loss, epoch=None):
         """Validates, logs and saves a checkpoint."""
         self.check_weights()
-        run_on_main(self.end_epoch, args=[loss, epoch])
+        # ``loss`` lacks the last batch, which is read only now.
+        run_on_main(
+            self.end_epoch, args=[self.avg_train_loss, epoch, self.validate()]
+        )
         self.progress.reset()
 
-    def end_epoch(self, loss, epoch):
+    def end_epoch(self, loss, epoch, eer):
         """What the main process does at the end of an epoch."""
-        eer = self.validate()
         margin = self.hparams.margin_schedule
         meta = {
             "epoch": epoch,
@@ -132,8 +137,12 @@ class SpeakerBrain(GlobalBatchBrain):
         )
 
     def validate(self):
-        """Equal error rate on the validation trials, per cent."""
+        """Equal error rate on the validation trials, per cent.
+
+        All processes share the work, on the weights that the main one saves.
+        """
         network = unwrap(self.modules.embedding_model).eval()
+        broadcast_buffers(network)
         eer = equal_error_rate(
             self.encode_batch,
             self.trials,
@@ -213,6 +222,7 @@ def build_brain(hparams, run_opts):
 
     classes = len(speakers) * len(hparams["crop"].speeds)
     classifier = hparams["classifier"](out_neurons=classes)
+    loss.check_labels = False  # there are as many classes as labels
     checkpointer.add_recoverable("classifier", classifier)
     pretrained = hparams["pretrained_folder"]
     if pretrained is not None and not checkpointer.list_checkpoints():
@@ -244,7 +254,7 @@ def build_brain(hparams, run_opts):
         ),
         batch_sampler=batches,
         num_workers=hparams["num_workers"],
-        collate_fn=PaddedBatch,
+        collate_fn=collate_crops,
         pin_memory=brain.device_type == "cuda",
     )
     return brain, loader, speakers
