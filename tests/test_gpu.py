@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,6 +171,34 @@ def test_a_compiled_training(corpus, on_the_cpu, monkeypatch, tmp_path):
         command_line(corpus, tmp_path, flags=["--compile"], **settings("cuda")),
     )
     assert values(watch)[:2] == pytest.approx(values(on_the_cpu)[:2], rel=0.02)
+
+
+def test_a_step_does_not_wait(corpus, monkeypatch, tmp_path):
+    """Beside the one event, which torch does not count."""
+    waits = []
+
+    def before(watch):
+        fit_batch = watch.brain.fit_batch
+
+        def watched(batch):
+            torch.cuda.set_sync_debug_mode("warn")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                loss = fit_batch(batch)
+            torch.cuda.set_sync_debug_mode("default")
+            waits.extend(
+                each
+                for each in caught
+                if "synchronizing" in str(each.message)
+                and Path(each.filename).name != "training_runs.py"
+            )
+            return loss
+
+        watch.brain.fit_batch = watched
+
+    arguments = command_line(corpus, tmp_path, **settings("cuda"))
+    run(monkeypatch, arguments, before)
+    assert not [str(each) for each in waits]
 
 
 class Stop(Exception):

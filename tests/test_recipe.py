@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import exit_code
 from speechbrain.inference.classifiers import EncoderClassifier
@@ -331,6 +333,27 @@ def test_all_processes_end_where_the_loss_of_one_is_not_finite(
     assert process.stderr.count(line) == 2
     assert not list((tmp_path / "save").glob("CKPT*"))
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_all_processes_end_where_one_cannot_read_a_file(corpus, tmp_path):
+    """Of the validation, on whose second batch the second process works."""
+    broken = tmp_path / "corpus"
+    shutil.copytree(corpus, broken)
+    bad = broken / "wav" / "anna" / "session1" / "00001.wav"
+    samples, rate = soundfile.read(bad)
+    soundfile.write(bad, samples * np.nan, rate, subtype="FLOAT")
+    process = train(
+        broken,
+        tmp_path / "output",
+        launcher=TWO_PROCESSES,
+        distributed_backend="gloo",
+        batch_size=2,
+        validation_seconds_per_batch=1.5,
+    )
+    assert process.returncode == 1
+    assert process.stderr.count(f"error: {bad}: not finite; ") == 2
+    assert not list((tmp_path / "output" / "save").glob("CKPT*"))
 
 
 @pytest.mark.slow

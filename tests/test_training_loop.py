@@ -452,6 +452,42 @@ def test_a_distributed_training_of_one_process(
             assert figure.search(ours)[0] == figure.search(theirs)[0]
 
 
+def test_the_statistics_of_the_main_process_are_validated_and_saved(
+    corpus, one_of_one, monkeypatch, tmp_path
+):
+    """Which any other gets from it: BatchNorm's of the last step differ."""
+
+    def broadcast(buffer, src):
+        assert src == 0
+        buffer.fill_(3)
+
+    validated = []
+
+    def before(watch):
+        validate, network = (
+            watch.brain.validate,
+            recipe.unwrap(watch.brain.modules.embedding_model),
+        )
+
+        def noted():
+            validated.append(network.norm.running_var.tolist())
+            return validate()
+
+        watch.brain.validate = noted
+
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    arguments = command_line(
+        corpus, tmp_path, number_of_epochs=1, distributed_backend="gloo"
+    )
+    watch = run(monkeypatch, arguments, before)
+    (variances,) = validated
+    assert set(variances) == {3.0}
+    weights = tensors(checkpoints(watch)[1].paramfiles["embedding_model"])
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        saved = [weights[key] for key in weights if key.endswith(name)]
+        assert saved and all((each == 3).all() for each in saved)
+
+
 def test_figures_are_those_of_all_processes(corpus, monkeypatch, tmp_path):
     """As if another process had the same batches."""
 

@@ -179,7 +179,7 @@ class EpochProgress:
         self.correct = 0
         self.replaced = 0
         self.seconds = 0.0
-        self.seconds_waiting = 0.0  # for data
+        self.seconds_waiting = 0.0  # of the host, for data
 
     def figures(self) -> dict[str, float]:
         """What the log of an epoch says of it."""

@@ -111,6 +111,8 @@ class SpeakerBrain(GlobalBatchBrain):
 
     def on_stage_end(self, stage, loss, epoch=None):
         """Validates, logs and saves a checkpoint."""
+        # What is checked and validated in all is what the main process saves.
+        broadcast_buffers(self.modules.embedding_model)
         self.check_weights()
         # ``loss`` lacks the last batch, which is read only now.
         run_on_main(
@@ -139,10 +141,9 @@ class SpeakerBrain(GlobalBatchBrain):
     def validate(self):
         """Equal error rate on the validation trials, per cent.
 
-        All processes share the work, on the weights that the main one saves.
+        All processes share the work.
         """
         network = unwrap(self.modules.embedding_model).eval()
-        broadcast_buffers(network)
         eer = equal_error_rate(
             self.encode_batch,
             self.trials,
