@@ -11,6 +11,10 @@ from speechbrain.utils.run_opts import RunOptions
 from redimnet2_lobes.files.settings import check_at_least, check_types
 from redimnet2_lobes.models.variants import check_variant
 from redimnet2_lobes.recipe.command_line import refuse_run_options
+from redimnet2_lobes.training.losses import (
+    AdditiveAngularMarginLoss,
+    SphereFace2,
+)
 
 UNUSED_RUN_OPTIONS = {
     "test_only": "a trained model is for speaker_verification_cosine.py",
@@ -52,6 +56,7 @@ TYPES = {
     "half_precision_maps": bool,
     "activation_checkpointing": bool,
     "check_audio": bool,
+    "shard_classes": bool,
     "preparation_workers": int | None,
     "seed": int,
     "output_folder": str,
@@ -80,3 +85,12 @@ def check_hparams(hparams: Mapping) -> None:
     check_types(hparams, **present)
     check_at_least(hparams, **LOWEST)
     check_variant(hparams["variant"], hparams["embedding_model"])
+    loss = hparams["compute_cost"]
+    if hparams["shard_classes"] and not isinstance(
+        loss, SphereFace2 | AdditiveAngularMarginLoss
+    ):
+        raise ValueError(
+            f"shard_classes: True is not for {type(loss).__name__}; pass "
+            "False, or take SphereFace2 or AdditiveAngularMarginLoss as "
+            "compute_cost"
+        )

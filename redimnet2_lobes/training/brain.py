@@ -15,10 +15,12 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from torch import nn
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from redimnet2_lobes.pretrained.loading import not_finite
 from redimnet2_lobes.training.batches import EpochProgress, GlobalBatches
+from redimnet2_lobes.training.sharded_classifier import ShardedClassifier
 
 logger = get_logger(__name__)
 
@@ -43,8 +45,9 @@ class GlobalBatchBrain(Brain):
 
     What a subclass must do besides SpeechBrain's: ``compute_objectives`` leaves
     in ``correct`` how many utterances of the batch are classified rightly, a
-    scalar on the device, and a batch has ``replaced``, as ``TrainingCrops``
-    gives it. ``on_stage_end`` calls ``check_weights`` first; only then is
+    scalar on the device (with a ``ShardedClassifier``, of those of own
+    classes), and a batch has ``replaced``, as ``TrainingCrops`` gives it.
+    ``on_stage_end`` calls ``check_weights`` first; only then is
     ``avg_train_loss`` that of the whole epoch.
 
     Takes what ``Brain`` takes, and the batches of this process. The
@@ -83,8 +86,36 @@ class GlobalBatchBrain(Brain):
         self._queued: _Sums | None = None
         self.checkpointer.add_recoverable("progress", self.progress)
         self.checkpointer.before_saving = self.check_weights
+        if self._sharded():
+            self._agree_on_skipped_steps()
+
+    def _sharded(self) -> list[ShardedClassifier]:
+        """Modules of which this process holds a share, no replica."""
+        modules = map(unwrap, self.modules.values())
+        return [each for each in modules if isinstance(each, ShardedClassifier)]
+
+    def _agree_on_skipped_steps(self) -> None:
+        """Lets all processes skip a step where the gradient of a share asks."""
+        if self.skip_nonfinite_grads:
+            raise ValueError(
+                "skip_nonfinite_grads: with shard_classes: True processes would "
+                "skip different weights; leave out one of the two"
+            )
+        if self.scaler.is_enabled():
+            self.scaler = ShardedGradScaler(self.device)
+            self.checkpointer.add_recoverable(
+                "scaler", self.scaler, optional_load=True
+            )
 
     def _wrap_distributed(self):
+        # Without gradients a module is not wrapped.
+        for module in self._sharded():
+            module.requires_grad_(False)
+        self._wrap_replicas()
+        for module in self._sharded():
+            module.requires_grad_(True)
+
+    def _wrap_replicas(self) -> None:
         # Not public, but there is no other way: SpeechBrain's own makes every
         # BatchNorm a synchronized one, which the published training does not
         # have, and CPUs cannot do.

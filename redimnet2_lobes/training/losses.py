@@ -8,6 +8,11 @@ no classes or not one per utterance. ``margin`` may be changed at any step; see
 ``redimnet2_lobes.MarginSchedule``. To see whether labels are classes, the host
 waits for a GPU; where they are known to be, set ``check_labels`` to False.
 
+Where the classes are divided among processes (``ShardedClassifier``), each
+passes the cosines of its ``shares``-th part, and labels that count from the
+first of its classes, and are none of them where another process has the target.
+The mean of what the processes get is then the mean loss, and so are gradients.
+
 The additive margin (CosFace, AM-softmax) is missing here because SpeechBrain's
 own ``LogSoftmaxWrapper(AngularMargin(margin, scale))`` is exactly that.
 
@@ -22,6 +27,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.nn.functional import all_gather
 
 from redimnet2_lobes.files.settings import require_number
 from redimnet2_lobes.models.precision import at_least_float32
@@ -101,13 +107,15 @@ class SphereFace2(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, cosines: torch.Tensor, labels: torch.Tensor
+        self, cosines: torch.Tensor, labels: torch.Tensor, shares: int = 1
     ) -> torch.Tensor:
         """Returns the mean loss; see the head of this file."""
-        cosines, labels = _to_rows(cosines, labels, self.check_labels)
+        check = self.check_labels and shares == 1
+        cosines, labels = _to_rows(cosines, labels, check)
         # The margin may have changed when the backward pass computes again.
         function = partial(self._binary_losses, self.margin)
-        return _SumOfBlocks.apply(function, labels, cosines, self.bias).mean()
+        losses = _SumOfBlocks.apply(function, labels, cosines, self.bias)
+        return losses.mean() * shares
 
     def _binary_losses(
         self,
@@ -221,22 +229,44 @@ class AdditiveAngularMarginLoss(nn.Module):
         self.check_labels = True
 
     def forward(
-        self, cosines: torch.Tensor, labels: torch.Tensor
+        self, cosines: torch.Tensor, labels: torch.Tensor, shares: int = 1
     ) -> torch.Tensor:
         """Returns the mean loss; see the head of this file."""
-        cosines, labels = _to_rows(cosines, labels, self.check_labels)
-        target = cosines.gather(1, labels)
+        check = self.check_labels and shares == 1
+        cosines, labels = _to_rows(cosines, labels, check)
+        columns = labels.clamp(0, cosines.shape[1] - 1)
+        is_here = labels == columns
+        target = cosines.gather(1, columns)
         # Where the cosine is 1 or -1 the sine's slope is infinite; clamped, it
         # is zero there.
         sine = (1 - target**2).clamp_min(1e-12).sqrt()
         cosine_of_margin = math.cos(self.margin)
-        target = torch.where(
+        with_margin = torch.where(
             target > -cosine_of_margin,
             target * cosine_of_margin - sine * math.sin(self.margin),
             target - 1 + cosine_of_margin,
         )
-        logits = self.scale * cosines.scatter(1, labels, target)
-        return F.cross_entropy(logits, labels.squeeze(1))
+        target = torch.where(is_here, with_margin, target)
+        logits = self.scale * cosines.scatter(1, columns, target)
+        if shares == 1:
+            return F.cross_entropy(logits, columns.squeeze(1))
+        losses = _share_of_log_sum_exp(logits) - torch.where(
+            is_here, self.scale * target, 0
+        ).squeeze(1)
+        return losses.mean() * shares
+
+
+def _share_of_log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
+    """What these classes add to the log-sum-exp over all processes' [batch].
+
+    Each share is in proportion to the probability of its classes, which makes
+    its gradient right without another exchange in the backward pass.
+    """
+    own = logits.logsumexp(1)
+    everyones = torch.stack(all_gather(own.detach()))
+    total = everyones.logsumexp(0)
+    probability = (own.detach() - total).exp()
+    return probability * (total + own - own.detach())
 
 
 def _to_rows(

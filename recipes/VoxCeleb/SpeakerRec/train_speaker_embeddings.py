@@ -57,6 +57,7 @@ from redimnet2_lobes.training.brain import (
 from redimnet2_lobes.training.checkpointer import training_settings
 from redimnet2_lobes.training.fine_tuning import load_pretrained
 from redimnet2_lobes.training.loggers import build_loggers, log_epoch
+from redimnet2_lobes.training.sharded_classifier import ShardedClassifier
 from redimnet2_lobes.training.validation import equal_error_rate
 
 logger = get_logger(__name__)
@@ -66,7 +67,11 @@ class SpeakerBrain(GlobalBatchBrain):
     """Trains the embedding model by classifying speakers."""
 
     def compute_forward(self, batch, stage):
-        """Waveforms to the cosines of all classes [batch, 1, classes]."""
+        """Waveforms to the cosines of all classes [batch, 1, classes].
+
+        With classes in shares, those of all processes' utterances and the
+        classes of this process.
+        """
         wavs, wav_lens = batch.to(self.device, non_blocking=True).sig
         embeddings = self.modules.embedding_model(wavs, wav_lens)
         # The loss works in float32 at least, whatever the precision.
@@ -75,10 +80,15 @@ class SpeakerBrain(GlobalBatchBrain):
 
     def compute_objectives(self, cosines, batch, stage):
         """Loss of a batch."""
-        told = cosines.detach().squeeze(1).argmax(1) == batch.label
-        self.correct = told.sum()
+        labels = batch.label
+        classifier = unwrap(self.modules.classifier)
+        if isinstance(classifier, ShardedClassifier):
+            labels = classifier.own_labels(labels)
+            self.correct = classifier.correct(cosines, labels)
+            return self.modules.compute_cost(cosines, labels, classifier.shares)
+        self.correct = (cosines.detach().squeeze(1).argmax(1) == labels).sum()
         # [batch, 1], as SpeechBrain's LogSoftmaxWrapper wants them.
-        return self.modules.compute_cost(cosines, batch.label.unsqueeze(1))
+        return self.modules.compute_cost(cosines, labels.unsqueeze(1))
 
     def init_optimizers(self):
         """One optimizer; class weights have a weight decay of their own."""
@@ -93,7 +103,14 @@ class SpeakerBrain(GlobalBatchBrain):
         network_weights = {"params": list(modules.embedding_model.parameters())}
         self.optimizer = self.opt_class([network_weights, loss_weights])
         self.optimizers_dict = {"opt_class": self.optimizer}
-        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+        classifier = unwrap(modules.classifier)
+        hooks = {}
+        if isinstance(classifier, ShardedClassifier):
+            hooks = {
+                "custom_load_hook": classifier.load_optimizer,
+                "custom_save_hook": classifier.save_optimizer,
+            }
+        self.checkpointer.add_recoverable("optimizer", self.optimizer, **hooks)
 
     def on_fit_start(self):
         """Validates the untrained network: a bad file shows before training."""
@@ -114,14 +131,19 @@ class SpeakerBrain(GlobalBatchBrain):
         # What is checked and validated in all is what the main process saves.
         broadcast_buffers(self.modules.embedding_model)
         self.check_weights()
+        eer = self.validate()
         # ``loss`` lacks the last batch, which is read only now.
+        run_on_main(self.end_epoch, args=[self.avg_train_loss, epoch, eer])
+        # By all processes, as each may hold a share of the classes.
+        self.checkpointer.save_checkpoint(meta={"EER": eer, "epoch": epoch})
         run_on_main(
-            self.end_epoch, args=[self.avg_train_loss, epoch, self.validate()]
+            self.checkpointer.keep_best_and_last,
+            args=[self.hparams.checkpoints_kept, "EER"],
         )
         self.progress.reset()
 
     def end_epoch(self, loss, epoch, eer):
-        """What the main process does at the end of an epoch."""
+        """Logs an epoch, in the main process."""
         margin = self.hparams.margin_schedule
         meta = {
             "epoch": epoch,
@@ -133,10 +155,16 @@ class SpeakerBrain(GlobalBatchBrain):
         plot_training_curves(
             self.hparams.train_log, self.hparams.training_curves
         )
-        self.checkpointer.save_checkpoint(meta={"EER": eer, "epoch": epoch})
-        self.checkpointer.keep_best_and_last(
-            self.hparams.checkpoints_kept, min_key="EER"
-        )
+
+    def class_weights(self):
+        """All of them [classes, embedding], in the main process.
+
+        Called in all processes, as each may hold a share.
+        """
+        classifier = unwrap(self.modules.classifier)
+        if isinstance(classifier, ShardedClassifier):
+            return classifier.whole(classifier.weight)
+        return classifier.weight
 
     def validate(self):
         """Equal error rate on the validation trials, per cent.
@@ -224,10 +252,14 @@ def build_brain(hparams, run_opts):
     classes = len(speakers) * len(hparams["crop"].speeds)
     classifier = hparams["classifier"](out_neurons=classes)
     loss.check_labels = False  # there are as many classes as labels
-    checkpointer.add_recoverable("classifier", classifier)
     pretrained = hparams["pretrained_folder"]
     if pretrained is not None and not checkpointer.list_checkpoints():
         load_pretrained(pretrained, network, classifier, speakers, loss)
+    if hparams["shard_classes"] and batches.processes > 1:
+        classifier = ShardedClassifier(
+            classifier, batches.process, batches.processes
+        )
+    checkpointer.add_recoverable("classifier", classifier)
 
     brain = SpeakerBrain(
         modules={**hparams["modules"], "classifier": classifier},
@@ -287,19 +319,19 @@ def main(arguments):
         brain.fit(hparams["epoch_counter"], loader)
         # In debugging there may be the model of a whole training.
         if not brain.debug or brain.debug_persistently:
-            run_on_main(write_model, args=[brain, speakers])
+            class_weights = brain.class_weights()
+            run_on_main(write_model, args=[brain, speakers, class_weights])
 
 
-def write_model(brain, speakers):
+def write_model(brain, speakers, class_weights):
     """Writes the model folder of what was trained."""
-    # Faster and slower versions of the speakers were for training only.
-    class_weights = unwrap(brain.modules.classifier).weight[: len(speakers)]
     write_model_folder(
         brain.hparams.model_folder,
         unwrap(brain.modules.embedding_model),
         brain.hparams.title,
         variant=brain.hparams.variant,
-        class_weights=class_weights,
+        # Faster and slower versions of them were for training only.
+        class_weights=class_weights[: len(speakers)],
         speakers=[speakers.decode_ndim(i) for i in range(len(speakers))],
         loss=unwrap(brain.modules.compute_cost),
     )

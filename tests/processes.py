@@ -1,0 +1,55 @@
+"""Functions in several processes that gloo joins, as torchrun would make them."""
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import traceback
+
+import torch
+
+
+def in_processes(count, function, *arguments):
+    """Calls a function in each process; their exit codes, 1 for an error.
+
+    They are forks, which start at once. The recipe joins them by itself; a
+    function that is not the recipe may use ``joined``.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(
+            target=_call, args=(rank, count, port, function, arguments)
+        )
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+@contextlib.contextmanager
+def joined():
+    """Within it torch.distributed works."""
+    torch.distributed.init_process_group("gloo")
+    yield int(os.environ["RANK"])
+    torch.distributed.destroy_process_group()
+
+
+def _call(rank, count, port, function, arguments):
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+    )
+    try:
+        function(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # as torchrun would end what waits for this one
