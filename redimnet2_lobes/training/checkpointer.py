@@ -15,7 +15,11 @@ from pathlib import Path
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.checkpoints import CKPT_PREFIX, Checkpoint, Checkpointer
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    if_main_process,
+    run_on_main,
+)
 from speechbrain.utils.logger import get_logger
 
 from redimnet2_lobes.files.atomic import complete_or_absent, replace_when_synced
@@ -196,8 +200,9 @@ another, or delete it
     ) -> Checkpoint | None:
         """Saves a checkpoint, which the main process gets returned.
 
-        Takes what SpeechBrain's takes. If it cannot be written, it is an
-        OSError, and earlier checkpoints stay as they are.
+        When it returns, all processes find the checkpoint. Takes what
+        SpeechBrain's takes. If it cannot be written, it is an OSError, and
+        earlier checkpoints stay as they are.
         """
         self.before_saving()
         folder = self.checkpoints_dir
@@ -214,6 +219,7 @@ another, or delete it
                 meta or {}, end_of_epoch, name, logging.DEBUG
             )
             if saved is None:
+                ddp_barrier()  # the main process is not ready yet
                 return None
             path = folder / saved.path.name
             self._write_checks(saved.path)
@@ -230,6 +236,9 @@ another, or delete it
         finally:
             self.checkpoints_dir = folder
         partial.rmdir()
+        # Otherwise processes may list other checkpoints, and SpeechBrain waits
+        # in each for the deletion of those that it has found.
+        ddp_barrier()
         logger.log(verbosity, f"Saved a checkpoint in {path}")
         return Checkpoint(
             path,
