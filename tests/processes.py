@@ -1,9 +1,10 @@
-"""Functions in several processes that gloo joins, as torchrun would make them."""
+"""Functions in several processes, joined by gloo, as torchrun makes them."""
 
 import contextlib
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 
 import torch
@@ -37,7 +38,7 @@ def joined():
     """Within it torch.distributed works."""
     torch.distributed.init_process_group("gloo")
     yield int(os.environ["RANK"])
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
 
 
 def _call(rank, count, port, function, arguments):
@@ -48,8 +49,12 @@ def _call(rank, count, port, function, arguments):
         MASTER_ADDR="localhost",
         MASTER_PORT=str(port),
     )
+    code = 1
     try:
         function(*arguments)
+        code = 0
     except BaseException:
         traceback.print_exc()
-        os._exit(1)  # as torchrun would end what waits for this one
+    sys.stdout.flush()
+    # Without tidying up, in which threads of gloo may wait for each other.
+    os._exit(code)

@@ -30,6 +30,13 @@ SETTINGS = {
     "precision": "fp32",
 }
 
+WEIGHTS = {
+    "embedding_model.ckpt",
+    "classifier.ckpt",
+    "compute_cost.ckpt",
+    "optimizer.ckpt",
+}
+
 
 class DoubleBrain(recipe.SpeakerBrain):
     """In float64, and with statistics that do not depend on the division."""
@@ -105,52 +112,253 @@ def tensors(value, name=""):
 
 
 def assert_same(output, whole):
-    """The last checkpoint, the log and the model folder."""
-    checkpoints = [
-        max((folder / "save").glob("CKPT*")) for folder in (output, whole)
-    ]
-    files = [
-        *(f"{path.name}/{file.name}" for path in checkpoints for file in [])
-    ]
-    for ours, theirs in [
-        checkpoints,
+    """The last checkpoint, the model folder and the log."""
+    for ours, theirs in (
+        [max((folder / "save").glob("CKPT*")) for folder in (output, whole)],
         [folder / "model" for folder in (output, whole)],
-    ]:
-        names = sorted(path.name for path in theirs.iterdir())
-        assert sorted(path.name for path in ours.iterdir()) == names
-        for name in names:
-            if not is_weights(theirs / name):
-                continue
+    ):
+        names = {path.name for path in theirs.iterdir()}
+        assert {path.name for path in ours.iterdir()} == names
+        for name in names & WEIGHTS:
             found, expected = (
-                tensors(torch.load(folder / name))
-                for folder in (ours, theirs)
+                tensors(torch.load(folder / name)) for folder in (ours, theirs)
             )
             assert found.keys() == expected.keys()
             for key, value in expected.items():
                 torch.testing.assert_close(
-                    found[key], value, rtol=1e-6, atol=1e-9, msg=f"{name} {key}"
+                    found[key], value, rtol=1e-6, atol=1e-9, msg=name + key
                 )
     assert figures(output) == pytest.approx(figures(whole), rel=1e-3)
 
 
 def figures(output):
     log = (output / "train_log.txt").read_text()
-    return [
-        float(figure)
-        for figure in re.findall("(?:loss|accuracy|EER): ([^ ,]*)", log)
-    ]
-
-
-def is_weights(path):
-    return path.suffix == ".ckpt" and path.read_bytes()[:2] == b"PK"
+    found = re.findall(r"(?:loss|accuracy|EER): ([^ ,\n]*)", log)
+    assert len(found) == 3 * SETTINGS["number_of_epochs"]
+    return [float(figure) for figure in found]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_training_in_shares_is_the_same(
     processes, settings, whole, corpus, tmp_path
 ):
-    codes = trained(
-        processes, corpus, tmp_path, shard_classes=True, **settings
-    )
+    codes = trained(processes, corpus, tmp_path, shard_classes=True, **settings)
     assert codes == [0] * processes
     assert_same(tmp_path, whole)
+
+
+def in_parts(watch):
+    """Ends a run at the beginning of a step, in every process."""
+    brain, last = watch.brain, int(os.environ["LAST_STEP"])
+    begin = brain.on_fit_batch_start
+
+    def begin_or_end(batch, should_step):
+        if brain.optimizer_step == last:
+            os._exit(0)
+        begin(batch, should_step)
+
+    brain.on_fit_batch_start = begin_or_end
+
+
+def test_resumed_by_other_numbers_of_processes_with_and_without_shares(
+    settings, whole, corpus, tmp_path, monkeypatch
+):
+    """From within epochs and from their ends."""
+    for processes, shard_classes, last in (
+        (2, True, 3),
+        (1, False, 4),
+        (3, True, 5),
+        (2, False, 6),
+        (2, True, 7),
+        (3, True, 9),  # to the end
+    ):
+        monkeypatch.setenv("LAST_STEP", str(last))
+        codes = trained(
+            processes,
+            corpus,
+            tmp_path,
+            before=in_parts,
+            shard_classes=shard_classes,
+            **settings,
+        )
+        assert codes == [0] * processes
+    assert_same(tmp_path, whole)
+
+
+def test_fine_tuning_takes_over_class_weights(
+    settings, whole, corpus, tmp_path
+):
+    codes = trained(
+        2,
+        corpus,
+        tmp_path,
+        shard_classes=True,
+        pretrained_folder=whole / "model",
+        **settings | {"initial_lr": 1e-12, "final_lr": 1e-12},
+    )
+    assert codes == [0, 0]
+    found, expected = (
+        torch.load(folder / "model" / "classifier.ckpt")["weight"]
+        for folder in (tmp_path, whole)
+    )
+    torch.testing.assert_close(found.float(), expected.float())
+
+
+def spoil(watch):
+    """In the second process only, by the end of the first epoch."""
+    brain = watch.brain
+    weight = recipe.unwrap(brain.modules.classifier).weight
+    fault = os.environ["FAULT"]
+    begin = brain.on_fit_batch_start
+
+    def begin_or_end(batch, should_step):
+        if brain.optimizer_step == 1 and fault == "dies":
+            os._exit(9)
+        if brain.optimizer_step == 1 and fault == "before a step":
+            weight.data[0, 0] = float("nan")
+        begin(batch, should_step)
+
+    def step(*_):
+        if brain.optimizer_step == 1 and fault == "after a step":
+            weight.data[0, 0] = float("nan")
+
+    if os.environ["RANK"] == "1":
+        brain.on_fit_batch_start = begin_or_end
+        brain.optimizer.register_step_post_hook(step)
+
+
+@pytest.mark.parametrize(
+    "fault, codes, message",
+    [
+        ("dies", [1, 9], None),
+        ("before a step", [1, 1], "step 2: the loss is not finite"),
+        ("after a step", [1, 1], "step 2: classifier: weight is not finite"),
+    ],
+)
+def test_a_fault_of_one_process_ends_all(
+    fault, codes, message, corpus, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("FAULT", fault)
+    assert codes == trained(
+        2, corpus, tmp_path, spoil, shard_classes=True, **SETTINGS
+    )
+    errors = capfd.readouterr().err
+    if message:
+        assert errors.count(f"ValueError: epoch 1, {message}") == 2
+    (checkpoint,) = (tmp_path / "save").glob("CKPT*")
+    weights = torch.load(checkpoint / "classifier.ckpt")["weight"]
+    assert weights.isfinite().all()
+    assert not (tmp_path / "model").exists()
+
+
+def overflow(watch):
+    """Of the second process's classes, in the first step."""
+    brain = watch.brain
+    weight = recipe.unwrap(brain.modules.classifier).weight
+    if os.environ["RANK"] == "1":
+        weight.register_hook(
+            lambda gradient: gradient / (brain.optimizer_step != 0)
+        )
+    end = brain.on_stage_end
+
+    def write_scale(*arguments):
+        end(*arguments)
+        path = brain.checkpointer.checkpoints_dir / os.environ["RANK"]
+        network = recipe.unwrap(brain.modules.embedding_model).state_dict()
+        torch.save({**network, **brain.scaler.state_dict()}, path)
+
+    brain.on_stage_end = write_scale
+
+
+def test_all_processes_skip_a_step(corpus, tmp_path, monkeypatch):
+    """Gradients are scaled on GPUs only, so let it be done here as well."""
+    scaler = torch.GradScaler
+    monkeypatch.setattr(
+        torch, "GradScaler", lambda device, enabled: scaler(device)
+    )
+    settings = {**SETTINGS, "number_of_epochs": 1, "warmup_epochs": 0}
+    codes = trained(
+        2, corpus, tmp_path, overflow, shard_classes=True, **settings
+    )
+    assert codes == [0, 0]
+    first, second = (torch.load(tmp_path / "save" / rank) for rank in "01")
+    assert first["scale"] == 2.0**15
+    assert_equal(first, second)
+
+
+def assert_equal(values, others):
+    assert values.keys() == others.keys()
+    for key, value in values.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(others[key]))
+
+
+LOSSES = [
+    SphereFace2(margin=0.3, scale=8.0),
+    AdditiveAngularMarginLoss(margin=0.3, scale=8.0),
+]
+
+
+def one_step(loss, classes, folder):
+    """Loss, gradients and right answers, in shares and undivided."""
+    with joined() as rank:
+        processes = torch.distributed.get_world_size()
+        torch.manual_seed(1)
+        classifier = Classifier(4, lin_neurons=4, out_neurons=classes).double()
+        replicas = torch.nn.ModuleDict(
+            {"network": torch.nn.Linear(4, 4), "loss": loss}
+        ).double()
+        inputs = torch.randn(2 * processes, 1, 4, dtype=torch.double)
+        labels = torch.randint(classes, (2 * processes,))
+        sharded = ShardedClassifier(classifier, rank, processes)
+
+        def gradients():
+            return {
+                name: weight.grad.clone()
+                for name, weight in replicas.named_parameters()
+            }
+
+        cosines = classifier(replicas["network"](inputs))
+        value = loss(cosines, labels)
+        value.backward()
+        expected = {
+            "value": value.detach(),
+            "correct": (cosines.squeeze(1).argmax(1) == labels).sum(),
+            "classes": classifier.weight.grad,
+            **gradients(),
+        }
+        replicas.zero_grad()
+
+        wrapped = {
+            name: DistributedDataParallel(module)
+            if list(module.parameters())
+            else module
+            for name, module in replicas.items()
+        }
+        own = slice(2 * rank, 2 * rank + 2)
+        cosines = sharded(wrapped["network"](inputs[own]))
+        own_labels = sharded.own_labels(labels[own])
+        value = wrapped["loss"](cosines, own_labels, sharded.shares)
+        value.backward()
+        correct = sharded.correct(cosines, own_labels)
+        sums = torch.stack([value.detach(), correct])
+        torch.distributed.all_reduce(sums)
+        found = {
+            "value": sums[0] / processes,
+            "correct": sums[1].long(),
+            "classes": sharded.whole(sharded.weight.grad),
+            **gradients(),
+        }
+        if rank == 0:
+            torch.save([found, expected], folder / "step.pt")
+
+
+@pytest.mark.parametrize("processes, classes", [(1, 3), (2, 5), (3, 3), (3, 7)])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_one_step(loss, processes, classes, tmp_path):
+    codes = in_processes(processes, one_step, loss, classes, tmp_path)
+    assert codes == [0] * processes
+    found, expected = torch.load(tmp_path / "step.pt")
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-10, atol=1e-12, msg=name
+        )

@@ -98,7 +98,7 @@ class GlobalBatchBrain(Brain):
         """Lets all processes skip a step where the gradient of a share asks."""
         if self.skip_nonfinite_grads:
             raise ValueError(
-                "skip_nonfinite_grads: with shard_classes: True processes would "
+                "skip_nonfinite_grads: with shard_classes: True processes may "
                 "skip different weights; leave out one of the two"
             )
         if self.scaler.is_enabled():
@@ -274,12 +274,17 @@ class GlobalBatchBrain(Brain):
     def check_weights(self) -> None:
         """Ends a training whose loss or weights are no numbers: ValueError.
 
-        Before, it reads what the last batch showed.
+        Before, it reads what the last batch showed. Called in all processes:
+        where they hold shares, one may have the fault.
         """
         if self._queued is not None:
             self._read_sums()
             self._count_seconds()
-        if name := first_not_finite(self.modules):
+        names = [first_not_finite(self.modules)]
+        if shares := self._sharded():
+            names *= shares[0].shares
+            torch.distributed.all_gather_object(names, names[0])
+        if name := next(filter(None, names), None):
             raise self.diverged(name)
 
     def diverged(self, what: str, step: int | None = None) -> ValueError:
