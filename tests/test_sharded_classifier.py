@@ -3,14 +3,19 @@
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
 import train_speaker_embeddings as recipe
 from processes import in_processes, joined
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+from speechbrain.utils.run_opts import RunOptions
 from torch.nn.parallel import DistributedDataParallel
 from training_runs import command_line, run, write_corpus
 
+from redimnet2_lobes.training.batches import GlobalBatches
+from redimnet2_lobes.training.brain import GlobalBatchBrain
+from redimnet2_lobes.training.checkpointer import CompleteCheckpointer
 from redimnet2_lobes.training.losses import (
     AdditiveAngularMarginLoss,
     SphereFace2,
@@ -138,7 +143,9 @@ def figures(output):
     return [float(figure) for figure in found]
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize(
+    "processes", [pytest.param(1, marks=pytest.mark.slow), 2, 3]
+)
 def test_a_training_in_shares_is_the_same(
     processes, settings, whole, corpus, tmp_path
 ):
@@ -160,6 +167,7 @@ def in_parts(watch):
     brain.on_fit_batch_start = begin_or_end
 
 
+@pytest.mark.slow
 def test_resumed_by_other_numbers_of_processes_with_and_without_shares(
     settings, whole, corpus, tmp_path, monkeypatch
 ):
@@ -185,6 +193,7 @@ def test_resumed_by_other_numbers_of_processes_with_and_without_shares(
     assert_same(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_fine_tuning_takes_over_class_weights(
     settings, whole, corpus, tmp_path
 ):
@@ -361,4 +370,72 @@ def test_one_step(loss, processes, classes, tmp_path):
     for name, value in expected.items():
         torch.testing.assert_close(
             found[name], value, rtol=1e-10, atol=1e-12, msg=name
+        )
+
+
+def count_bytes(folder):
+    """Of what a process holds, in shares and undivided, in float32."""
+    with joined() as rank:
+        whole = Classifier(192, out_neurons=301)
+        embeddings = torch.randn(6, 1, 192)
+        held = {}
+        for name, classifier, batch in (
+            ("undivided", whole, embeddings[:3]),
+            ("first step", ShardedClassifier(whole, rank, 2), embeddings[:3]),
+            ("resumed", ShardedClassifier(whole, rank, 2), embeddings[:3]),
+        ):
+            optimizer = torch.optim.SGD(classifier.parameters(), 0.1, 0.9)
+            if name == "resumed":
+                classifier.load(folder / "classifier.ckpt")
+                classifier.load_optimizer(optimizer, folder / "optimizer.ckpt")
+            cosines = classifier(batch)
+            if name != "resumed":
+                cosines.sum().backward()
+                optimizer.step()
+            state = optimizer.state[classifier.weight]
+            held[name] = [
+                tensor.untyped_storage().nbytes()
+                for tensor in (
+                    classifier.weight,
+                    state["momentum_buffer"],
+                    cosines,
+                )
+            ]
+            if name == "first step":
+                classifier.save(folder / "classifier.ckpt")
+                classifier.save_optimizer(optimizer, folder / "optimizer.ckpt")
+                torch.distributed.barrier()
+        torch.save(held, folder / f"{rank}.pt")
+
+
+def test_a_process_holds_its_share_only(tmp_path):
+    assert in_processes(2, count_bytes, tmp_path) == [0, 0]
+    for rank, classes in enumerate((151, 150)):
+        held = torch.load(tmp_path / f"{rank}.pt")
+        undivided = [4 * 301 * 192, 4 * 301 * 192, 4 * 3 * 301]
+        share = [4 * classes * 192, 4 * classes * 192, 4 * 6 * classes]
+        assert held == {
+            "undivided": undivided,
+            "first step": share,
+            "resumed": share,
+        }
+
+
+def test_what_cannot_be_divided(tmp_path):
+    with pytest.raises(
+        ValueError, match="^shard_classes: 2 classes .* among 3"
+    ):
+        ShardedClassifier(Classifier(4, out_neurons=2), 0, processes=3)
+    with pytest.raises(ValueError, match="^shard_classes: .* lin_blocks"):
+        ShardedClassifier(Classifier(4, lin_blocks=1), 0, processes=2)
+    classifier = ShardedClassifier(Classifier(4, out_neurons=3), 0, 2)
+    with pytest.raises(ValueError, match="^skip_nonfinite_grads: "):
+        GlobalBatchBrain(
+            batches=GlobalBatches(np.zeros(4, dtype=int), 4, 2, seed=1),
+            modules={"classifier": classifier},
+            hparams={},
+            run_opts=RunOptions.from_dictionary(
+                {"device": "cpu", "skip_nonfinite_grads": True}
+            ),
+            checkpointer=CompleteCheckpointer(tmp_path),
         )

@@ -31,6 +31,7 @@ from conftest import join_files, relative_difference
 from make_shards import make_shards
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.speaker import SpeakerRecognition
+from speechbrain.nnet.losses import AngularMargin, LogSoftmaxWrapper
 from speechbrain.utils.checkpoints import Checkpointer
 from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
@@ -56,6 +57,7 @@ from redimnet2_lobes.scoring.metrics import EER
 from redimnet2_lobes.training import brain as brain_module
 from redimnet2_lobes.training.batches import check_batch_norm
 from redimnet2_lobes.training.loggers import build_loggers
+from redimnet2_lobes.training.losses import SphereFace2
 
 # Four speakers with four utterances each, and four crops a step.
 STEPS = 4
@@ -789,6 +791,17 @@ def test_lower_settings_are_refused(key):
     lower = {key: LOWEST[key] - step}
     with pytest.raises(ValueError, match=f"^{key}: .* is less than "):
         check_hparams(lowest_settings(**lower))
+
+
+def test_classes_are_divided_for_losses_that_can_be():
+    check_hparams(
+        lowest_settings(shard_classes=True, compute_cost=SphereFace2())
+    )
+    loss = LogSoftmaxWrapper(AngularMargin())
+    with pytest.raises(
+        ValueError, match="^shard_classes: True is not for LogSoftmaxWrapper"
+    ):
+        check_hparams(lowest_settings(shard_classes=True, compute_cost=loss))
 
 
 def test_the_variant_is_that_of_the_network():

@@ -85,10 +85,10 @@ def check_hparams(hparams: Mapping) -> None:
     check_types(hparams, **present)
     check_at_least(hparams, **LOWEST)
     check_variant(hparams["variant"], hparams["embedding_model"])
+    if not hparams.get("shard_classes"):
+        return
     loss = hparams["compute_cost"]
-    if hparams["shard_classes"] and not isinstance(
-        loss, SphereFace2 | AdditiveAngularMarginLoss
-    ):
+    if not isinstance(loss, SphereFace2 | AdditiveAngularMarginLoss):
         raise ValueError(
             f"shard_classes: True is not for {type(loss).__name__}; pass "
             "False, or take SphereFace2 or AdditiveAngularMarginLoss as "
