@@ -21,8 +21,9 @@ def test_without_the_published_code(tmp_path, monkeypatch, capfd):
     assert "| b0 | ours |" in (tmp_path / "table.md").read_text()
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["peak_operations_per_second"]["float32"] > 0
-    ours, ecapa = results["cases"][0]["rows"]
+    ours, torch_only, ecapa = results["cases"][0]["rows"]
     assert (ours["variant"], ours["implementation"]) == ("b0", "ours")
+    assert torch_only["implementation"] == "ours, torch"
     assert (ecapa["variant"], ecapa["implementation"]) == (None, "ECAPA-TDNN")
     for row in (ours, ecapa):
         assert len(row["samples_s"]) == 1
@@ -33,6 +34,24 @@ def test_without_the_published_code(tmp_path, monkeypatch, capfd):
     picture = (tmp_path / "benchmark.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_beside_busy_processes(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv(benchmark.PUBLISHED_VARIABLE, raising=False)
+    monkeypatch.setattr(benchmark, "PROCESSES_ALONE", 1)
+    monkeypatch.setattr(benchmark, "PROCESSES_BESIDE", 2)
+    arguments = ["--cases=busy", "--variants=b0", f"--output={tmp_path}"]
+    assert benchmark.main(arguments) == 0
+    assert "worst / alone" in capfd.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    ours, torch_only = results["cases"][0]["rows"]
+    assert ours["implementation"] == "ours"
+    assert torch_only["implementation"] == "ours, torch"
+    for row in (ours, torch_only):
+        assert len(row["busy_samples_s"]) == 2
+        assert row["worst_s"] == max(row["busy_samples_s"]) > 0
+        assert row["worst_ratio"] == row["worst_s"] / row["median_s"]
 
 
 def test_wrong_checkout(tmp_path, monkeypatch, capsys):
