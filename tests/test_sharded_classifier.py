@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -85,10 +86,19 @@ def train(corpus, output, before, overrides):
         arguments = command_line(
             corpus, output, distributed_backend="gloo", **overrides
         )
-        run(monkeypatch, arguments, before)
+        try:
+            run(monkeypatch, arguments, before)
+        except ValueError as error:
+            path = output / f"error{os.environ['RANK']}.txt"
+            path.write_text(str(error))
+            raise
 
 
-def trained(processes, corpus, output, before=lambda watch: None, **overrides):
+def nothing(watch):
+    """Before a training."""
+
+
+def trained(processes, corpus, output, before=nothing, **overrides):
     """Exit codes of a training."""
     return in_processes(processes, train, corpus, output, before, overrides)
 
@@ -154,9 +164,9 @@ def test_a_training_in_shares_is_the_same(
     assert_same(tmp_path, whole)
 
 
-def in_parts(watch):
+def in_parts(last, watch):
     """Ends a run at the beginning of a step, in every process."""
-    brain, last = watch.brain, int(os.environ["LAST_STEP"])
+    brain = watch.brain
     begin = brain.on_fit_batch_start
 
     def begin_or_end(batch, should_step):
@@ -169,7 +179,7 @@ def in_parts(watch):
 
 @pytest.mark.slow
 def test_resumed_by_other_numbers_of_processes_with_and_without_shares(
-    settings, whole, corpus, tmp_path, monkeypatch
+    settings, whole, corpus, tmp_path
 ):
     """From within epochs and from their ends."""
     for processes, shard_classes, last in (
@@ -180,12 +190,11 @@ def test_resumed_by_other_numbers_of_processes_with_and_without_shares(
         (2, True, 7),
         (3, True, 9),  # to the end
     ):
-        monkeypatch.setenv("LAST_STEP", str(last))
         codes = trained(
             processes,
             corpus,
             tmp_path,
-            before=in_parts,
+            before=partial(in_parts, last),
             shard_classes=shard_classes,
             **settings,
         )
@@ -213,11 +222,10 @@ def test_fine_tuning_takes_over_class_weights(
     torch.testing.assert_close(found.float(), expected.float())
 
 
-def spoil(watch):
+def spoil(fault, watch):
     """In the second process only, by the end of the first epoch."""
     brain = watch.brain
     weight = recipe.unwrap(brain.modules.classifier).weight
-    fault = os.environ["FAULT"]
     begin = brain.on_fit_batch_start
 
     def begin_or_end(batch, should_step):
@@ -245,15 +253,15 @@ def spoil(watch):
     ],
 )
 def test_a_fault_of_one_process_ends_all(
-    fault, codes, message, corpus, tmp_path, monkeypatch, capfd
+    fault, codes, message, corpus, tmp_path
 ):
-    monkeypatch.setenv("FAULT", fault)
+    before = partial(spoil, fault)
     assert codes == trained(
-        2, corpus, tmp_path, spoil, shard_classes=True, **SETTINGS
+        2, corpus, tmp_path, before, shard_classes=True, **SETTINGS
     )
-    errors = capfd.readouterr().err
-    if message:
-        assert errors.count(f"ValueError: epoch 1, {message}") == 2
+    errors = [path.read_text() for path in tmp_path.glob("error*.txt")]
+    assert len(errors) == (2 if message else 0)
+    assert all(error.startswith(f"epoch 1, {message}") for error in errors)
     (checkpoint,) = (tmp_path / "save").glob("CKPT*")
     weights = torch.load(checkpoint / "classifier.ckpt")["weight"]
     assert weights.isfinite().all()
@@ -279,16 +287,21 @@ def overflow(watch):
     brain.on_stage_end = write_scale
 
 
-def test_all_processes_skip_a_step(corpus, tmp_path, monkeypatch):
+def train_scaled(*arguments):
     """Gradients are scaled on GPUs only, so let it be done here as well."""
     scaler = torch.GradScaler
-    monkeypatch.setattr(
-        torch, "GradScaler", lambda device, enabled: scaler(device)
-    )
-    settings = {**SETTINGS, "number_of_epochs": 1, "warmup_epochs": 0}
-    codes = trained(
-        2, corpus, tmp_path, overflow, shard_classes=True, **settings
-    )
+    torch.GradScaler = lambda device, enabled: scaler(device)
+    train(*arguments)
+
+
+def test_all_processes_skip_a_step(corpus, tmp_path):
+    settings = {
+        **SETTINGS,
+        "number_of_epochs": 1,
+        "warmup_epochs": 0,
+        "shard_classes": True,
+    }
+    codes = in_processes(2, train_scaled, corpus, tmp_path, overflow, settings)
     assert codes == [0, 0]
     first, second = (torch.load(tmp_path / "save" / rank) for rank in "01")
     assert first["scale"] == 2.0**15
