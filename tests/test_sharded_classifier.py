@@ -129,7 +129,11 @@ def tensors(value, name=""):
 def assert_same(output, whole):
     """The last checkpoint, the model folder and the log."""
     for ours, theirs in (
-        [max((folder / "save").glob("CKPT*")) for folder in (output, whole)],
+        [
+            # Of the same second, the name does not say which is the newest.
+            CompleteCheckpointer(folder / "save").find_checkpoint().path
+            for folder in (output, whole)
+        ],
         [folder / "model" for folder in (output, whole)],
     ):
         names = {path.name for path in theirs.iterdir()}
