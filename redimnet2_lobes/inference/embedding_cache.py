@@ -123,7 +123,7 @@ def extract_embeddings(
     folder: str | os.PathLike,
     fingerprint: str,
     *,
-    seconds_per_batch: float = 60.0,
+    seconds_per_batch: float = 240.0,
     maximum_seconds: float | None = None,
     crops: int | None = None,
     utterances_per_part: int = 512,

@@ -43,7 +43,7 @@ AnyPath = TypeVar("AnyPath", bound=str | os.PathLike)
 def encode_utterances(
     encode_batch: EncodeBatch,
     utterances: Iterable[AnyPath],
-    seconds_per_batch: float = 60.0,
+    seconds_per_batch: float = 240.0,
     load: Callable[[AnyPath], torch.Tensor] = load_waveform,
     maximum_seconds: float | None = None,
     progress: tqdm | None = None,

@@ -95,7 +95,8 @@ def encode_files(
         leave=False,
     ) as progress:
         embeddings = encode_utterances(
-            *(encode_batch, whole, seconds_per_piece, _load),
+            *(encode_batch, whole),
+            load=_load,
             progress=progress,
             faults=faults,
         )

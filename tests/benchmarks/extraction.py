@@ -91,7 +91,7 @@ def parse_arguments(arguments):
     parser.add_argument(
         "--turn", type=positive, default=500, help="files of a turn"
     )
-    parser.add_argument("--seconds_per_batch", type=float, default=60.0)
+    parser.add_argument("--seconds_per_batch", type=float, default=240.0)
     parser.add_argument("--threads", type=positive, default=joblib.cpu_count())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
