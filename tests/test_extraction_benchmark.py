@@ -42,7 +42,7 @@ def run(tmp_path, monkeypatch, capsys):
 def test_the_table_and_the_files(run, tmp_path):
     status, lines = run(9)
     assert status == 0 and "threads: 1" in lines[0]
-    assert lines[2] == "9 files in turns of 5, 60 s per batch"
+    assert lines[2] == "9 files in turns of 5, 240 s per batch"
     assert lines[-1] == "Embeddings are the same."
     cells = [[cell.strip() for cell in x.split("|")[1:-1]] for x in lines[6:9]]
     assert [row[:2] for row in cells] == [
