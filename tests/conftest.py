@@ -73,10 +73,10 @@ def b0_case():
 
 
 @pytest.fixture(params=["onnxruntime", "torch"])
-def runtime(request, monkeypatch):
+def runtime(request):
     """What a network computes embeddings with on a CPU."""
     if request.param == "torch":
-        monkeypatch.setattr(folded_copy, "HAS_ONNX_RUNTIME", False)
+        request.getfixturevalue("torch_only")
     return request.param
 
 

@@ -128,7 +128,6 @@ def test_a_long_utterance_that_is_alone(torch_only, set_threads, monkeypatch):
     """All threads are for it only; side by side is for the others."""
     network = build()
     seen = []
-    encode = network.front_end.features
 
     def watch(*call):
         seen.append(torch.get_num_threads())

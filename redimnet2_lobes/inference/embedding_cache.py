@@ -23,7 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    if_main_process,
+    is_distributed_initialized,
+)
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import AudioError
@@ -252,7 +256,7 @@ def _make_parts(
     With ``strict`` those with faults are made again, which finds the fault.
     """
     rank, processes = 0, 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed_initialized():
         rank = torch.distributed.get_rank()
         processes = torch.distributed.get_world_size()
     own = parts[rank::processes]

@@ -14,8 +14,10 @@ import torch
 from speechbrain.utils.logger import get_logger
 from torch import Tensor, nn
 
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import LogMel, TorchaudioLogMel
+from redimnet2_lobes.models.lengths import length_of_each
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.threads import usable_threads
 
@@ -80,15 +82,12 @@ class FoldedCopy:
             or torch.is_autocast_enabled(kind)
         ):
             return self._network._encode_on_device(wavs, samples)
-        lengths = [wavs.shape[1]] * len(wavs)
-        if samples is not None:
-            lengths = samples.tolist()
+        lengths = length_of_each(wavs, samples)
         feeds = [
             {"waveform": wav[None, :length].numpy()}
             for wav, length in zip(wavs.detach(), lengths, strict=True)
         ]
-        embeddings = self._sessions.run(feeds, lengths, usable_threads())
-        return torch.stack(list(map(torch.from_numpy, embeddings)))
+        return self._sessions.run(feeds, lengths, usable_threads())
 
     def is_current(self) -> bool:
         """Whether the network has not changed since; takes 0.2 ms."""
@@ -110,7 +109,9 @@ def _sessions(folded: ReDimNet2) -> "OnnxSessions | None":
     try:
         return OnnxSessions(write_graph(folded).SerializeToString())
     except Exception as error:  # ONNX Runtime raises kinds of its own
-        logger.warning(f"Embedding by torch, not ONNX Runtime: {error}")
+        logger.warning(
+            f"Embedding by torch, not ONNX Runtime: {one_line(error)}"
+        )
         return None
 
 

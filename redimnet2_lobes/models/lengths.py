@@ -122,6 +122,19 @@ def repeat_short(
     return wavs, samples.clamp(min=minimum)
 
 
+def length_of_each(wavs: Tensor, samples: Tensor | None) -> list[int]:
+    """Samples of each utterance of a batch, as numbers of the host.
+
+    Waveforms and samples are those of `valid_samples`.
+
+    Example
+    -------
+    >>> length_of_each(torch.zeros(2, 800), None)
+    [800, 800]
+    """
+    return [wavs.shape[1]] * len(wavs) if samples is None else samples.tolist()
+
+
 def valid_mask(lengths: Tensor, size: int) -> Tensor:
     """Where each utterance is valid [batch, size].
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime
+import torch
 
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 from redimnet2_lobes.models.threads import side_by_side
@@ -36,8 +37,8 @@ class OnnxSessions:
     >>> graph = write_graph(fold(ReDimNet2.from_variant("b0")))
     >>> sessions = OnnxSessions(graph.SerializeToString())
     >>> feeds = [{"waveform": np.ones((1, n), np.float32)} for n in (400, 900)]
-    >>> [x.shape for x in sessions.run(feeds, [400, 900], threads=2)]
-    [(1, 192), (1, 192)]
+    >>> sessions.run(feeds, [400, 900], threads=2).shape
+    torch.Size([2, 1, 192])
     """
 
     def __init__(self, model: bytes) -> None:
@@ -64,8 +65,10 @@ class OnnxSessions:
 
     def run(
         self, feeds: Sequence[Feed], samples: Sequence[int], threads: int
-    ) -> list[np.ndarray]:
-        """The first output for each feed, an utterance of so many samples.
+    ) -> torch.Tensor:
+        """Embeddings [batch, 1, embedding]: the first output for each feed.
+
+        A feed is an utterance of so many samples.
 
         Several run side by side on so many threads at most, each on one; a
         single one runs on all, unless it is short.
@@ -74,19 +77,20 @@ class OnnxSessions:
         inside = threads if alone and samples[0] >= LONG_FOR_THREADS else 1
         session = self.session(inside)
 
-        def run(position: int) -> np.ndarray:
+        def run(position: int) -> torch.Tensor:
             options = onnxruntime.RunOptions()
             if samples[position] >= LONG_FOR_MEMORY:
                 options.add_run_config_entry(
                     "memory.enable_memory_arena_shrinkage", "cpu:0"
                 )
-            return session.run(None, feeds[position], options)[0]
+            outputs = session.run(None, feeds[position], options)
+            return torch.from_numpy(outputs[0])
 
         if alone:
-            return [run(0)]
+            return run(0).unsqueeze(0)
         # The longest first, so that no thread is left alone with it.
         order = sorted(range(len(feeds)), key=lambda i: -samples[i])
         outputs = dict(
             zip(order, side_by_side(run, order, threads), strict=True)
         )
-        return [outputs[i] for i in range(len(feeds))]
+        return torch.stack([outputs[i] for i in range(len(feeds))])

@@ -42,6 +42,7 @@ from redimnet2_lobes.models.front_end import (
 )
 from redimnet2_lobes.models.lengths import (
     check_not_shorter,
+    length_of_each,
     repeat_short,
     valid_mask,
     valid_samples,
@@ -308,19 +309,18 @@ class ReDimNet2(nn.Module):
         return self._encode_in_groups(wavs, samples)
 
     def _encode_in_groups(self, wavs: Tensor, samples: Tensor | None) -> Tensor:
-        lengths = [wavs.shape[1]] * len(wavs)
-        if samples is not None:
-            lengths = samples.tolist()
+        lengths = length_of_each(wavs, samples)
         frame = self.bins * self.channels * wavs.element_size()
         threads = usable_threads()
         budget = min(TILE_BYTES // frame * HOP, -(-sum(lengths) // threads))
         groups = groups_of_like_length(lengths, budget)
-        half = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        is_half = torch.is_autocast_enabled("cpu")
+        half = torch.get_autocast_dtype("cpu")
 
         def encode(group: list[int]) -> Tensor:
             longest = lengths[group[0]]
             padded = longest != lengths[group[-1]]
-            with torch.no_grad(), torch.autocast("cpu", half[1], half[0]):
+            with torch.no_grad(), torch.autocast("cpu", half, is_half):
                 return self._encode(
                     wavs[group, :longest],
                     samples[group] if samples is not None and padded else None,

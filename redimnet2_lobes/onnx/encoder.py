@@ -13,7 +13,11 @@ import torch
 
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.settings import require_positive
-from redimnet2_lobes.models.lengths import check_not_shorter, valid_samples
+from redimnet2_lobes.models.lengths import (
+    check_not_shorter,
+    length_of_each,
+    valid_samples,
+)
 from redimnet2_lobes.models.threads import usable_threads
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
@@ -108,9 +112,7 @@ class OnnxEncoder:
             wavs = wavs.unsqueeze(0)
         samples = valid_samples(wavs, wav_lens)
         check_not_shorter(wavs, samples, self.minimum_samples)
-        lengths = [wavs.shape[1]] * len(wavs)
-        if samples is not None:
-            lengths = samples.tolist()
+        lengths = length_of_each(wavs, samples)
         waveforms = wavs.detach().cpu().float().numpy()
         feeds = [
             {
@@ -120,7 +122,7 @@ class OnnxEncoder:
             for row, length in enumerate(lengths)
         ]
         try:
-            embeddings = self._sessions.run(
+            return self._sessions.run(
                 feeds, lengths, self.threads or usable_threads()
             )
         except Exception as error:
@@ -128,4 +130,3 @@ class OnnxEncoder:
                 f"{self.path}: cannot be run ({one_line(error)}); export it "
                 "again"
             ) from error
-        return torch.stack(list(map(torch.from_numpy, embeddings)))

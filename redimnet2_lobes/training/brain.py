@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 import torch
 from speechbrain.core import Brain, Stage
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import (
+    if_main_process,
+    is_distributed_initialized,
+)
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 from torch import nn
@@ -329,7 +332,7 @@ def broadcast_buffers(module: nn.Module) -> None:
     -------
     >>> broadcast_buffers(nn.BatchNorm1d(2))  # nothing in one process
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed_initialized():
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, src=0)
 

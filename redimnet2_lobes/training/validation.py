@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from speechbrain.utils.distributed import is_distributed_initialized
 
 from redimnet2_lobes.data.trial_files import TrialList
 from redimnet2_lobes.files.error_lines import one_line
@@ -69,7 +70,7 @@ def _in_all_processes(compute: Callable[[int, int], Any]) -> list[Any]:
     It gets the number of its process, from 0, and that of all.
     """
     distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not is_distributed_initialized():
         return [compute(0, 1)]
     processes = distributed.get_world_size()
     result, error = None, None

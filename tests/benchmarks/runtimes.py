@@ -267,7 +267,7 @@ def accuracy(options, folder):
     reference = None
     lines = ["| form | MB | mean cosine | smallest cosine | EER % |"]
     lines.append("|---|---:|---:|---:|---:|")
-    runs = {OURS_TORCH.name: network}
+    runs = {OURS_TORCH.name: fold(network)}
     runs.update({k: v.encode_batch for k, v in encoders.items()})
     for name, run in runs.items():
         found = encode_utterances(run, paths)
