@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import measurements
 import numpy as np
 import onnx
 import onnxruntime
@@ -163,6 +164,35 @@ def test_memory_grows_with_the_length(tmp_path):
     path = tmp_path / "features.onnx"
     export_onnx(build_small(stages=STAGES[:1]), path, features=True)
     subprocess.run([sys.executable, "-c", IN_BOUNDED_MEMORY, path], check=True)
+
+
+A_MINUTE = """
+import torch
+from measurements import forget_peak_memory, process_memory
+from redimnet2_lobes import ReDimNet2
+torch.set_num_threads(2)
+network = ReDimNet2.from_variant("b0").eval()
+with torch.no_grad():
+    network(torch.randn(1, 40_000))
+    minute = torch.randn(1, 960_000)
+    forget_peak_memory()
+    before = process_memory("VmRSS")
+    network(minute)
+print(process_memory("VmHWM") - before, process_memory("VmRSS") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_a_minute():
+    """Hardly above the 187 MB that its maps need, and given back."""
+    output = subprocess.run(
+        [sys.executable, "-c", A_MINUTE],
+        cwd=Path(measurements.__file__).parent,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    peak, kept = map(int, output.split())
+    assert peak < 300e6 and kept < 60e6
 
 
 @torch.no_grad()

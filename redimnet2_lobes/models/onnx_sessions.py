@@ -4,6 +4,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,11 @@ from redimnet2_lobes.models.threads import side_by_side
 LONG_FOR_THREADS = 2 * SAMPLE_RATE
 # From so many on, memory that an utterance has needed is given back.
 LONG_FOR_MEMORY = 20 * SAMPLE_RATE
+# Bytes of address space for the maps of a graph. Only what is used of it
+# becomes memory, and in one piece of it they fit closer than in many.
+RESERVED = 1 << 30
+# Free pieces larger than what is wanted by so many bytes are split.
+LEFT_OVER = 1 << 20
 
 Feed = Mapping[str, np.ndarray]
 
@@ -44,6 +50,8 @@ class OnnxSessions:
     def __init__(self, model: bytes) -> None:
         self._model = model
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
+        # Memory is reserved in the size registered once it was given back.
+        self._give_back = True
         self.session(1)
 
     def session(self, threads: int) -> onnxruntime.InferenceSession:
@@ -58,6 +66,8 @@ class OnnxSessions:
             )
             # Or else every new length keeps a block of memory of its own.
             options.enable_mem_pattern = False
+            _register_memory()
+            options.add_session_config_entry("session.use_env_allocators", "1")
             self._sessions[threads] = onnxruntime.InferenceSession(
                 self._model, options, providers=["CPUExecutionProvider"]
             )
@@ -79,7 +89,8 @@ class OnnxSessions:
 
         def run(position: int) -> torch.Tensor:
             options = onnxruntime.RunOptions()
-            if samples[position] >= LONG_FOR_MEMORY:
+            if self._give_back or samples[position] >= LONG_FOR_MEMORY:
+                self._give_back = False
                 options.add_run_config_entry(
                     "memory.enable_memory_arena_shrinkage", "cpu:0"
                 )
@@ -94,3 +105,26 @@ class OnnxSessions:
             zip(order, side_by_side(run, order, threads), strict=True)
         )
         return torch.stack([outputs[i] for i in range(len(feeds))])
+
+
+@functools.cache
+def _register_memory() -> None:
+    """The memory of all sessions here, in place of one for each.
+
+    A session's own is doubled whenever it ends, by more than is needed.
+    """
+    onnxruntime.create_and_register_allocator(
+        onnxruntime.OrtMemoryInfo(
+            "Cpu",
+            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+            0,
+            onnxruntime.OrtMemType.DEFAULT,
+        ),
+        onnxruntime.OrtArenaCfg(
+            {
+                "initial_growth_chunk_size_bytes": RESERVED,
+                "max_power_of_two_extend_bytes": RESERVED,
+                "max_dead_bytes_per_chunk": LEFT_OVER,
+            }
+        ),
+    )
