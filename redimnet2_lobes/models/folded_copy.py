@@ -90,7 +90,10 @@ class FoldedCopy:
         return self._sessions.run(feeds, lengths, usable_threads())
 
     def is_current(self) -> bool:
-        """Whether the network has not changed since; takes 0.2 ms."""
+        """Whether the network has not changed since.
+
+        For B0 that takes 0.5 ms, and 1.5 ms where a call has filled the caches.
+        """
         return (
             not any(map(runs_itself, self._modules))
             and all(
