@@ -3,7 +3,8 @@
 ``redimnet2 verify a.wav b.wav`` says whether two recordings are of one speaker,
 ``redimnet2 embed FILES`` writes embeddings, and ``redimnet2 identify --enrol
 FOLDER FILES`` says who speaks. ``convert``, ``push`` and ``export`` take models
-from one form to another. ``--help`` explains each.
+from one form to another, ``check`` runs an exported one. ``--help`` explains
+each.
 
 Results go to stdout, everything else to stderr. The exit code is 0 if there is
 a result, whatever it is; 1 with one line on stderr if something is wrong with
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 
     from redimnet2_lobes.data.audio import AudioError
     from redimnet2_lobes.onnx.encoder import OnnxEncoder
+    from redimnet2_lobes.onnx.export import Target
 
     Encoder = EncoderClassifier | OnnxEncoder
     Embeddings = dict[str, torch.Tensor]  # of each path [embedding]
@@ -558,6 +560,20 @@ def push(
 @click.argument("model")
 @click.option("--output", required=True, metavar="FILE.onnx")
 @click.option(
+    "--for",
+    "target",
+    type=click.Choice(["onnx", "plain", "fixed"]),
+    default="onnx",
+    show_default=True,
+    help="Padded batches with their lengths; one utterance of any length, "
+    "without loops; or one of a fixed length, with all shapes known.",
+)
+@click.option(
+    "--seconds",
+    type=_number(float, 0.025, 3600, "a number from 0.025 to 3600"),
+    help="The length of --for=fixed.",
+)
+@click.option(
     "--features",
     is_flag=True,
     help="Take log-mel features in place of waveforms.",
@@ -567,22 +583,49 @@ def push(
     is_flag=True,
     help="Store the weights in eight bits: a third of the size.",
 )
-def export(model: str, output: str, features: bool, int8: bool) -> str:
+def export(
+    model: str,
+    output: str,
+    target: Target,
+    seconds: float | None,
+    features: bool,
+    int8: bool,
+) -> str:
     """Exports a model to ONNX, and verifies the file.
 
     MODEL is a model folder, the output folder of a training, the name of a
     published checkpoint, or a name on the hub.
     """
     from redimnet2_lobes import door
-    from redimnet2_lobes.onnx.export import check_export, export_onnx
+    from redimnet2_lobes.onnx.export import check_new_export, export_onnx
     from redimnet2_lobes.pretrained.loading import load_model
 
-    check_export(output)
+    if (target == "fixed") != (seconds is not None):
+        raise click.UsageError(
+            "--seconds belongs to --for=fixed, which needs it"
+        )
+    check_new_export(output)
     model = door.find(model)
     network = load_model(model).mods.embedding_model
     operating_point = operating_point_of(model)
-    difference = export_onnx(network, output, features, int8, operating_point)
+    difference = export_onnx(
+        network, output, features, int8, operating_point, target, seconds
+    )
     return f"{output}: within {difference:.1e} of torch's embeddings"
+
+
+@command("b3.onnx")
+@click.argument("file", metavar="FILE.onnx")
+def check(file: str) -> str:
+    """Checks what an exported file computes here.
+
+    Its metadata hold a test input, by a formula, and the embedding of that when
+    the file was written: keys test_input, test_shape and test_embedding.
+    """
+    from redimnet2_lobes.onnx.golden_vector import check_export
+
+    difference = check_export(file)
+    return f"{file}: within {difference:.1e} of the embedding of its export"
 
 
 @command("b3 --output=my_b3.yaml")

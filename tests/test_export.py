@@ -1,7 +1,10 @@
 """Exported files against the networks they come from."""
 
 import errno
+import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import tract
 from conftest import relative_difference
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio import audio_io
@@ -106,7 +110,8 @@ def test_the_variant_is_the_whole_architecture(tmp_path, stages, variant):
     architecture = VARIANTS["b0"]
     architecture = {**architecture, "stages": architecture["stages"][:stages]}
     path = tmp_path / "network.onnx"
-    write_model(onnx.ModelProto(), ReDimNet2(LogMel(), **architecture), path)
+    network = ReDimNet2(LogMel(), **architecture).eval()
+    write_model(write_graph(fold(network)), network, path)
     properties = {x.key: x.value for x in onnx.load(path).metadata_props}
     assert properties["variant"] == variant
 
@@ -212,12 +217,16 @@ def test_features(tmp_path):
 
 def test_the_file_says_what_it_is(small):
     session = onnxruntime.InferenceSession(small[1])
-    assert session.get_modelmeta().custom_metadata_map == {
+    known = session.get_modelmeta().custom_metadata_map
+    assert len(json.loads(known.pop("test_embedding"))) == 192
+    assert "16807" in known.pop("test_input")
+    assert known == {
         "model": "ReDimNet2",
         "variant": "custom",
         "sample_rate": "16000",
         "minimum_samples": "400",
         "embedding_size": "192",
+        "test_shape": "[1, 32000]",
     }
     assert [(x.name, x.shape) for x in session.get_inputs()] == [
         ("waveforms", ["batch", "samples"]),
@@ -331,6 +340,198 @@ def test_cli(b0_case, tmp_path, capsys):
     assert output.read_bytes() == before
     with pytest.raises(SystemExit, match="error: .* is no folder"):
         cli.main(["export", str(folder), f"--output={tmp_path}/b/c.onnx"])
+
+
+def operations(graph):
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from operations(attribute.g)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_plain(options, features, tmp_path):
+    """One utterance of any length, without branches and loops."""
+    network = build_small(**options)
+    path = tmp_path / "plain.onnx"
+    export_onnx(network, path, features, target="plain")
+    graph = onnx.load(path).graph
+    assert not {"If", "Loop", "Scan"} & {*operations(graph)}
+    assert (len(graph.input), len(graph.output)) == (1, 1)
+    session = onnxruntime.InferenceSession(path)
+    for size in (50, 600) if features else (400, 30001, 120000):
+        shape = [1, size, 72] if features else [1, size]
+        utterance = torch.randn(shape)
+        feed = {graph.input[0].name: utterance.numpy()}
+        (found,) = session.run(["embedding"], feed)
+        if features:
+            expected = network.encode_features(utterance)
+        else:
+            expected = network(utterance).squeeze(1)
+        assert relative_difference(torch.from_numpy(found), expected) < 2e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("seconds", [0.025, 0.3, 6])
+def test_fixed(seconds, features, int8, tmp_path):
+    """All shapes are known, and none is computed."""
+    network = build_small(**OPTIONS[1])
+    path = tmp_path / "fixed.onnx"
+    export_onnx(network, path, features, int8, target="fixed", seconds=seconds)
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    kinds = {*operations(model.graph)}
+    assert not {"If", "Loop", "Scan", "Shape", "Range"} & kinds
+    assert {opset.domain for opset in model.opset_import} == {""}
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    values = [*inferred.input, *inferred.value_info, *inferred.output]
+    named = {value.name for value in values}
+    assert named >= {name for node in inferred.node for name in node.output}
+    for value in values:
+        dimensions = value.type.tensor_type.shape.dim
+        assert all(x.HasField("dim_value") for x in dimensions), value.name
+    samples = round(16000 * seconds)
+    waveform = torch.randn(1, samples)
+    if features:
+        repeated = waveform.repeat(1, 20)[:, : max(samples, 8000)]
+        x = network.front_end(repeated)[0]
+        expected = network.encode_features(x)
+    else:
+        x, expected = waveform, network(waveform).squeeze(1)
+    session = onnxruntime.InferenceSession(path)
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    (found,) = session.run(["embedding"], feed)
+    tolerance = 0.1 if int8 else 2e-5
+    assert relative_difference(torch.from_numpy(found), expected) < tolerance
+    if features:
+        return
+    encoder = OnnxEncoder(path, threads=1)
+    assert encoder.encode_batch(waveform.repeat(2, 1)).shape == (2, 1, 192)
+    with pytest.raises(ValueError, match=f"utterances of {samples} samples"):
+        encoder.encode_batch(torch.randn(1, samples + 1))
+
+
+@torch.no_grad()
+def test_a_plain_file_embeds_batches(tmp_path):
+    network = build_small(stages=STAGES[1:3])
+    export_onnx(network, tmp_path / "plain.onnx", target="plain")
+    assert_equal(network, tmp_path / "plain.onnx", SIZES)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("target", ["plain", "fixed"])
+def test_tract(target, b0_case, tmp_path):
+    """A runtime in Rust."""
+    network = build_published(b0_case)
+    path = tmp_path / "b0.onnx"
+    seconds = 1 if target == "fixed" else None
+    export_onnx(network, path, target=target, seconds=seconds)
+    model = tract.onnx().load(path)
+    model.set_input_fact(0, model.fact("1,16000,f32"))
+    waveform = speech(16000, 0).unsqueeze(0)
+    (found,) = model.into_model().into_runnable().run([waveform.numpy()])
+    found = torch.from_numpy(found.to_numpy())
+    assert relative_difference(found, network(waveform).squeeze(1)) < 1e-4
+
+
+def test_seconds_belong_to_a_fixed_length(tmp_path, capsys):
+    network = build_small(stages=STAGES[1:3])
+    for arguments in ({"target": "fixed"}, {"seconds": 1}):
+        with pytest.raises(ValueError, match="^seconds: belongs to"):
+            export_onnx(network, tmp_path / "a.onnx", **arguments)
+    with pytest.raises(ValueError, match="^seconds: 0.02 is less"):
+        export_onnx(network, tmp_path / "a.onnx", target="fixed", seconds=0.02)
+    with pytest.raises(ValueError, match="^for: unknown value 'tflite'"):
+        export_onnx(network, tmp_path / "a.onnx", target="tflite")
+    for options in (["--for=fixed"], ["--seconds=3"], ["--seconds=nan"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["export", "b3", f"--output={tmp_path}/a.onnx", *options])
+        assert caught.value.code == 2
+        assert "seconds" in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+def by_the_formula(count):
+    """As somebody writes it who reads the metadata of a file."""
+    values, s = [], 1
+    for n in range(count):
+        s = 16807 * s % 2147483647
+        values.append((s / 2147483647 - 0.5) * ((n % 4000 + 1) / 4000))
+    return torch.tensor(values, dtype=torch.float64).float()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("target", ["onnx", "plain", "fixed"])
+def test_golden_vector(target, features, int8, tmp_path, capsys):
+    network = build_small(stages=STAGES[1:3])
+    path = tmp_path / "a.onnx"
+    seconds = 3 if target == "fixed" else None
+    export_onnx(network, path, features, int8, target=target, seconds=seconds)
+    model = onnx.load(path)
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    shape = json.loads(known["test_shape"])
+    expected = torch.zeros(1, (seconds or 2) * 16000)
+    if features:
+        expected = network.front_end(expected)[0]
+    assert shape == [*expected.shape]
+    x = by_the_formula(math.prod(shape)).reshape(shape)
+    expected = network.encode_features(x) if features else network(x)[0]
+    found = torch.tensor([json.loads(known["test_embedding"])])
+    tolerance = 0.1 if int8 else 2e-5
+    assert relative_difference(found, expected) < tolerance
+    cli.main(["check", str(path)])
+    assert "of the embedding of its export" in capsys.readouterr().out
+
+
+def change_metadata(path, **changes):
+    model = onnx.load(path)
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    known = {k: v for k, v in {**known, **changes}.items() if v is not None}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, known)
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_input": None}, "has no test input, .* export it again"),
+        ({"test_input": "sin(n)"}, "its .* another formula"),
+        ({"test_embedding": None}, "its test input cannot be run"),
+        ({"test_embedding": "[1, 2]"}, "its test input cannot be run"),
+        ({"test_embedding": json.dumps([1.0] * 192)}, "its .* differs by"),
+        ({"test_embedding": json.dumps([math.nan] * 192)}, "its .* by nan of"),
+        ({"test_shape": "[1, 16000]"}, "its .* differs by"),
+        ({"test_shape": "[-1]"}, "its test input cannot be run"),
+    ],
+)
+def test_check_says_what_is_wrong(changes, message, small, tmp_path):
+    path = tmp_path / "a.onnx"
+    shutil.copyfile(small[1], path)
+    change_metadata(path, **changes)
+    with pytest.raises(SystemExit, match=f"^error: {path}: {message}"):
+        cli.main(["check", str(path)])
+
+
+def test_check_notices_a_weight(small, tmp_path):
+    model = onnx.load(small[1])
+    (loop,) = [x for x in model.graph.node if x.op_type == "Loop"]
+    (body,) = [x.g for x in loop.attribute if x.name == "body"]
+    weight = max(body.initializer, key=lambda x: math.prod(x.dims))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[:100] *= 1.5
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    path = tmp_path / "a.onnx"
+    onnx.save(model, path)
+    with pytest.raises(SystemExit, match="differs by .* export it again"):
+        cli.main(["check", str(path)])
 
 
 def test_silence_gives_what_torch_gives(small):

@@ -67,12 +67,18 @@ BATCH_INPUTS = {
 Map = tuple[str, str | None, str | None]
 
 
-def write_graph(network: ReDimNet2, features: bool = False) -> ModelProto:
+def write_graph(
+    network: ReDimNet2, features: bool = False, blockwise: bool = True
+) -> ModelProto:
     """Writes the graph that encodes one utterance.
 
     The network is a folded one, `fold`, and stays as it is. The input is
     ``waveform`` [1, samples] or, with ``features``, ``features_of_one``
     [1, frames, mel bins], the output ``embedding`` [1, embedding].
+
+    Attention is computed ``blockwise``, in a loop where the utterance is long,
+    or at once: without branches and loops, which not every runtime has, but in
+    memory that grows with the square of the length.
 
     Example
     -------
@@ -81,7 +87,7 @@ def write_graph(network: ReDimNet2, features: bool = False) -> ModelProto:
     >>> model.graph.input[0].name, model.graph.output[0].name
     ('waveform', 'embedding')
     """
-    graph = _Graph()
+    graph = _Graph(blockwise=blockwise)
     if features:
         source = _value(
             "features_of_one", [1, "frames", network.front_end.mel_bins]
@@ -148,8 +154,9 @@ def over_batch(model: ModelProto) -> ModelProto:
 class _Graph:
     """Nodes and constants, each constant once."""
 
-    def __init__(self, prefix: str = "") -> None:
+    def __init__(self, prefix: str = "", blockwise: bool = True) -> None:
         self.prefix = prefix
+        self.blockwise = blockwise
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self._names: dict[tuple, str] = {}
@@ -515,11 +522,11 @@ def _attend(graph: _Graph, query: str, key: str, value: str) -> str:
     size]. Of a long utterance the queries are taken in blocks of about equal
     length: weights of all at once would grow with the square of the frames.
     """
+    if not graph.blockwise:
+        return _attend_at_once(graph, query, key, value)
     frames = graph("Shape", query, start=3, end=4)
     short = _Graph(f"{query}_short_")
-    x = short("Transpose", query, perm=[0, 1, 3, 2])
-    x = _weighted_values(short, x, key, value)
-    short_output = short("Transpose", x, perm=[0, 1, 3, 2])
+    short_output = _attend_at_once(short, query, key, value)
 
     long = _Graph(f"{query}_long_")
     limit = [QUERIES_AT_ONCE]
@@ -543,6 +550,12 @@ def _attend(graph: _Graph, query: str, key: str, value: str) -> str:
         then_branch=_subgraph(short, short_output),
         else_branch=_subgraph(long, long_output),
     )
+
+
+def _attend_at_once(graph: _Graph, query: str, key: str, value: str) -> str:
+    x = graph("Transpose", query, perm=[0, 1, 3, 2])
+    x = _weighted_values(graph, x, key, value)
+    return graph("Transpose", x, perm=[0, 1, 3, 2])
 
 
 def _weighted_values(graph: _Graph, query: str, key: str, value: str) -> str:

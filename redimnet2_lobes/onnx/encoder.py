@@ -6,7 +6,9 @@ Authors
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +22,11 @@ from redimnet2_lobes.models.lengths import (
 )
 from redimnet2_lobes.models.threads import usable_threads
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from redimnet2_lobes.models.onnx_sessions import OnnxSessions
 
 
 class OnnxEncoder:
@@ -51,34 +58,21 @@ class OnnxEncoder:
     def __init__(
         self, path: str | os.PathLike, threads: int | None = None
     ) -> None:
-        try:
-            from redimnet2_lobes.models.onnx_sessions import OnnxSessions
-        except ModuleNotFoundError:
-            raise ValueError(
-                "to run .onnx files, pip install onnxruntime"
-            ) from None
-        if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file")
-        self.threads = threads
-        try:
-            self._sessions = OnnxSessions(Path(path).read_bytes())
-            session = self._sessions.session(1)
-            known = session.get_modelmeta().custom_metadata_map
-        except Exception as error:  # ONNX Runtime raises kinds of its own
-            raise ValueError(
-                f"{path}: not an ONNX file, or damaged; export it again"
-            ) from error
-        if known.get("model") != "ReDimNet2":
-            raise ValueError(f"{path}: not a file of redimnet2 export")
-        if session.get_inputs()[0].name != "waveforms":
+        self._sessions, known = open_export(path)
+        session = self._sessions.session(1)
+        if not session.get_inputs()[0].name.startswith("waveform"):
             raise ValueError(
                 f"{path}: takes features; export without --features"
             )
+        self.threads = threads
         self.path = path
         self.operating_point = OperatingPoint()
+        self.fixed_samples = None
         try:
             self.minimum_samples = int(known["minimum_samples"])
             require_positive("minimum_samples", self.minimum_samples)
+            if "fixed_samples" in known:
+                self.fixed_samples = int(known["fixed_samples"])
             if "threshold" in known:
                 value = float(known["threshold"])
                 if not math.isfinite(value):
@@ -113,12 +107,16 @@ class OnnxEncoder:
         samples = valid_samples(wavs, wav_lens)
         check_not_shorter(wavs, samples, self.minimum_samples)
         lengths = length_of_each(wavs, samples)
+        for length in lengths:
+            if self.fixed_samples not in (None, length):
+                raise ValueError(
+                    f"{self.path}: takes utterances of {self.fixed_samples} "
+                    f"samples, not {length}; cut them, or export --for=onnx"
+                )
         waveforms = wavs.detach().cpu().float().numpy()
+        session = self._sessions.session(1)
         feeds = [
-            {
-                "waveforms": waveforms[row : row + 1, :length],
-                "lengths": np.array([length]),
-            }
+            inputs_by_name(session, waveforms[row : row + 1, :length], [length])
             for row, length in enumerate(lengths)
         ]
         try:
@@ -130,3 +128,57 @@ class OnnxEncoder:
                 f"{self.path}: cannot be run ({one_line(error)}); export it "
                 "again"
             ) from error
+
+
+def inputs_by_name(
+    session: "InferenceSession", utterances: np.ndarray, lengths: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """What to run an exported file on; one of one utterance takes no lengths.
+
+    Example
+    -------
+    >>> from onnxruntime import InferenceSession
+    >>> from redimnet2_lobes.models.folding import fold
+    >>> from redimnet2_lobes.models.onnx_graph import write_graph
+    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
+    >>> model = write_graph(fold(ReDimNet2.from_variant("b0")))
+    >>> session = InferenceSession(model.SerializeToString())
+    >>> list(inputs_by_name(session, np.zeros((1, 400), np.float32), [400]))
+    ['waveform']
+    """
+    names = [value.name for value in session.get_inputs()]
+    return dict(zip(names, (utterances, np.array(lengths)), strict=False))
+
+
+def open_export(
+    path: str | os.PathLike,
+) -> "tuple[OnnxSessions, dict[str, str]]":
+    """A file of ``redimnet2 export``, ready to run, and its metadata.
+
+    A ValueError says that it is another file or damaged, or that onnxruntime is
+    missing.
+
+    Example
+    -------
+    >>> open_export("b3.onnx")
+    Traceback (most recent call last):
+    ValueError: b3.onnx: no such file
+    """
+    try:
+        from redimnet2_lobes.models.onnx_sessions import OnnxSessions
+    except ModuleNotFoundError:
+        raise ValueError(
+            "to run .onnx files, pip install onnxruntime"
+        ) from None
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        sessions = OnnxSessions(Path(path).read_bytes())
+        known = sessions.session(1).get_modelmeta().custom_metadata_map
+    except Exception as error:  # ONNX Runtime raises kinds of its own
+        raise ValueError(
+            f"{path}: not an ONNX file, or damaged; export it again"
+        ) from error
+    if known.get("model") != "ReDimNet2":
+        raise ValueError(f"{path}: not a file of redimnet2 export")
+    return sessions, known

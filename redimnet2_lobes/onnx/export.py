@@ -2,9 +2,9 @@
 
 > redimnet2 export redimnet2_b3 --output redimnet2_b3.onnx
 
-The file holds the whole of it, front-end included: padded waveforms and their
-lengths in, embeddings out, for any batch and any length (see ``graph``).
-It is run beside the network before it gets its name. ``OnnxEncoder`` runs it
+The file holds the whole of it, front-end included, in one of three forms (see
+``export_onnx``). It is run beside the network before it gets its name, and has
+a test input with its embedding (``golden_vector``). ``OnnxEncoder`` runs it
 from Python.
 
 Authors
@@ -14,21 +14,24 @@ Authors
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from redimnet2_lobes.files.atomic import check_new_file, complete_or_absent
+from redimnet2_lobes.files.settings import check_choices
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
+from redimnet2_lobes.onnx.encoder import inputs_by_name
 from redimnet2_lobes.pretrained.loading import not_finite
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from onnxruntime import InferenceSession
 
 # Largest difference of embeddings, relative to the largest value.
 TOLERANCE = 1e-4
@@ -36,6 +39,9 @@ INT8_TOLERANCE = 1e-1  # measured: 1e-2
 # Below and above half a second, up to which utterances are repeated.
 VERIFIED_SAMPLES = ((48000,), (WINDOW, 7999, 30001, 16160), (128000, 8000))
 VERIFIED_FRAMES = ((300,), (50, 51, 197), (800, 99))
+
+Target = Literal["onnx", "plain", "fixed"]
+TARGETS = get_args(Target)
 UNKNOWN = OperatingPoint()
 
 
@@ -45,15 +51,26 @@ def export_onnx(
     features: bool = False,
     int8: bool = False,
     operating_point: OperatingPoint = UNKNOWN,
+    target: Target = "onnx",
+    seconds: float | None = None,
 ) -> float:
     """Writes a network as an ONNX file and verifies it.
 
-    The file has opset 20. Its inputs are ``waveforms`` [batch, samples] at
-    16 kHz, float32, and ``lengths`` [batch], int64, the samples of each
-    utterance, from 400 on; its output is ``embeddings`` [batch, embedding].
-    What lies beyond an utterance's length is not read. With ``features`` the
-    inputs are log-mel features ``features`` [batch, frames, mel bins] and
-    ``frames`` [batch]. The file's metadata say all of this.
+    The file has opset 20. What it takes depends on the ``target``:
+
+    - onnx: ``waveforms`` [batch, samples] at 16 kHz, float32, and ``lengths``
+      [batch], int64, the samples of each utterance, from 400 on; the output is
+      ``embeddings`` [batch, embedding]. What lies beyond an utterance's length
+      is not read.
+    - plain: one ``waveform`` [1, samples] of any length; the output is
+      ``embedding`` [1, embedding]. There are no branches and no loops, which
+      some runtimes lack, but memory grows with the square of the length.
+    - fixed: the same for one length, with all shapes known, as compilers for
+      small devices want it.
+
+    With ``features`` the inputs are log-mel features: ``features`` [batch,
+    frames, mel bins] and ``frames`` [batch], or ``features_of_one`` [1, frames,
+    mel bins].
 
     Arguments
     ---------
@@ -70,6 +87,10 @@ def export_onnx(
         Whether to store the weights in eight bits, see ``quantization``.
     operating_point
         For the metadata, unless it has no value.
+    target
+        What the file is for, as above.
+    seconds
+        The length of ``fixed``, for which it is needed.
 
     Returns
     -------
@@ -83,27 +104,36 @@ def export_onnx(
     >>> export_onnx(ReDimNet2.from_variant("b0").eval(), path) < 1e-4
     True
     """
-    check_export(path)
+    check_new_export(path)
+    check_choices({"for": target}, **{"for": TARGETS})
+    if (target == "fixed") != (seconds is not None):
+        raise ValueError("seconds: belongs to --for=fixed, which needs it")
     if name := not_finite(network.state_dict()):
         raise ValueError(
             f"{path}: nothing was written, since {name} of the network holds "
             "values that are not finite; export another one"
         )
     from redimnet2_lobes.models.onnx_graph import over_batch, write_graph
+    from redimnet2_lobes.onnx.fixed_length import with_fixed_length
     from redimnet2_lobes.onnx.quantization import quantize_weights
 
     folded = fold(network)
-    model = write_graph(folded, features)
+    model = write_graph(folded, features, blockwise=target == "onnx")
+    length = None
+    if seconds is not None:
+        length = _length(folded, seconds, features)
+        model = with_fixed_length(model, length)
     if int8:
         model = quantize_weights(model)
         if operating_point.value is not None:
             origin = f"{operating_point.origin}, before quantization"
             operating_point = operating_point._replace(origin=origin)
-    model = over_batch(model)
+    if target == "onnx":
+        model = over_batch(model)
     tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     with complete_or_absent(path) as partial:
-        write_model(model, network, partial, operating_point)
-        difference = _largest_difference(folded, partial, features)
+        write_model(model, network, partial, operating_point, length)
+        difference = _largest_difference(folded, partial, features, length)
         if not difference <= tolerance:
             raise ValueError(
                 f"{path}: nothing was written, since embeddings by ONNX "
@@ -113,12 +143,12 @@ def export_onnx(
     return difference
 
 
-def check_export(path: str | os.PathLike) -> None:
+def check_new_export(path: str | os.PathLike) -> None:
     """Refuses, by a ValueError, what would fail when the work is done.
 
     Example
     -------
-    >>> check_export(getfixture("tmp_path"))
+    >>> check_new_export(getfixture("tmp_path"))
     Traceback (most recent call last):
     ValueError: output: ... is a folder; name a file in it
     """
@@ -138,24 +168,39 @@ def write_model(
     network: ReDimNet2,
     path: Path,
     operating_point: OperatingPoint = UNKNOWN,
+    length: int | None = None,
 ) -> None:
     """Writes a model with what a user of the file has to know of its network.
 
+    ``length`` is the one that it takes, in samples, or frames, if it is fixed.
+
     Example
     -------
-    >>> from onnx import ModelProto
+    >>> from redimnet2_lobes.models.folding import fold
+    >>> from redimnet2_lobes.models.onnx_graph import write_graph
     >>> path = getfixture("tmp_path") / "network.onnx"
-    >>> write_model(ModelProto(), ReDimNet2.from_variant("b0"), path)
+    >>> network = ReDimNet2.from_variant("b0")
+    >>> write_model(write_graph(fold(network)), network, path)
     """
     from onnx.helper import set_model_props
 
+    from redimnet2_lobes.onnx.golden_vector import SECONDS, golden_vector
+
+    features = "features" in model.graph.input[0].name
+    shape = [1, length or _length(network, SECONDS, features)]
+    if features:
+        shape.append(network.front_end.mel_bins)
     properties = {
         "model": "ReDimNet2",
         "variant": variant_of(network) or "custom",
         "sample_rate": str(SAMPLE_RATE),
         "minimum_samples": str(WINDOW),
         "embedding_size": str(network.projection.out_features),
+        **golden_vector(_session(model.SerializeToString()), shape),
     }
+    if length is not None:
+        unit = "frames" if features else "samples"
+        properties[f"fixed_{unit}"] = str(length)
     if operating_point.value is not None:
         properties["threshold"] = repr(operating_point.value)
         properties["threshold_origin"] = operating_point.origin or ""
@@ -163,29 +208,49 @@ def write_model(
     path.write_bytes(model.SerializeToString())
 
 
-def _largest_difference(
-    network: ReDimNet2, path: Path, features: bool
-) -> float:
-    """Of embeddings, relative to the largest value; NaN if a value is.
+def _length(network: ReDimNet2, seconds: float, features: bool) -> int:
+    """Samples, or frames, of so many seconds."""
+    samples = round(seconds * SAMPLE_RATE)
+    if samples < WINDOW:
+        raise ValueError(f"seconds: {seconds:g} is less than 0.025, one frame")
+    if not features:
+        return samples
+    # What is shorter is repeated before there are features of it.
+    samples = max(samples, network.minimum_samples)
+    with torch.no_grad():
+        return network.front_end(torch.zeros(1, samples))[0].shape[1]
 
-    Over batches of one and of several utterances, with NaN as padding.
-    """
+
+def _session(model: bytes | Path) -> "InferenceSession":
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = InferenceSession(
-        path, options, providers=["CPUExecutionProvider"]
-    )
-    names = [value.name for value in session.get_inputs()]
+    return InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _largest_difference(
+    network: ReDimNet2, path: Path, features: bool, length: int | None
+) -> float:
+    """Of embeddings, relative to the largest value; NaN if a value is.
+
+    Over batches of one and of several utterances, with NaN as padding, or over
+    the same one by one, or over one of a length.
+    """
+    session = _session(path)
     generator = torch.Generator().manual_seed(0)
     shape = [network.front_end.mel_bins] if features else []
+    batches = VERIFIED_FRAMES if features else VERIFIED_SAMPLES
+    if length is not None:
+        batches = ((length,),)
+    elif len(session.get_inputs()) == 1:
+        batches = [(size,) for batch in batches for size in batch]
     worst = 0.0
-    for sizes in VERIFIED_FRAMES if features else VERIFIED_SAMPLES:
+    for sizes in batches:
         rows = [torch.randn(n, *shape, generator=generator) for n in sizes]
         batch = pad_sequence(rows, batch_first=True, padding_value=torch.nan)
         lengths = torch.tensor(sizes)
-        feed = dict(zip(names, (batch.numpy(), lengths.numpy()), strict=True))
+        feed = inputs_by_name(session, batch.numpy(), sizes)
         (found,) = session.run(None, feed)
         with torch.no_grad():
             if features:
