@@ -570,6 +570,7 @@ def push(
 )
 @click.option(
     "--seconds",
+    metavar="SECONDS",
     type=_number(float, 0.025, 3600, "a number from 0.025 to 3600"),
     help="The length of --for=fixed.",
 )
