@@ -582,7 +582,7 @@ def push(
 @click.option(
     "--int8",
     is_flag=True,
-    help="Store the weights in eight bits: a third of the size.",
+    help="Store the weights in eight bits: a half to a third of the size.",
 )
 def export(
     model: str,

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 class OnnxEncoder:
     """Runs a file of ``redimnet2_lobes.onnx.export`` on the CPU.
 
-    The utterances of a batch run side by side, each on one thread; one that is
-    alone runs on all. Its ``operating_point`` is that of the model folder, if
-    that had the results of an evaluation when it was exported.
+    The utterances of a batch run side by side, each on one thread; one of 2 s
+    or more that is alone runs on all. Its ``operating_point`` is that of the
+    model folder, if that had the results of an evaluation when it was exported.
 
     Arguments
     ---------
@@ -111,7 +111,8 @@ class OnnxEncoder:
             if self.fixed_samples not in (None, length):
                 raise ValueError(
                     f"{self.path}: takes utterances of {self.fixed_samples} "
-                    f"samples, not {length}; cut them, or export --for=onnx"
+                    f"samples, not {length}; cut or repeat them, or export "
+                    "--for=onnx"
                 )
         waveforms = wavs.detach().cpu().float().numpy()
         session = self._sessions.session(1)

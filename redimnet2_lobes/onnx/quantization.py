@@ -1,8 +1,9 @@
 """Weights of an ONNX graph in eight bits, for small files.
 
 A runtime that folds constants, as ONNX Runtime does, makes floats of them when
-it loads the file: a third of the size, the same speed. Arithmetic in eight
-bits did not pay; tests/benchmarks/measured/runtimes.md has the figures.
+it loads the file: half to a third of the size, much the same speed. Arithmetic
+in eight bits did not pay; tests/benchmarks/measured/runtimes.md has the
+figures.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
