@@ -571,7 +571,7 @@ def push(
 @click.option(
     "--seconds",
     metavar="SECONDS",
-    type=_number(float, 0.025, 3600, "a number from 0.025 to 3600"),
+    type=_number(float, 0.025, 120, "a number from 0.025 to 120"),
     help="The length of --for=fixed.",
 )
 @click.option(

@@ -519,8 +519,9 @@ def _attend(graph: _Graph, query: str, key: str, value: str) -> str:
     """Attended values [1, heads, size, frames].
 
     Queries and keys are [1, heads, size, frames], values [1, heads, frames,
-    size]. Of a long utterance the queries are taken in blocks of about equal
-    length: weights of all at once would grow with the square of the frames.
+    size]. Blockwise the queries of a long utterance are taken in blocks of
+    about equal length: weights of all at once would grow with the square of the
+    frames.
     """
     if not graph.blockwise:
         return _attend_at_once(graph, query, key, value)

@@ -4,6 +4,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +20,7 @@ LONG_FOR_THREADS = 2 * SAMPLE_RATE
 # From so many on, memory that an utterance has needed is given back.
 LONG_FOR_MEMORY = 20 * SAMPLE_RATE
 # Bytes of address space for the maps of a graph. Only what is used of it
-# becomes memory, and in one piece of it they fit closer than in many.
+# becomes memory (on Linux), and in one piece they fit closer than in many.
 RESERVED = 1 << 30
 # Free pieces larger than what is wanted by so many bytes are split.
 LEFT_OVER = 1 << 20
@@ -95,7 +96,9 @@ class OnnxSessions:
                     "memory.enable_memory_arena_shrinkage", "cpu:0"
                 )
             outputs = session.run(None, feeds[position], options)
-            return torch.from_numpy(outputs[0])
+            # A copy, or else an embedding that somebody keeps would keep the
+            # memory that it lies in.
+            return torch.from_numpy(outputs[0].copy())
 
         if alone:
             return run(0).unsqueeze(0)
@@ -113,18 +116,19 @@ def _register_memory() -> None:
 
     A session's own is doubled whenever it ends, by more than is needed.
     """
-    onnxruntime.create_and_register_allocator(
-        onnxruntime.OrtMemoryInfo(
-            "Cpu",
-            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
-            0,
-            onnxruntime.OrtMemType.DEFAULT,
-        ),
-        onnxruntime.OrtArenaCfg(
-            {
-                "initial_growth_chunk_size_bytes": RESERVED,
-                "max_power_of_two_extend_bytes": RESERVED,
-                "max_dead_bytes_per_chunk": LEFT_OVER,
-            }
-        ),
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu",
+        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+        0,
+        onnxruntime.OrtMemType.DEFAULT,
     )
+    settings = {
+        "initial_growth_chunk_size_bytes": RESERVED,
+        "max_power_of_two_extend_bytes": RESERVED,
+        "max_dead_bytes_per_chunk": LEFT_OVER,
+    }
+    # What the program around has registered before is as good.
+    with contextlib.suppress(RuntimeError):
+        onnxruntime.create_and_register_allocator(
+            memory, onnxruntime.OrtArenaCfg(settings)
+        )

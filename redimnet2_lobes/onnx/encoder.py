@@ -107,7 +107,7 @@ class OnnxEncoder:
         samples = valid_samples(wavs, wav_lens)
         check_not_shorter(wavs, samples, self.minimum_samples)
         lengths = length_of_each(wavs, samples)
-        for length in lengths:
+        for length in set(lengths):
             if self.fixed_samples not in (None, length):
                 raise ValueError(
                     f"{self.path}: takes utterances of {self.fixed_samples} "
@@ -148,7 +148,8 @@ def inputs_by_name(
     ['waveform']
     """
     names = [value.name for value in session.get_inputs()]
-    return dict(zip(names, (utterances, np.array(lengths)), strict=False))
+    inputs = utterances, np.array(lengths, np.int64)
+    return dict(zip(names, inputs[: len(names)], strict=True))
 
 
 def open_export(
@@ -167,7 +168,7 @@ def open_export(
     """
     try:
         from redimnet2_lobes.models.onnx_sessions import OnnxSessions
-    except ModuleNotFoundError:
+    except ImportError:
         raise ValueError(
             "to run .onnx files, pip install onnxruntime"
         ) from None

@@ -20,7 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from redimnet2_lobes.files.atomic import check_new_file, complete_or_absent
-from redimnet2_lobes.files.settings import check_choices
+from redimnet2_lobes.files.settings import check_choices, require_number
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
@@ -39,6 +39,9 @@ INT8_TOLERANCE = 1e-1  # measured: 2e-2
 # Below and above half a second, up to which utterances are repeated.
 VERIFIED_SAMPLES = ((48000,), (WINDOW, 7999, 30001, 16160), (128000, 8000))
 VERIFIED_FRAMES = ((300,), (50, 51, 197), (800, 99))
+
+# Seconds of a fixed length: a window; what attention takes is 0.6 GB (B0).
+SHORTEST, LONGEST = WINDOW / SAMPLE_RATE, 120
 
 Target = Literal["onnx", "plain", "fixed"]
 TARGETS = get_args(Target)
@@ -62,11 +65,11 @@ def export_onnx(
       [batch], int64, the samples of each utterance, from 400 on; the output is
       ``embeddings`` [batch, embedding]. What lies beyond an utterance's length
       is not read.
-    - plain: one ``waveform`` [1, samples] of any length; the output is
+    - plain: one ``waveform`` [1, samples], 400 or more; the output is
       ``embedding`` [1, embedding]. There are no branches and no loops, which
       some runtimes lack, but memory grows with the square of the length.
-    - fixed: the same for one length, with all shapes known, as compilers for
-      small devices want it.
+    - fixed: the same for one length, up to two minutes, with all shapes known,
+      as compilers for small devices want it.
 
     With ``features`` the inputs are log-mel features: ``features`` [batch,
     frames, mel bins] and ``frames`` [batch], or ``features_of_one`` [1, frames,
@@ -108,6 +111,8 @@ def export_onnx(
     check_choices({"for": target}, **{"for": TARGETS})
     if (target == "fixed") != (seconds is not None):
         raise ValueError("seconds: belongs to --for=fixed, which needs it")
+    if seconds is not None:
+        require_number("seconds", seconds, SHORTEST, LONGEST)
     if name := not_finite(network.state_dict()):
         raise ValueError(
             f"{path}: nothing was written, since {name} of the network holds "
@@ -211,8 +216,6 @@ def write_model(
 def _length(network: ReDimNet2, seconds: float, features: bool) -> int:
     """Samples, or frames, of so many seconds."""
     samples = round(seconds * SAMPLE_RATE)
-    if samples < WINDOW:
-        raise ValueError(f"seconds: {seconds:g} is less than 0.025, one frame")
     if not features:
         return samples
     # What is shorter is repeated before there are features of it.

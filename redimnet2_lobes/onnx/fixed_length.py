@@ -55,11 +55,14 @@ def with_fixed_length(model: onnx.ModelProto, length: int) -> onnx.ModelProto:
     for opset in [x for x in fixed.opset_import if x.domain]:
         fixed.opset_import.remove(opset)
     fixed.producer_name = model.producer_name
-    foreign = {node.op_type for node in fixed.graph.node if node.domain}
-    left = {node.op_type for node in fixed.graph.node} & DYNAMIC
-    if foreign | left:
+    left = {
+        node.op_type
+        for node in fixed.graph.node
+        if node.domain or node.op_type in DYNAMIC
+    }
+    if left:
         raise ValueError(
-            f"this version of onnxruntime leaves {', '.join(foreign | left)} "
-            "in a graph of fixed length; install a newer one"
+            f"this version of onnxruntime leaves {', '.join(sorted(left))} in "
+            "a graph of fixed length; install a newer one"
         )
     return fixed

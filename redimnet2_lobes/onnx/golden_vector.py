@@ -1,8 +1,8 @@
-"""A test waveform by a formula, and the embedding that a file has of it.
+"""A test input by a formula, and the embedding that a file has of it.
 
 Both are in the metadata of each exported file, so that whoever runs it anywhere
 can see whether it computes what it should. The formula has integers below 2**53
-and one rounding, so that all languages come to the same waveform.
+and single operations in float64, which all languages round alike.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
