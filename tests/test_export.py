@@ -105,6 +105,10 @@ def test_graph_of_every_variant(variant):
         assert model.opset_import[0].version == OPSET == 20
 
 
+def metadata(model):
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 @pytest.mark.parametrize("stages, variant", [(6, "b0"), (2, "custom")])
 def test_the_variant_is_the_whole_architecture(tmp_path, stages, variant):
     architecture = VARIANTS["b0"]
@@ -112,8 +116,7 @@ def test_the_variant_is_the_whole_architecture(tmp_path, stages, variant):
     path = tmp_path / "network.onnx"
     network = ReDimNet2(LogMel(), **architecture).eval()
     write_model(write_graph(fold(network)), network, path)
-    properties = {x.key: x.value for x in onnx.load(path).metadata_props}
-    assert properties["variant"] == variant
+    assert metadata(onnx.load(path))["variant"] == variant
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -411,8 +414,7 @@ def test_fixed(seconds, features, int8, tmp_path):
     export_onnx(network, path, features, int8, target="fixed", seconds=seconds)
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
-    kinds = {*operations(model.graph)}
-    assert not DYNAMIC & kinds
+    assert not DYNAMIC & {*operations(model.graph)}
     assert {opset.domain for opset in model.opset_import} == {""}
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     values = [*inferred.input, *inferred.value_info, *inferred.output]
@@ -465,7 +467,8 @@ def test_a_plain_file_embeds_batches(tmp_path):
 @pytest.mark.parametrize("target", ["plain", "fixed"])
 def test_tract(target, b0_case, tmp_path):
     """A runtime in Rust."""
-    tract = pytest.importorskip("tract")
+    import tract
+
     network = build_published(b0_case)
     path = tmp_path / "b0.onnx"
     seconds = 1 if target == "fixed" else None
@@ -521,8 +524,7 @@ def test_golden_vector(target, features, int8, tmp_path, capsys):
     path = tmp_path / "a.onnx"
     seconds = 3 if target == "fixed" else None
     export_onnx(network, path, features, int8, target=target, seconds=seconds)
-    model = onnx.load(path)
-    known = {entry.key: entry.value for entry in model.metadata_props}
+    known = metadata(onnx.load(path))
     shape = json.loads(known["test_shape"])
     expected = torch.zeros(1, (seconds or 2) * 16000)
     if features:
@@ -539,9 +541,8 @@ def test_golden_vector(target, features, int8, tmp_path, capsys):
 
 def change_metadata(path, **changes):
     model = onnx.load(path)
-    known = {entry.key: entry.value for entry in model.metadata_props}
-    known = {k: v for k, v in {**known, **changes}.items() if v is not None}
-    del model.metadata_props[:]
+    known = {**metadata(model), **changes}
+    known = {key: value for key, value in known.items() if value is not None}
     onnx.helper.set_model_props(model, known)
     onnx.save(model, path)
 
