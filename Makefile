@@ -2,6 +2,8 @@
 # make demo   builds a small corpus of real voices, trains B0 and verifies
 # make test   lint, doctests and the tests not marked slow, with their coverage
 # make test-all  the slow ones as well, as .ci/run does
+# make test-runtimes [RUNTIMES=...]  exported files in the runtimes they are for
+#             (tests/runtimes), each with an environment of its own
 # make test-versions [OLDEST=python3.10 NEWEST=python3.13]  the quick tests with the
 #             lowest and the newest versions that pyproject.toml allows
 # make bench  measures speed and memory (tests/benchmarks/README.md)
@@ -14,7 +16,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: install demo test test-all test-versions bench lint docs mutants fuzz
+.PHONY: install demo test test-all test-runtimes test-versions bench lint docs \
+    mutants fuzz
 install: .venv/complete
 
 demo: .venv/complete
@@ -26,6 +29,21 @@ test: lint
 
 test-all: test
 	$(PYTEST) -m slow
+
+RUNTIMES := $(patsubst tests/runtimes/%/requirements.txt,%,\
+    $(wildcard tests/runtimes/*/requirements.txt))
+test-runtimes: $(RUNTIMES:%=runtime-%)
+runtime-%: build/runtimes/%/complete
+	build/runtimes/$*/bin/python -m pytest tests/runtimes/$*
+
+# Kept, though no rule names one.
+.PRECIOUS: build/runtimes/%/complete
+build/runtimes/%/complete: tests/runtimes/%/requirements.txt requirements.txt \
+    .venv/complete
+	$(BIN)/uv venv --clear build/runtimes/$*
+	$(BIN)/uv pip install --python build/runtimes/$* --requirement $<
+	$(BIN)/uv pip install --python build/runtimes/$* --no-deps --editable .
+	touch $@
 
 OLDEST := $(PYTHON)
 NEWEST := $(PYTHON)
