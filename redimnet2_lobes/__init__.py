@@ -59,11 +59,13 @@ HOMES = {
     "WarmupPlateauSchedule": "training.schedules",
     "encode_utterances": "inference.encode",
     "extract_embeddings": "inference.embedding_cache",
+    "read_embeddings": "inference.embedding_files",
     "adaptive_s_norm": "scoring.evaluate",
     "evaluate": "scoring.evaluate",
     "ModelPretrainer": "pretrained.loading",
     "SpeakerRecognition": "pretrained.speaker_recognition",
     "load": "door",
+    "space_of": "door",
     "NoSpeakerClasses": "pretrained.model_folder",
 }
 

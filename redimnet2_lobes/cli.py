@@ -19,15 +19,16 @@ wav, spk_id (empty) and reason.
 With ``--json`` the results are one JSON value, floats in full precision:
 
 - verify: an object with ``enrolment``, ``test``, ``score``, ``threshold``,
-  ``threshold_origin`` and ``same_speaker``; the last three are null where no
-  threshold is known;
-- embed: a list of objects with ``name`` and ``embedding``;
-- identify: an object with ``threshold``, ``threshold_origin``, ``files``, a
-  list of objects with ``name``, ``speaker`` (null if it is none of the
-  enrolled) and ``candidates``, a list of objects with ``speaker`` and
-  ``score``, the best first, and ``left_out``, a list of objects with ``name``
-  and ``reason``. Its names are those of recordings, or ``speaker NAME`` for a
-  speaker without any that can be used.
+  ``threshold_origin``, ``same_speaker`` (these three are null where no
+  threshold is known) and ``embedding_space``;
+- embed: a list of objects with ``name``, ``embedding`` and
+  ``embedding_space``;
+- identify: an object with ``threshold``, ``threshold_origin``,
+  ``embedding_space``, ``files``, a list of objects with ``name``, ``speaker``
+  (null if it is none of the enrolled) and ``candidates``, a list of objects
+  with ``speaker`` and ``score``, the best first, and ``left_out``, a list of
+  objects with ``name`` and ``reason``. Its names are those of recordings, or
+  ``speaker NAME`` for a speaker without any that can be used.
 
 If no recording can be used, nothing is printed on stdout, and of the files of
 ``--output`` only that list is written.
@@ -59,6 +60,7 @@ from redimnet2_lobes.files.atomic import (
     is_folder,
 )
 from redimnet2_lobes.files.error_lines import one_line, one_line_errors
+from redimnet2_lobes.files.same_space import KEY, check_same_space
 from redimnet2_lobes.scoring.operating_point import (
     OperatingPoint,
     operating_point_of,
@@ -266,7 +268,7 @@ def verify(
     model, encoder = _load_encoder(model, device)
     operating_point = _operating_point(threshold, model, encoder)
     embeddings = _embed(encoder, paths, seconds_per_piece)
-    score = _scores({enrolment: [enrolment]}, [test], embeddings).item()
+    score = _scores([embeddings[enrolment]], [embeddings[test]]).item()
     decision, words = None, "none, without a threshold"
     if operating_point.value is not None:
         decision = score > operating_point.value
@@ -279,6 +281,7 @@ def verify(
             "threshold": operating_point.value,
             "threshold_origin": operating_point.origin,
             "same_speaker": decision,
+            KEY: _space(encoder),
         }
         return json.dumps(result, indent=2)
     threshold_line = _threshold_line(operating_point)
@@ -292,9 +295,9 @@ def verify(
     "--output",
     metavar="PATH",
     type=_output,
-    help="A new file to write: .npz with the arrays names and embeddings, or "
-    ".json. By default a line is printed for each recording, with its name, a "
-    "tab, and the numbers.",
+    help="A new file to write: .npz with the arrays names, embeddings and "
+    "embedding_space, or .json. By default a line is printed for each "
+    "recording, with its name, a tab, and the numbers.",
 )
 @strict_option
 @json_option
@@ -320,16 +323,17 @@ def embed(
     faults = None if strict or len(paths) == 1 else {}
     _check_files(paths, faults)
 
-    def compute() -> Embeddings:
+    def compute() -> tuple[Embeddings, str]:
         if len(faults or {}) == len(paths):
-            return {}
+            return {}, ""
         encoder = _load_encoder(model, device)[1]
-        return _embed(encoder, paths, seconds_per_piece, faults)
+        embeddings = _embed(encoder, paths, seconds_per_piece, faults)
+        return embeddings, _space(encoder)
 
     if output is None:
-        embeddings = compute()
+        embeddings, space = compute()
         if as_json:
-            text = _rows_as_json(embeddings)
+            text = _rows_as_json(embeddings, space)
         else:
             text = "\n".join(
                 f"{path}\t"
@@ -342,7 +346,7 @@ def embed(
         with complete_or_absent(output) as partial:
             # What cannot be written should not be computed first.
             _write(output, partial, b"")
-            embeddings = compute()
+            embeddings, space = compute()
             write_left_out(
                 output.with_suffix(".left_out.csv"),
                 [Utterance(path, path) for path in paths],
@@ -351,9 +355,9 @@ def embed(
             if not embeddings:
                 raise LeftOut(faults or {})
             if output.suffix == ".json":
-                content = f"{_rows_as_json(embeddings)}\n".encode()
+                content = f"{_rows_as_json(embeddings, space)}\n".encode()
             else:
-                content = _rows_as_npz(embeddings)
+                content = _rows_as_npz(embeddings, space)
             _write(output, partial, content)
         text = f"written  {len(embeddings)} embeddings: {output}"
     if faults:
@@ -369,7 +373,9 @@ def embed(
     required=True,
     metavar="FOLDER",
     help="The speakers: for each a folder with recordings, or one recording, "
-    "that has the speaker's name.",
+    "that has the speaker's name. Or a file of embed --output or of the "
+    "extraction script (.npz, .json, .parquet, .scp), with a speaker for each "
+    "embedding.",
 )
 @threshold_option
 @click.option(
@@ -397,7 +403,13 @@ def identify(
     A folder stands for all recordings below it.
     """
     faults = None if strict else {}
-    speakers = _enrolled_speakers(enrol, faults)
+    enrolled, speakers = None, {}
+    if os.path.isfile(enrol):
+        from redimnet2_lobes.inference.embedding_files import read_embeddings
+
+        enrolled = read_embeddings(enrol)
+    else:
+        speakers = _enrolled_speakers(enrol, faults)
     tests = _find_files(files)
     paths = [path for paths in speakers.values() for path in paths]
     paths = list(dict.fromkeys([*paths, *tests]))
@@ -405,17 +417,22 @@ def identify(
     if faults and all(path in faults for path in tests):
         raise LeftOut(faults)
     model, encoder = _load_encoder(model, device)
+    space = _space(encoder)
+    if enrolled:
+        check_same_space(enrol, enrolled.space, model, space)
     operating_point = _operating_point(threshold, model, encoder)
     embeddings = _embed(encoder, paths, seconds_per_piece, faults)
     tests = [path for path in tests if path in embeddings]
-    speakers = _usable_speakers(speakers, embeddings, faults)
-    if not (tests and speakers):
+    voices = _voices(speakers, embeddings, faults)
+    if enrolled:
+        voices = dict(zip(enrolled.names, enrolled.vectors, strict=True))
+    if not (tests and voices):
         raise LeftOut(faults or {})
-    scores = _scores(speakers, tests, embeddings)
+    scores = _scores(voices.values(), [embeddings[path] for path in tests])
     found = []
     for path, row in zip(tests, scores.tolist(), strict=True):
         candidates = sorted(
-            zip(speakers, row, strict=True), key=lambda pair: -pair[1]
+            zip(voices, row, strict=True), key=lambda pair: -pair[1]
         )
         best, score = candidates[0]
         limit = operating_point.value
@@ -433,6 +450,7 @@ def identify(
         result = {
             "threshold": operating_point.value,
             "threshold_origin": operating_point.origin,
+            KEY: space,
             "files": rows,
             "left_out": [
                 {"name": name, "reason": f"{fault.reason}; {fault.remedy}"}
@@ -497,7 +515,11 @@ def convert(
     metavar="FILE",
     help="results.json of a verification; by default the folder's own.",
 )
-@click.option("--training_data", metavar="TEXT", help="For the card, in words.")
+@click.option(
+    "--training_data",
+    metavar="TEXT",
+    help="For the card, in words; by default what the folder says.",
+)
 @click.option(
     "--dataset",
     "datasets",
@@ -507,10 +529,9 @@ def convert(
 )
 @click.option(
     "--license",
-    default="apache-2.0",
     metavar="NAME",
-    help="For the card, as the hub calls it; the published weights have mit. "
-    "The default is apache-2.0.",
+    help="For the card, as the hub calls it. By default that of the folder "
+    "(mit for converted weights), or else apache-2.0.",
 )
 @click.option(
     "--revision", metavar="BRANCH", help="A branch, made if there is none."
@@ -527,7 +548,7 @@ def push(
     results: str | None,
     training_data: str | None,
     datasets: tuple[str, ...],
-    license: str,
+    license: str | None,
     revision: str | None,
     private: bool,
     dry_run: bool,
@@ -599,7 +620,8 @@ def export(
     """
     from redimnet2_lobes import door
     from redimnet2_lobes.onnx.export import check_new_export, export_onnx
-    from redimnet2_lobes.pretrained.loading import load_model
+    from redimnet2_lobes.pretrained.loading import load_model, network_of
+    from redimnet2_lobes.pretrained.provenance import provenance_of
 
     if (target == "fixed") != (seconds is not None):
         raise click.UsageError(
@@ -607,10 +629,16 @@ def export(
         )
     check_new_export(output)
     model = door.find(model)
-    network = load_model(model).mods.embedding_model
-    operating_point = operating_point_of(model)
+    encoder = load_model(model)
     difference = export_onnx(
-        network, output, features, int8, operating_point, target, seconds
+        network_of(encoder, model),
+        output,
+        features,
+        int8,
+        operating_point_of(model, door.space_of(encoder)),
+        target,
+        seconds,
+        provenance_of(encoder),
     )
     return f"{output}: within {difference:.1e} of torch's embeddings"
 
@@ -778,23 +806,26 @@ def _enrolled_speakers(
     return speakers
 
 
-def _usable_speakers(
+def _voices(
     speakers: dict[str, list[str]],
     embeddings: Embeddings,
     faults: Faults | None,
-) -> dict[str, list[str]]:
-    """Those with recordings that could be embedded, and only these."""
+) -> Embeddings:
+    """The mean embedding of each speaker with recordings that can be used."""
+    import torch
+
     from redimnet2_lobes.data.audio import AudioError
 
-    usable = {}
+    voices = {}
     for speaker, paths in speakers.items():
         name = f"speaker {speaker}"
         if embedded := [path for path in paths if path in embeddings]:
-            usable[speaker] = embedded
+            rows = [embeddings[path] for path in embedded]
+            voices[speaker] = torch.stack(rows).mean(0)
         elif faults is not None and name not in faults:
             remedy = "none of the recordings can be used"
             faults[name] = AudioError("not enrolled", remedy, name)
-    return usable
+    return voices
 
 
 def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
@@ -848,7 +879,7 @@ def _operating_point(
         operating_point = encoder.operating_point
         holder = os.path.basename(model)
     else:
-        operating_point = operating_point_of(model)
+        operating_point = operating_point_of(model, door.space_of(encoder))
         if os.path.isabs(model):  # where it lies is the user's business
             model = os.path.basename(model)
         holder = f"{RESULTS_FILE} of {model}"
@@ -891,40 +922,40 @@ def _embed(
 
 
 def _scores(
-    speakers: dict[str, list[str]], tests: list[str], embeddings: Embeddings
+    voices: Iterable[torch.Tensor], tests: Iterable[torch.Tensor]
 ) -> torch.Tensor:
-    """Cosines [tests, speakers] of embeddings, the speakers' averaged."""
+    """Cosines [tests, voices] of embeddings."""
     import torch
 
     from redimnet2_lobes.scoring.backends import CosineBackend
 
-    enrolments = [
-        torch.stack([embeddings[path] for path in paths]).mean(0)
-        for paths in speakers.values()
-    ]
-    tested = torch.stack([embeddings[path] for path in tests])
     cosine = CosineBackend()
-    rows = cosine.enrolment_side(torch.stack(enrolments))
-    return cosine.test_side(tested) @ rows.T
+    rows = cosine.enrolment_side(torch.stack([*voices]))
+    return cosine.test_side(torch.stack([*tests])) @ rows.T
 
 
-def _rows_as_json(embeddings: Embeddings) -> str:
+def _space(encoder: Encoder) -> str:
+    from redimnet2_lobes import door
+
+    return door.space_of(encoder)
+
+
+def _rows_as_json(embeddings: Embeddings, space: str) -> str:
     rows = (
-        json.dumps({"name": path, "embedding": values.tolist()})
+        json.dumps({"name": path, "embedding": values.tolist(), KEY: space})
         for path, values in embeddings.items()
     )
     return "[\n" + ",\n".join(rows) + "\n]"
 
 
-def _rows_as_npz(embeddings: Embeddings) -> bytes:
-    import numpy as np
+def _rows_as_npz(embeddings: Embeddings, space: str) -> bytes:
+    import torch
+
+    from redimnet2_lobes.inference.embedding_files import write_npz
 
     content = io.BytesIO()
-    np.savez(
-        content,
-        names=np.array(list(embeddings)),
-        embeddings=np.stack([each.numpy() for each in embeddings.values()]),
-    )
+    vectors = torch.stack([*embeddings.values()]).numpy()
+    write_npz(content, [*embeddings], vectors, space)
     return content.getvalue()
 
 

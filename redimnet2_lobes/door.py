@@ -9,6 +9,7 @@ import os
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.run_opts import RunOptions
 
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.pretrained.convert import released_folder
 from redimnet2_lobes.pretrained.loading import find_model, load_model
@@ -47,6 +48,25 @@ def load(
     if is_onnx(source):
         return OnnxEncoder(os.fspath(source))
     return load_model(find(source), run_opts)
+
+
+def space_of(encoder: EncoderClassifier | OnnxEncoder) -> str:
+    """Names the space of the embeddings that ``load`` gives the encoder of.
+
+    Those of two spaces cannot be compared.
+
+    Example
+    -------
+    >>> from redimnet2_lobes.models.redimnet2 import ReDimNet2
+    >>> from redimnet2_lobes.onnx.export import export_onnx
+    >>> path = getfixture("tmp_path") / "b0.onnx"
+    >>> _ = export_onnx(ReDimNet2.from_variant("b0").eval(), path)
+    >>> space_of(load(path))[:13]
+    'redimnet2-b0-'
+    """
+    if isinstance(encoder, OnnxEncoder):
+        return encoder.space
+    return embedding_space(encoder.mods)
 
 
 def is_onnx(source: str | os.PathLike) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 
+from redimnet2_lobes import cli
 from redimnet2_lobes.models import folded_copy, redimnet2, tiles
 
 TESTS = Path(__file__).parent
@@ -121,6 +122,42 @@ def noise_corpora(tmp_path_factory):
         "musan_folder": str(folder / "musan"),
         "rirs_folder": str(folder / "rirs"),
     }
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command that succeeds, and returns what it prints."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        cli.main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Runs a command that fails, and returns its line."""
+
+    def run(*arguments, code=1):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        # libmpg123 adds lines of its own to those of the process.
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        if code == 1:  # Python prints it, and makes it the exit code 1
+            assert captured.err == ""
+            line = caught.value.code
+            assert "\n" not in line
+        else:
+            assert caught.value.code == code
+            (line,) = captured.err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return run
 
 
 def relative_difference(ours, theirs):

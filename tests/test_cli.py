@@ -22,6 +22,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from redimnet2_lobes.cli import main
 from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.inference.long_files import encode_files, read_pieces
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.onnx.export import export_onnx
@@ -77,42 +78,6 @@ def speakers(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(capsys):
-    """Runs a command that succeeds, and returns what it prints."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        main([str(argument) for argument in arguments])
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def error_of(capsys):
-    """Runs a command that fails, and returns its line."""
-
-    def run(*arguments, code=1):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        # libmpg123 adds lines of its own to those of the process.
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        if code == 1:  # Python prints it, and makes it the exit code 1
-            assert captured.err == ""
-            line = caught.value.code
-            assert "\n" not in line
-        else:
-            assert caught.value.code == code
-            (line,) = captured.err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    return run
-
-
 def cosine(a, b):
     return torch.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
 
@@ -166,6 +131,7 @@ def test_any_format_is_verified_as_by_speechbrain(
         "threshold": None,
         "threshold_origin": None,
         "same_speaker": None,
+        "embedding_space": embedding_space(encoder.mods),
     }
 
 

@@ -10,13 +10,8 @@ import torch
 
 from redimnet2_lobes.data.audio import AudioError, load_waveform
 from redimnet2_lobes.inference import embedding_cache
-from redimnet2_lobes.inference.embedding_cache import (
-    extract_embeddings,
-    network_fingerprint,
-)
+from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.inference.encode import AveragedCrops
-from redimnet2_lobes.models.front_end import LogMel
-from redimnet2_lobes.models.redimnet2 import ReDimNet2
 
 RATE = 16000
 FILES = 10
@@ -406,43 +401,6 @@ def test_a_full_disk_is_named_and_keeps_what_is_complete(
         extract(utterances, tmp_path)
     assert len(list((tmp_path / "cache").glob("*/*"))) == 2
     assert extract(utterances, tmp_path)[1] == FILES - 6
-
-
-def network(**front_end):
-    torch.manual_seed(0)
-    stage = {"blocks": 1, "expansion": 1, "reduction": 8}
-    return ReDimNet2(
-        LogMel(**front_end),
-        4,
-        [{"frequency_stride": 2, "time_stride": 2, **stage}],
-    )
-
-
-def test_a_fingerprint_changes_with_every_tensor():
-    small = network()
-    seen = {network_fingerprint(small)}
-    assert seen == {network_fingerprint(network())}
-    state = small.state_dict()
-    for tensor in state.values():
-        flat = tensor.view(-1)
-        flat[-1] += 1
-        seen.add(network_fingerprint(small))
-    assert len(seen) == 1 + len(state)
-
-
-def test_a_fingerprint_changes_with_the_architecture():
-    small = network()
-    first = network_fingerprint(torch.nn.ModuleDict({"network": small}))
-    small._arguments = {**small._arguments, "out_channels": 999}
-    second = network_fingerprint(torch.nn.ModuleDict({"network": small}))
-    assert first != second
-    relu, tanh = (
-        torch.nn.Sequential(activation)
-        for activation in (torch.nn.ReLU(), torch.nn.Tanh())
-    )
-    assert network_fingerprint(relu) != network_fingerprint(tanh)
-    half = torch.nn.Linear(2, 2).half()
-    assert network_fingerprint(half) != network_fingerprint(half.bfloat16())
 
 
 @pytest.fixture

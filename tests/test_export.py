@@ -26,6 +26,7 @@ from test_redimnet2 import build as build_small
 from redimnet2_lobes import cli
 from redimnet2_lobes.inference.encode import encode_utterances
 from redimnet2_lobes.models import onnx_graph, onnx_sessions
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.onnx_graph import OPSET, over_batch, write_graph
@@ -115,7 +116,7 @@ def test_the_variant_is_the_whole_architecture(tmp_path, stages, variant):
     architecture = {**architecture, "stages": architecture["stages"][:stages]}
     path = tmp_path / "network.onnx"
     network = ReDimNet2(LogMel(), **architecture).eval()
-    write_model(write_graph(fold(network)), network, path)
+    write_model(write_graph(fold(network)), network, path, {})
     assert metadata(onnx.load(path))["variant"] == variant
 
 
@@ -250,6 +251,7 @@ def test_the_file_says_what_it_is(small):
     assert len(json.loads(known.pop("test_embedding"))) == 192
     assert "16807" in known.pop("test_input")
     assert known == {
+        "embedding_space": embedding_space(small[0]),
         "model": "ReDimNet2",
         "variant": "custom",
         "sample_rate": "16000",

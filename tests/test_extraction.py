@@ -141,7 +141,7 @@ def check(found, wanted):
 def test_numpy(extract, corpus, model, capsys):
     results = extract()
     with np.load(results / "embeddings.npz", allow_pickle=False) as arrays:
-        assert set(arrays) == {"names", "embeddings"}
+        assert set(arrays) == {"names", "embeddings", "embedding_space"}
         names = arrays["names"].tolist()
         embeddings = arrays["embeddings"]
     assert names == sorted(names) and len(names) == 7
@@ -162,6 +162,7 @@ def test_kaldi(extract, corpus, model, monkeypatch, tmp_path):
     )
     assert {path.name for path in results.iterdir()} == {
         "embeddings.ark",
+        "embeddings.embedding_space.txt",
         "embeddings.scp",
     }
     lines = (results / "embeddings.scp").read_text().splitlines()
@@ -294,7 +295,8 @@ def test_another_checkpoint_never_meets_the_parts_of_the_last(
     results = extract(checkpoint=other)
     wanted = expected(corpus, other)
     with np.load(results / "embeddings.npz") as arrays:
-        for name, embedding in zip(*arrays.values(), strict=True):
+        names, embeddings = arrays["names"], arrays["embeddings"]
+        for name, embedding in zip(names, embeddings, strict=True):
             check(embedding, wanted[corpus / "wav" / name])
     assert [path.name for path in results.iterdir()] == ["embeddings.npz"]
 
@@ -501,7 +503,8 @@ def test_bad_files_are_left_out_and_named(
         found = kaldiio.load_scp(str(tmp_path / "results/embeddings.scp"))
     else:
         with np.load(tmp_path / "results/embeddings.npz") as arrays:
-            found = dict(zip(*arrays.values(), strict=True))
+            pair = arrays["names"], arrays["embeddings"]
+            found = dict(zip(*pair, strict=True))
     wanted = expected(corpus, model)
     for line in (corpus / "wav.scp").read_text().splitlines():
         name, path = line.split()

@@ -230,10 +230,10 @@ def test_embedding_equal_to_the_mean_has_a_score(backend):
 def test_saved_and_loaded(backend, tmp_path):
     path = tmp_path / "plda"  # NumPy would append a suffix
     path.write_text("what stood there before")
-    backend.save(path)
+    backend.save(path, "b3-1")
     assert [entry.name for entry in tmp_path.iterdir()] == ["plda"]
     embeddings = draw(5, 2)[0]
-    loaded = PldaBackend.load(path)
+    loaded = PldaBackend.load(path, "b3-1")
     for side in ("enrolment_side", "test_side"):
         expected = getattr(backend, side)(embeddings)
         assert torch.equal(getattr(loaded, side)(embeddings), expected)
@@ -241,7 +241,7 @@ def test_saved_and_loaded(backend, tmp_path):
 
 def test_interrupted_saving_leaves_the_old_file(backend, tmp_path, monkeypatch):
     path = tmp_path / "plda.npz"
-    backend.save(path)
+    backend.save(path, "b3-1")
     before = path.read_bytes()
 
     def full_disk(file, **arrays):
@@ -250,7 +250,7 @@ def test_interrupted_saving_leaves_the_old_file(backend, tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez", full_disk)
     with pytest.raises(OSError, match="No space"):
-        backend.save(path)
+        backend.save(path, "b3-1")
     assert path.read_bytes() == before
 
 
@@ -316,19 +316,26 @@ def damaged(kind, whole):
 )
 def test_other_files_are_one_line_errors(backend, tmp_path, kind, reason):
     path = tmp_path / "plda.npz"
-    backend.save(path)
+    backend.save(path, "b3-1")
     path.write_bytes(damaged(kind, path.read_bytes()))
     with pytest.raises(ValueError, match="not a PLDA back-end") as caught:
-        PldaBackend.load(path)
+        PldaBackend.load(path, "b3-1")
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert reason in message
     assert "\n" not in message
 
 
+def test_another_space_is_refused(backend, tmp_path):
+    backend.save(tmp_path / "plda.npz", "b0-1")
+    message = "^.*plda.npz: of the embedding space b0-1, but .* of b3-1"
+    with pytest.raises(ValueError, match=message):
+        PldaBackend.load(tmp_path / "plda.npz", "b3-1")
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.npz"):
-        PldaBackend.load(tmp_path / "nowhere.npz")
+        PldaBackend.load(tmp_path / "nowhere.npz", "b3-1")
 
 
 def spoilt(embeddings):

@@ -7,6 +7,7 @@ import re
 import signal
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 import torch
@@ -17,6 +18,7 @@ from full_disk import full_disk
 from redimnet2_lobes import cli, load
 from redimnet2_lobes.pretrained import releases
 from redimnet2_lobes.pretrained.loading import load_model, read_tensors
+from redimnet2_lobes.pretrained.provenance import after_fine_tuning
 from redimnet2_lobes.pretrained.published_layout import (
     build_network,
     published_checkpoint,
@@ -112,6 +114,31 @@ def test_a_name_with_plus_signs(server, tmp_path):
     main([name, "--output", str(tmp_path / "model")])
     tensors = read_tensors(tmp_path / "model" / "embedding_model.ckpt")
     assert "stem.map_norm.weight" in tensors
+
+
+def test_licence_and_training_data_go_along(server, tmp_path, capsys):
+    name = "b3-vb2+vox2+cnc2_v0-ptn"
+    server.files[f"{name}.pt"] = published_file("b3-vb2+vox2+cnc2")
+    model, exported = tmp_path / "model", tmp_path / "b3.onnx"
+    main([name, "--output", str(model)])
+    data = "VoxBlink2 (CC BY-NC-SA), VoxCeleb2 and CN-Celeb2"
+    hyperparams = (model / "hyperparams.yaml").read_text()
+    assert f'\nlicense: "mit"\ntraining_data: "{data}"\n' in hyperparams
+    cli.main(["export", str(model), f"--output={exported}"])
+    known = {x.key: x.value for x in onnx.load(exported).metadata_props}
+    assert (known["license"], known["training_data"]) == ("mit", data)
+    capsys.readouterr()
+    cli.main(["push", str(model), "user/name", "--dry_run"])
+    card = capsys.readouterr().out
+    assert "\nlicense: mit\n" in card and f"| training data | {data} |" in card
+    given = ["--license=cc-by-4.0", "--training_data=Mine"]
+    cli.main(["push", str(model), "user/name", "--dry_run", *given])
+    card = capsys.readouterr().out
+    assert "\nlicense: cc-by-4.0\n" in card and "| Mine |" in card
+    trained_further = after_fine_tuning(model)
+    assert trained_further == ("mit", f"{data}, then trained further")
+    for nothing in (None, tmp_path / "gone"):
+        assert after_fine_tuning(nothing) == (None, None)
 
 
 def test_files_of_torch_hub_are_used(server, cache, tmp_path):

@@ -24,6 +24,7 @@ from redimnet2_lobes import door
 from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.data.trial_files import read_trial_lists
 from redimnet2_lobes.files.error_lines import one_line
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import VARIANTS
@@ -85,6 +86,12 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 def small_network():
     torch.manual_seed(1)
     return ReDimNet2(LogMel(), **SMALL_VARIANT)
+
+
+def other_network():
+    network = small_network()
+    torch.nn.init.normal_(network.projection.weight)
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +222,7 @@ def test_results_agree_with_speechbrain_file_by_file(
         "seconds_used": None,
         "crops": None,
         "eval_precision": "fp32",
+        "embedding_space": embedding_space(small_network()),
     }
     assert row == {
         "list": "veri_test2",
@@ -357,7 +365,7 @@ def test_results_without_the_cosine_are_not_kept(corpus, model, tmp_path):
     (trial_list,) = read_trial_lists(str(path), corpus, tmp_path)
     result = report.Result(trial_list, "another", torch.arange(66.0))
     with pytest.raises(ValueError, match="^keep_results.* only another"):
-        report.report([result], {}, tmp_path, "model", keep_in=model)
+        report.report([result], {}, tmp_path, "model", "b3-1", keep_in=model)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -596,6 +604,11 @@ def test_calibration_is_trained_saved_and_applied(
         )
     with pytest.raises(ValueError, match=r"has none for .*\(top 6\), only"):
         verify(**{**given, "cohort_top": 6}, calibration=saved)
+    entries = json.loads(saved.read_text())
+    entries["cosine"]["embedding_space"] = "redimnet2-b3-1"
+    saved.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match="saved.json: .* redimnet2-b3-1, but"):
+        verify(**given, calibration=saved)
 
 
 def test_cohorts_that_do_not_fit_are_refused(
@@ -708,6 +721,15 @@ def test_plda_is_trained_saved_and_taken_again(
     )
     scores = scores_of(first, "plda")
     assert scores_of(second, "plda") == scores
+    write_model_folder(tmp_path / "other", other_network(), "Another network")
+    message = "plda.npz: of the embedding space .* cannot be compared"
+    with pytest.raises(ValueError, match=message):
+        run_plda(
+            corpus,
+            tmp_path / "other",
+            tmp_path / "third",
+            plda_file=first / "plda.npz",
+        )
 
 
 @pytest.mark.parametrize(
@@ -746,9 +768,7 @@ def test_another_model_never_meets_the_files_of_the_last_one(
     results = verify(checkpoint=model, embeddings_folder=None)
     scores = results / "veri_test2" / "cosine_scores.txt"
     first = scores.read_text()
-    network = small_network()
-    torch.nn.init.normal_(network.projection.weight)
-    write_model_folder(tmp_path / "other", network, "Another network")
+    write_model_folder(tmp_path / "other", other_network(), "Another network")
     verify(checkpoint=tmp_path / "other", embeddings_folder=None)
     assert scores.read_text() != first
     verify(checkpoint=model, embeddings_folder=None)

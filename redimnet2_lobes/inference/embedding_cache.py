@@ -43,8 +43,8 @@ from redimnet2_lobes.inference.encode import (
 )
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
-# Enters every key: a new number makes all caches anew. Raise it when the same
-# weights give other embeddings, or when the parts change their form.
+# Enters every key: a new number makes all caches anew. Raise it when audio
+# is read in another way, or when the parts change their form.
 VERSION = 2
 
 Part = tuple[Path, list[str]]  # its file and its utterances
@@ -85,42 +85,6 @@ class Embeddings:
             ) from None
 
 
-def network_fingerprint(network: torch.nn.Module) -> str:
-    """A hash that changes with any weight of a network.
-
-    Take it before `fold`, whose rounding differs between machines.
-
-    It is SHA-256 in hexadecimal digits, of the classes of all modules, of what
-    their ``arguments()`` return if they have it, and of all tensors of the
-    state dict. The network may be a ``ModuleDict`` of all that makes an
-    embedding, such as ``EncoderClassifier.mods``.
-
-    Example
-    -------
-    >>> network = torch.nn.Linear(2, 1)
-    >>> before = network_fingerprint(network)
-    >>> before == network_fingerprint(network)
-    True
-    >>> with torch.no_grad():
-    ...     _ = network.bias.add_(1e-3)
-    >>> before == network_fingerprint(network)
-    False
-    """
-    digest = hashlib.sha256()
-    for name, module in network.named_modules():
-        architecture: list = [name, type(module).__qualname__]
-        if callable(arguments := getattr(module, "arguments", None)):
-            architecture.append(arguments())
-        digest.update(str(architecture).encode())
-    for name, tensor in network.state_dict().items():
-        # With the sizes, no two state dicts make the same bytes.
-        described = [name, str(tensor.dtype), list(tensor.shape)]
-        digest.update(str(described).encode())
-        tensor = tensor.detach().cpu().reshape(-1)
-        digest.update(tensor.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def extract_embeddings(
     encode_batch: EncodeBatch,
     utterances: Mapping[str, str | os.PathLike],
@@ -154,7 +118,8 @@ def extract_embeddings(
     folder
         Holds the caches, each in a folder of its own.
     fingerprint
-        Stands for the network: `network_fingerprint`.
+        Stands for the network: its `embedding_space`, and what else its
+        embeddings depend on.
     crops
         If given, so many crops of ``maximum_seconds`` each are averaged:
         `AveragedCrops`.

@@ -1,27 +1,37 @@
 """Files of embeddings for other programs: NumPy, Kaldi and Parquet.
 
+Each says of which space its embeddings are (``models.embedding_space``): an
+array or a column's metadata ``embedding_space``, or beside Kaldi's ``x.scp``
+the file ``x.embedding_space.txt``.
+
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from redimnet2_lobes.data.utterances import Utterance
+from redimnet2_lobes.files.arrays import read_arrays
 from redimnet2_lobes.files.atomic import (
     check_absent,
     complete_or_absent,
     is_folder,
 )
+from redimnet2_lobes.files.error_lines import one_line
+from redimnet2_lobes.files.json_files import read_json
+from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.files.settings import check_choices
 from redimnet2_lobes.inference.embedding_cache import Embeddings
 
+SPACE_ENDING = f".{KEY}.txt"  # of the file beside Kaldi's
 ROWS_PER_GROUP = 65536  # of Parquet, 50 MB for embeddings of 192 values
 
 
@@ -69,14 +79,15 @@ def write_embeddings(
     outputs: list[Path],
     embeddings: Embeddings,
     speakers: list[str | None],
+    space: str,
 ) -> None:
-    """Writes embeddings, with the speaker of each where it is known.
+    """Writes embeddings of a space, with the speakers where they are known.
 
     Each of the files (of `output_files`) appears when it is complete.
     """
     outputs[0].parent.mkdir(parents=True, exist_ok=True)
     try:
-        FORMATS[form].write(outputs, embeddings, speakers)
+        FORMATS[form].write(outputs, embeddings, speakers, space)
     except OSError as error:
         raise OSError(
             f"{outputs[0]}: cannot be written ({error.strerror or error}); "
@@ -86,27 +97,45 @@ def write_embeddings(
 
 
 def _write_numpy(
-    outputs: list[Path], embeddings: Embeddings, _: list[str | None]
+    outputs: list[Path],
+    embeddings: Embeddings,
+    _: list[str | None],
+    space: str,
 ) -> None:
-    """Writes the arrays names and embeddings [utterances, embedding]."""
     with complete_or_absent(outputs[0]) as partial, open(partial, "wb") as file:
-        names, vectors = np.array(embeddings.names), embeddings.vectors.numpy()
-        np.savez(file, names=names, embeddings=vectors)
+        write_npz(file, embeddings.names, embeddings.vectors.numpy(), space)
+
+
+def write_npz(
+    file: BinaryIO, names: Sequence[str], vectors: np.ndarray, space: str
+) -> None:
+    """Writes the arrays names, embeddings [utterances, embedding] and space."""
+    np.savez(
+        file,
+        names=np.array(names),
+        embeddings=vectors,
+        embedding_space=np.array(space),
+    )
 
 
 def _write_kaldi(
-    outputs: list[Path], embeddings: Embeddings, _: list[str | None]
+    outputs: list[Path],
+    embeddings: Embeddings,
+    _: list[str | None],
+    space: str,
 ) -> None:
-    """Writes vectors, and the list of where they are."""
+    """Writes vectors, the list of where they are, and their space beside it."""
     from kaldiio import save_ark
 
-    ark, scp = outputs
+    ark, space_file, scp = outputs
     with (
         complete_or_absent(scp) as partial_scp,
         open(partial_scp, "w", encoding="utf-8") as lines,
         complete_or_absent(ark) as partial_ark,
         open(partial_ark, "wb") as vectors,
+        complete_or_absent(space_file) as partial_space,
     ):
+        partial_space.write_text(f"{space}\n")
         for name, vector in zip(
             tqdm(embeddings.names, desc="writing", unit="utterance"),
             embeddings.vectors.numpy(),
@@ -118,7 +147,10 @@ def _write_kaldi(
 
 
 def _write_parquet(
-    outputs: list[Path], embeddings: Embeddings, speakers: list[str | None]
+    outputs: list[Path],
+    embeddings: Embeddings,
+    speakers: list[str | None],
+    space: str,
 ) -> None:
     """Writes the columns name, speaker, embedding and seconds."""
     import pyarrow
@@ -130,7 +162,8 @@ def _write_parquet(
             "speaker": pyarrow.string(),
             "embedding": pyarrow.list_(pyarrow.float32()),
             "seconds": pyarrow.float32(),
-        }
+        },
+        metadata={KEY: space},
     )
     with (
         complete_or_absent(outputs[0]) as partial,
@@ -151,16 +184,112 @@ def _write_parquet(
             file.write_table(pyarrow.table(columns, schema=schema))
 
 
+class StoredEmbeddings(NamedTuple):
+    """What a file of embeddings holds."""
+
+    names: list[str]
+    vectors: torch.Tensor  # [utterances, embedding], float32
+    space: str
+
+
+def read_embeddings(path: str | os.PathLike) -> StoredEmbeddings:
+    """Reads a file of `write_embeddings`, or of ``redimnet2 embed --output``.
+
+    That is one that ends in .npz, .json, .parquet or .scp. A ValueError says
+    that it is another, is damaged, or does not say its space.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.npz"
+    >>> with open(path, "wb") as file:
+    ...     write_npz(file, ["a"], np.ones((1, 2), np.float32), "b3-1")
+    >>> read_embeddings(path)
+    StoredEmbeddings(names=['a'], vectors=tensor([[1., 1.]]), space='b3-1')
+    """
+    path = Path(path)
+    if path.suffix not in READERS:
+        raise ValueError(
+            f"{path}: no file of embeddings, which end in {', '.join(READERS)}"
+        )
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        names, vectors, space = READERS[path.suffix](path)
+        vectors = np.asarray(vectors, np.float32)
+        if not (names and all(isinstance(name, str) for name in names)):
+            raise ValueError("it has no names")
+        if (len(names), 2) != (len(vectors), vectors.ndim) or not vectors.size:
+            raise ValueError("its embeddings are not one for each name")
+        if not np.isfinite(vectors).all():
+            raise ValueError("an embedding is not finite")
+        if not (isinstance(space, str) and space):
+            raise ValueError("it does not say its embedding_space")
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: to read it, pip install {error.name}"
+        ) from None
+    except Exception as error:  # each format has kinds of its own
+        raise ValueError(
+            f"{path}: not a file of embeddings, or damaged "
+            f"({one_line(error)}); embed the recordings again"
+        ) from error
+    return StoredEmbeddings(names, torch.tensor(vectors), space)
+
+
+Rows = tuple[list[str], Any, Any]  # names, embeddings, space
+
+
+def _read_numpy(path: Path) -> Rows:
+    names, vectors, space = read_arrays(path, "names", "embeddings", KEY)
+    return names.tolist(), vectors, space.item()
+
+
+def _read_json(path: Path) -> Rows:
+    rows = read_json(path)
+    (space,) = {row[KEY] for row in rows}
+    return (
+        [row["name"] for row in rows],
+        [row["embedding"] for row in rows],
+        space,
+    )
+
+
+def _read_kaldi(path: Path) -> Rows:
+    from kaldiio import load_scp
+
+    vectors = load_scp(str(path))
+    space = path.with_suffix(SPACE_ENDING).read_text().strip()
+    return list(vectors), np.stack(list(vectors.values())), space
+
+
+def _read_parquet(path: Path) -> Rows:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    space = (table.schema.metadata or {}).get(KEY.encode(), b"").decode()
+    names = table["name"].to_pylist()
+    vectors = table["embedding"].combine_chunks().flatten().to_numpy()
+    return names, vectors.reshape(len(names), -1), space
+
+
+READERS = {
+    ".npz": _read_numpy,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".scp": _read_kaldi,
+}
+
+
 class Format(NamedTuple):
     """A format of the output; the file of the last ending is written last."""
 
     endings: list[str]
     package: str
-    write: Callable[[list[Path], Embeddings, list[str | None]], None]
+    write: Callable[[list[Path], Embeddings, list[str | None], str], None]
 
 
 FORMATS = {
     "numpy": Format([".npz"], "numpy", _write_numpy),
-    "kaldi": Format([".ark", ".scp"], "kaldiio", _write_kaldi),
+    "kaldi": Format([".ark", SPACE_ENDING, ".scp"], "kaldiio", _write_kaldi),
     "parquet": Format([".parquet"], "pyarrow", _write_parquet),
 }

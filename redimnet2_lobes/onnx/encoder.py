@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from redimnet2_lobes.files.error_lines import one_line
+from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.files.settings import require_positive
 from redimnet2_lobes.models.lengths import (
     check_not_shorter,
@@ -34,7 +35,8 @@ class OnnxEncoder:
 
     The utterances of a batch run side by side, each on one thread; one of 2 s
     or more that is alone runs on all. Its ``operating_point`` is that of the
-    model folder, if that had the results of an evaluation when it was exported.
+    model folder, if that had the results of an evaluation when it was exported,
+    and ``space`` that of its embeddings.
 
     Arguments
     ---------
@@ -69,6 +71,7 @@ class OnnxEncoder:
         self.operating_point = OperatingPoint()
         self.fixed_samples = None
         try:
+            self.space = known[KEY]
             self.minimum_samples = int(known["minimum_samples"])
             require_positive("minimum_samples", self.minimum_samples)
             if "fixed_samples" in known:

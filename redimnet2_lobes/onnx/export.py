@@ -13,6 +13,7 @@ Authors
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -20,13 +21,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from redimnet2_lobes.files.atomic import check_new_file, complete_or_absent
+from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.files.settings import check_choices, require_number
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.onnx.encoder import inputs_by_name
 from redimnet2_lobes.pretrained.loading import not_finite
+from redimnet2_lobes.pretrained.provenance import NOT_STATED, Provenance
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
 if TYPE_CHECKING:
@@ -56,6 +60,7 @@ def export_onnx(
     operating_point: OperatingPoint = UNKNOWN,
     target: Target = "onnx",
     seconds: float | None = None,
+    provenance: Provenance = NOT_STATED,
 ) -> float:
     """Writes a network as an ONNX file and verifies it.
 
@@ -94,6 +99,8 @@ def export_onnx(
         What the file is for, as above.
     seconds
         The length of ``fixed``, for which it is needed.
+    provenance
+        For the metadata, what is stated of it.
 
     Returns
     -------
@@ -123,6 +130,7 @@ def export_onnx(
     from redimnet2_lobes.onnx.quantization import quantize_weights
 
     folded = fold(network)
+    space = embedding_space(network)
     model = write_graph(folded, features, blockwise=target == "onnx")
     length = None
     if seconds is not None:
@@ -130,6 +138,7 @@ def export_onnx(
         model = with_fixed_length(model, length)
     if int8:
         model = quantize_weights(model)
+        space = f"{space}-int8"
         if operating_point.value is not None:
             origin = f"{operating_point.origin}, before quantization"
             operating_point = operating_point._replace(origin=origin)
@@ -137,7 +146,8 @@ def export_onnx(
         model = over_batch(model)
     tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     with complete_or_absent(path) as partial:
-        write_model(model, network, partial, operating_point, length)
+        known = {KEY: space, **_stated(operating_point, provenance)}
+        write_model(model, network, partial, known, length)
         difference = _largest_difference(folded, partial, features, length)
         if not difference <= tolerance:
             raise ValueError(
@@ -172,20 +182,21 @@ def write_model(
     model: "ModelProto",
     network: ReDimNet2,
     path: Path,
-    operating_point: OperatingPoint = UNKNOWN,
+    known: Mapping[str, str],
     length: int | None = None,
 ) -> None:
     """Writes a model with what a user of the file has to know of its network.
 
-    ``length`` is the one that it takes, in samples, or frames, if it is fixed.
+        ``known`` goes into its metadata as well. ``length`` is the one that it
+        takes, in samples, or frames, if it is fixed.
 
-    Example
-    -------
-    >>> from redimnet2_lobes.models.folding import fold
-    >>> from redimnet2_lobes.models.onnx_graph import write_graph
-    >>> path = getfixture("tmp_path") / "network.onnx"
-    >>> network = ReDimNet2.from_variant("b0")
-    >>> write_model(write_graph(fold(network)), network, path)
+        Example
+        -------
+    from redimnet2_lobes.models.folding import fold
+        >>> from redimnet2_lobes.models.onnx_graph import write_graph
+        >>> path = getfixture("tmp_path") / "network.onnx"
+        >>> network = ReDimNet2.from_variant("b0")
+        >>> write_model(write_graph(fold(network)), network, path, {})
     """
     from onnx.helper import set_model_props
 
@@ -202,15 +213,22 @@ def write_model(
         "minimum_samples": str(WINDOW),
         "embedding_size": str(network.projection.out_features),
         **golden_vector(_session(model.SerializeToString()), shape),
+        **known,
     }
     if length is not None:
         unit = "frames" if features else "samples"
         properties[f"fixed_{unit}"] = str(length)
-    if operating_point.value is not None:
-        properties["threshold"] = repr(operating_point.value)
-        properties["threshold_origin"] = operating_point.origin or ""
     set_model_props(model, properties)
     path.write_bytes(model.SerializeToString())
+
+
+def _stated(point: OperatingPoint, provenance: Provenance) -> dict[str, str]:
+    """Metadata of what is known of a model besides its network."""
+    stated = {k: v for k, v in provenance._asdict().items() if v}
+    if point.value is not None:
+        stated["threshold"] = repr(point.value)
+        stated["threshold_origin"] = point.origin or ""
+    return stated
 
 
 def _length(network: ReDimNet2, seconds: float, features: bool) -> int:

@@ -27,6 +27,7 @@ from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.pretrained.loading import load_model, network_of
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.pretrained.provenance import NOT_STATED
 from redimnet2_lobes.pretrained.published_layout import (
     load_published,
     published_checkpoint,
@@ -84,11 +85,13 @@ def released_folder(name: str) -> str:
 
 
 def _write(network: ReDimNet2, name: str, folder: Path) -> None:
+    released = RELEASED.get(name.removesuffix(".pt"))
     write_model_folder(
         folder,
         network,
         title=f"ReDimNet2 converted from {name}",
         variant=variant_of(network),
+        provenance=released.provenance if released else NOT_STATED,
     )
 
 

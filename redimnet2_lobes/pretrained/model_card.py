@@ -6,6 +6,7 @@ Authors
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.standalone import FILE_NAME
 from redimnet2_lobes.scoring.operating_point import (
@@ -37,6 +38,7 @@ Speaker embeddings by [ReDimNet2](https://arxiv.org/abs/{paper}) for
 | variant | {variant} |
 | parameters | {parameters:,} |
 | embedding | {embedding_size} dimensions, compared by cosine |
+| embedding space | {space} |
 | speaker classes | {classes} |
 | training data | {training_data} |
 | licence | {license} |
@@ -156,6 +158,7 @@ def write_model_card(
         variant=variant or "an architecture of its own",
         parameters=sum(weight.numel() for weight in network.parameters()),
         embedding_size=network.projection.out_features,
+        space=embedding_space(network),
         classes="none" if speakers is None else f"{speakers:,}",
         training_data=training_data or "not stated",
         license=license,

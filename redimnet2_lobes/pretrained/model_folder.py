@@ -11,6 +11,7 @@ Authors
 """
 
 import io
+import json
 import os
 import tempfile
 import textwrap
@@ -26,14 +27,19 @@ from torch import nn
 
 from redimnet2_lobes.data.audio import check_speaker
 from redimnet2_lobes.files.atomic import replace_when_synced
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.loading import SAFETENSORS_EXTENSION
+from redimnet2_lobes.pretrained.provenance import NOT_STATED, Provenance
 
 HYPERPARAMS = """\
 # {title}
 # Read by speechbrain.inference: EncoderClassifier, SpeakerRecognition.
 sample_rate: 16000
 variant: {variant}
+embedding_space: {space}
+license: {license}
+training_data: {training_data}
 
 embedding_model: !new:redimnet2_lobes.ReDimNet2
     front_end: !new:redimnet2_lobes.{front_end}
@@ -103,6 +109,7 @@ def write_model_folder(
     class_weights: torch.Tensor | None = None,
     speakers: Sequence[str] | None = None,
     loss: nn.Module | None = None,
+    provenance: Provenance = NOT_STATED,
 ) -> None:
     """Writes a network in the form that SpeechBrain loads.
 
@@ -125,6 +132,8 @@ def write_model_folder(
     loss
         The training loss: what it has learned (the bias of ``SphereFace2``)
         goes into compute_cost, for fine-tuning alone. None for no file.
+    provenance
+        Its licence and training data.
 
     Example
     -------
@@ -172,6 +181,9 @@ def write_model_folder(
             hyperparams = HYPERPARAMS.format(
                 title=title,
                 variant=variant or "null",
+                space=embedding_space(network),
+                license=json.dumps(provenance.license),
+                training_data=json.dumps(provenance.training_data),
                 front_end=type(network.front_end).__name__,
                 front_end_arguments=_yaml_block(front_end, 8),
                 network_arguments=_yaml_block(arguments, 4),

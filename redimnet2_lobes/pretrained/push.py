@@ -20,6 +20,8 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from redimnet2_lobes.files.same_space import KEY, check_same_space
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.pretrained.loading import (
     find_model,
@@ -27,6 +29,7 @@ from redimnet2_lobes.pretrained.loading import (
     network_of,
 )
 from redimnet2_lobes.pretrained.model_card import write_model_card
+from redimnet2_lobes.pretrained.provenance import provenance_of
 from redimnet2_lobes.pretrained.standalone import FILE_NAME, single_file
 from redimnet2_lobes.scoring.results import RESULTS_FILE, read_results
 
@@ -43,6 +46,7 @@ FILES = (
 )
 ONNX_EXTENSION = ".onnx"
 CARD_FILE = "README.md"
+LICENSE = "apache-2.0"  # where nothing else is stated
 # By this file the hub knows which class to show.
 CONFIG_FILE = "config.json"
 CONFIG = {"speechbrain_interface": "SpeakerRecognition"}
@@ -65,7 +69,7 @@ def collect(
     folder: str | os.PathLike,
     repository: str,
     results_file: str | os.PathLike | None,
-    license: str,
+    license: str | None,
     training_data: str | None,
     datasets: list[str],
 ) -> tuple[Files, list[str]]:
@@ -81,7 +85,8 @@ def collect(
         What a verification script has written as results.json; None takes
         that of the folder, if it has one.
     license, training_data, datasets
-        As for ``write_model_card``.
+        As for ``write_model_card``; None for what the folder says, or else
+        apache-2.0 and nothing.
 
     Returns
     -------
@@ -116,6 +121,9 @@ def collect(
     if results_file is not None:
         # Its checkpoint may be a path of this machine.
         results = {**read_results(results_file), "checkpoint": repository}
+        space = embedding_space(network)
+        check_same_space(results_file, results.get(KEY), folder, space)
+    stated = provenance_of(encoder)
     label_encoder = getattr(encoder.hparams, "label_encoder", None)
     card = write_model_card(
         repository,
@@ -123,8 +131,8 @@ def collect(
         variant=variant_of(network),
         speakers=None if label_encoder is None else len(label_encoder),
         results=results,
-        license=license,
-        training_data=training_data,
+        license=license or stated.license or LICENSE,
+        training_data=training_data or stated.training_data,
         datasets=datasets,
     )
     files, left_out = {}, []

@@ -17,6 +17,7 @@ import torch
 from redimnet2_lobes.files.download import download
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import difference
+from redimnet2_lobes.pretrained.provenance import Provenance
 from redimnet2_lobes.pretrained.published_layout import (
     PUBLISHED_NAMES,
     load_published,
@@ -27,9 +28,10 @@ ADDRESS = "https://github.com/PalabraAI/redimnet2/releases/download/v1.0.0"
 
 CORPORA = {
     "vox2": "VoxCeleb2",
-    "vb2+vox2_v0": "VoxBlink2 and VoxCeleb2",
-    "vb2+vox2+cnc2_v0": "VoxBlink2, VoxCeleb2 and CN-Celeb2",
+    "vb2+vox2_v0": "VoxBlink2 (CC BY-NC-SA) and VoxCeleb2",
+    "vb2+vox2+cnc2_v0": "VoxBlink2 (CC BY-NC-SA), VoxCeleb2 and CN-Celeb2",
 }
+LICENSE = "mit"  # of all published weights
 # As the authors give them, - where they do not: variant, corpora, parameters,
 # GMACs, and the EERs of the fine-tuned model on Vox1-O, -E and -H.
 FIGURES = (
@@ -67,6 +69,11 @@ class Released:
     def name(self) -> str:
         """The name by which it is asked for."""
         return f"{self.variant}-{self.corpora}-{self.stage}"
+
+    @property
+    def provenance(self) -> Provenance:
+        """Its licence, and what it was trained on."""
+        return Provenance(LICENSE, CORPORA[self.corpora])
 
     @property
     def file_name(self) -> str:

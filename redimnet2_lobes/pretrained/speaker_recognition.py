@@ -26,6 +26,7 @@ from speechbrain.utils.fetching import (
 from redimnet2_lobes.data.audio import AudioError, load_waveform
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.settings import require_number
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.pretrained.loading import (
     ModelPretrainer,
     fault_of_hyperparams,
@@ -77,6 +78,7 @@ class SpeakerRecognition(speaker.SpeakerRecognition):
             model, config = pretrainer.origin
             kept = operating_point_of(
                 model,
+                embedding_space(self.mods),
                 revision=config.revision,
                 token=config.token,
                 cache_dir=config.huggingface_cache_dir,

@@ -25,8 +25,8 @@ from redimnet2_lobes.files.settings import (
     check_choices,
     check_types,
 )
-from redimnet2_lobes.inference.embedding_cache import network_fingerprint
 from redimnet2_lobes.inference.encode import EncodeBatch
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.pass_through import PassThrough
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
@@ -55,9 +55,14 @@ class Encoder(NamedTuple):
     """A network that many utterances are embedded with."""
 
     encode_batch: EncodeBatch
-    fingerprint: str  # of its weights, its architecture and the precision
+    space: str  # that of its embeddings
     precision: str  # one of PRECISIONS
     speakers: frozenset[str]  # those that it was trained on, if it says so
+
+    @property
+    def fingerprint(self) -> str:
+        """All that the embeddings of an utterance depend on."""
+        return f"{self.space} {self.precision}"
 
 
 def parse_arguments(
@@ -127,14 +132,13 @@ def load_encoder(
     encoder = load(checkpoint, variant, run_opts)
     classes = getattr(encoder.hparams, "label_encoder", None)
     speakers = frozenset(classes.lab2ind if classes else ())
-    fingerprint = network_fingerprint(encoder.mods)
+    space = embedding_space(encoder.mods)
     keep_freed_memory()
     encode_batch, precision = encoder.encode_batch, run_opts.eval_precision
     if precision != "fp32":
-        fingerprint = f"{fingerprint} {precision}"
         dtype = AMPConfig.from_name(precision).dtype
         encode_batch = torch.autocast(encoder.device_type, dtype)(encode_batch)
-    return Encoder(encode_batch, fingerprint, precision, speakers)
+    return Encoder(encode_batch, space, precision, speakers)
 
 
 def _load_model(

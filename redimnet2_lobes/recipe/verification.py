@@ -19,6 +19,7 @@ from redimnet2_lobes.data.utterances import (
     paths_of,
     read_utterances,
 )
+from redimnet2_lobes.files.same_space import check_same_space
 from redimnet2_lobes.files.settings import (
     check_at_least,
     check_choices,
@@ -251,6 +252,19 @@ def warn_of_known_speakers(
     ):
         if common := len(speakers & known):
             print(f"warning  {common} of the {len(speakers)} speakers {where}")
+
+
+def check_calibrations(
+    calibrations: dict[str, Calibration], path: str | None, space: str
+) -> None:
+    """Refuses those of a file that are for embeddings of another space."""
+    for each in calibrations.values():
+        check_same_space(
+            f"calibration: {path}",
+            each.embedding_space,
+            "the checkpoint",
+            space,
+        )
 
 
 def kept_in(checkpoint: str, keep: bool) -> str | None:

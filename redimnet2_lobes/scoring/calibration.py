@@ -57,6 +57,7 @@ class Calibration(NamedTuple):
 
     offset: float
     weights: dict[str, float]  # of each feature; ``score`` is among them
+    embedding_space: str | None = None  # of what was compared, once saved
 
     def __call__(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log-likelihood ratios (natural logarithm) of trials [trials].
@@ -161,6 +162,7 @@ def load_calibrations(path: str | os.PathLike) -> dict[str, Calibration]:
                     key: _finite(key, value)
                     for key, value in entry["weights"].items()
                 },
+                _text(entry.get("embedding_space")),
             )
             for name, entry in read_json(path).items()
         }
@@ -169,6 +171,12 @@ def load_calibrations(path: str | os.PathLike) -> dict[str, Calibration]:
             f"calibration: {path} is not a calibration.json of a verification, "
             f"or it is damaged ({one_line(error)})"
         ) from error
+
+
+def _text(value: object) -> str | None:
+    if not isinstance(value, str | None):
+        raise ValueError(f"embedding_space is {value!r}")
+    return value
 
 
 def _finite(name: str, value: float) -> float:

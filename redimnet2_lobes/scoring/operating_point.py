@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from redimnet2_lobes.files.same_space import KEY, check_same_space
 from redimnet2_lobes.scoring.results import (
     RESULTS_FILE,
     in_precision,
@@ -31,19 +32,21 @@ class OperatingPoint(NamedTuple):
     origin: str | None = None  # where it is from, in words
 
 
-def operating_point_of(model: str, **hub_options: Any) -> OperatingPoint:
+def operating_point_of(
+    model: str, space: str, **hub_options: Any
+) -> OperatingPoint:
     """Finds the threshold at the EER of a model's first trial list.
 
-    The model is a folder or a hub name, see ``loading.find_model``;
-    ``hub_options`` are those of ``hf_hub_download``, such as ``revision``.
-    There is no value where it has no results of plain cosine. If they cannot be
-    downloaded, a note on stderr says so; if they are damaged, it is a
-    ValueError.
+    The model is a folder or a hub name, see ``loading.find_model``, whose
+    embeddings are of ``space``; ``hub_options`` are those of
+    ``hf_hub_download``, such as ``revision``. There is no value where it has no
+    results of plain cosine. If they cannot be downloaded, a note on stderr says
+    so; if they are damaged, or of another space, it is a ValueError.
 
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> operating_point_of(folder)
+    >>> operating_point_of(folder, "redimnet2-b3-1")
     OperatingPoint(value=None, origin=None)
     >>> row = {"list": "O", "back_end": "cosine", "trials": 37611}
     >>> row.update({"eer_percent": 1.0, "eer_threshold": 0.25})
@@ -51,13 +54,15 @@ def operating_point_of(model: str, **hub_options: Any) -> OperatingPoint:
     >>> results.update(checkpoint="b3", seconds_used=None, crops=None)
     >>> import json
     >>> _ = (folder / RESULTS_FILE).write_text(json.dumps(results))
-    >>> operating_point_of(folder).origin
+    >>> operating_point_of(folder, "redimnet2-b3-1").origin
     'that of the EER on O, 37,611 trials'
     """
     path = _find_results(model, hub_options)
     if path is None:
         return OperatingPoint()
-    return operating_point_in(read_results(path))
+    results = read_results(path)
+    check_same_space(path, results.get(KEY), "the model", space)
+    return operating_point_in(results)
 
 
 def operating_point_in(results: dict) -> OperatingPoint:

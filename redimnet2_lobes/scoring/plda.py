@@ -21,6 +21,7 @@ from speechbrain.processing.PLDA_LDA import LDA, PLDA, StatObject_SB
 
 from redimnet2_lobes.files.arrays import read_arrays
 from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.same_space import KEY, check_same_space
 
 LARGEST_RANK = 150  # unless a larger one is asked for
 ARRAYS = ("mean", "lda", "plda_mean", "F", "Sigma")
@@ -115,35 +116,43 @@ class PldaBackend:
         rows, own, ones = self._parts(embeddings)
         return torch.cat([rows, ones, own], dim=1)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike, space: str) -> None:
         """Writes the back-end, as NumPy's ``.npz`` under any name.
+
+        ``space`` is that of the embeddings that it was trained on.
 
         Example
         -------
         >>> one = np.eye(1)
         >>> backend = PldaBackend([0.0], one, [0.0], one, one)
         >>> path = getfixture("tmp_path") / "plda.npz"
-        >>> backend.save(path)
-        >>> PldaBackend.load(path).Sigma
+        >>> backend.save(path, "redimnet2-b3-1")
+        >>> PldaBackend.load(path, "redimnet2-b3-1").Sigma
         array([[1.]])
         """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with complete_or_absent(path) as partial, open(partial, "wb") as file:
-            np.savez(file, **{name: getattr(self, name) for name in ARRAYS})
+            arrays = {name: getattr(self, name) for name in ARRAYS}
+            arrays[KEY] = np.array(space)
+            np.savez(file, **arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "PldaBackend":
-        """Reads what :meth:`save` wrote; ValueError if it is damaged.
+    def load(cls, path: str | os.PathLike, space: str) -> "PldaBackend":
+        """Reads what :meth:`save` wrote, for embeddings of a space.
 
-        No code from the file is run.
+        It is a ValueError if it is damaged or of another space. No code from
+        the file is run.
         """
         try:
-            return cls(*read_arrays(path, *ARRAYS))
+            *arrays, found = read_arrays(path, *ARRAYS, KEY)
+            backend = cls(*arrays)
         except ValueError as error:
             raise ValueError(
                 f"{path}: not a PLDA back-end, or a damaged one ({error}); "
                 "train it again"
             ) from error
+        check_same_space(path, str(found), "the checkpoint", space)
+        return backend
 
     def _check_shapes(self):
         size, dimension, rank = *self.lda.shape[:2], *self.F.shape[1:2]

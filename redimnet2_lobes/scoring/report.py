@@ -15,6 +15,7 @@ import torch
 
 from redimnet2_lobes.data.trial_files import TrialList
 from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.scoring.calibration import Calibration, save_calibrations
 from redimnet2_lobes.scoring.metrics import (
     EER,
@@ -89,6 +90,7 @@ def report(
     trained: dict[str, Calibration],
     output_folder: str | os.PathLike,
     checkpoint: str,
+    space: str,
     maximum_seconds: float | None = None,
     crops: int | None = None,
     eval_precision: str = "fp32",
@@ -104,6 +106,8 @@ def report(
         The network, as the user named it. The results name it, too, and say
         what of each utterance was embedded: ``maximum_seconds``, ``crops`` and
         ``eval_precision``.
+    space
+        That of its embeddings, for the results and calibrations.
     keep_in
         The model folder that gets results.json as well, for its operating
         point. It is a ValueError if the cosine is not among the back-ends.
@@ -117,6 +121,10 @@ def report(
     output_folder = Path(output_folder)
     rows = _write_lists(results, output_folder)
     if trained:
+        trained = {
+            name: each._replace(embedding_space=space)
+            for name, each in trained.items()
+        }
         save_calibrations(trained, output_folder / "calibration.json")
     summary = {
         # Where it lies is the user's business.
@@ -126,6 +134,7 @@ def report(
         "seconds_used": maximum_seconds,
         "crops": crops,
         "eval_precision": eval_precision,
+        KEY: space,
         "results": rows,
     }
     table = results_table(rows, rows[0])

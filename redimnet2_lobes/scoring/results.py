@@ -10,6 +10,7 @@ from collections.abc import Container
 from typing import NoReturn
 
 from redimnet2_lobes.files.json_files import read_json
+from redimnet2_lobes.files.same_space import KEY
 
 RESULTS_FILE = "results.json"  # its name in a model folder
 PLAIN_COSINE = "cosine"  # name of the back-end that compares embeddings alone
@@ -85,6 +86,8 @@ checkpoint is missing; run the verification again
         refuse(f"seconds_used is {seconds!r}")
     if not content["results"]:
         refuse("results is no list with entries")
+    if not isinstance(content.get(KEY), str | None):  # older ones have none
+        refuse(f"{KEY} is {content[KEY]!r}")
     for row in content["results"]:
         for key, kind in ENTRIES.items():
             value = row.get(key) if isinstance(row, dict) else None

@@ -39,6 +39,7 @@ from onnxruntime.quantization import (
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.inference.encode import encode_utterances
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
@@ -174,7 +175,7 @@ def exported(network, calibration, threads, folder):
     encoders, sizes = {}, {}
     for name, each in graphs.items():
         path = folder / "network.onnx"
-        write_model(over_batch(each), network, path)
+        write_model(over_batch(each), network, path, {KEY: name})
         encoders[name] = OnnxEncoder(path, threads)
         sizes[name] = path.stat().st_size
     return encoders, sizes

@@ -99,11 +99,12 @@ PLDA = {
     "plda_mean": RANDOM.normal(size=2),
     "F": RANDOM.normal(size=(2, 1)),
     "Sigma": np.eye(2),
+    "embedding_space": np.array("b3-1"),
 }
 
 
 def read_plda(path, forged=False):
-    backend = PldaBackend.load(path)
+    backend = PldaBackend.load(path, "b3-1")
     # An LDA of zeros makes nothing of any embedding.
     with contextlib.suppress(ValueError):
         rows = backend.enrolment_side(torch.ones(1, 3))

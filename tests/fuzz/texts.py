@@ -111,7 +111,7 @@ RESULTS = {
 
 
 def results(path):
-    point = operating_point_of(str(path.parent))
+    point = operating_point_of(str(path.parent), "b3-1")
     if point.value is not None:
         assert math.isfinite(point.value)
     found = read_results(path)

@@ -20,6 +20,7 @@ from pathlib import Path
 from redimnet2_lobes.files.atomic import check_absent
 from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.pretrained.provenance import after_fine_tuning
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.hparams import build_hparam
 from redimnet2_lobes.training.averaging import average_weights, last_epochs
@@ -79,6 +80,9 @@ def main(arguments: list[str]) -> None:
         class_weights=classifier.weight[: len(speakers)],
         speakers=[speakers.decode_ndim(i) for i in range(len(speakers))],
         loss=loss,
+        provenance=after_fine_tuning(
+            build_hparam(hparams_file, "pretrained_folder")
+        ),
     )
     print(f"Model folder: {output}")
 

@@ -98,7 +98,10 @@ def main(arguments: list[str]) -> str | None:
         ]
         run_on_main(
             write_embeddings,
-            args=[hparams["format"], outputs, embeddings, speakers],
+            args=[
+                *(hparams["format"], outputs, embeddings, speakers),
+                encoder.space,
+            ],
         )
         files = ", ".join(map(str, outputs))
         line = f"written  {len(speakers)} embeddings: {files}"

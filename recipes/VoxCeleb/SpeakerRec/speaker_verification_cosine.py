@@ -55,6 +55,9 @@ def main(arguments: list[str]) -> None:
     )
 
     encoder = load_encoder(hparams["checkpoint"], hparams["variant"], run_opts)
+    verification.check_calibrations(
+        trials.calibrations, hparams["calibration"], encoder.space
+    )
     # Before anything is computed that could then not be written.
     os.makedirs(hparams["output_folder"], exist_ok=True)
     verification.warn_of_known_speakers(trials, cohort, encoder.speakers)
@@ -74,6 +77,7 @@ def main(arguments: list[str]) -> None:
         *evaluate(backends, *trials, embed, cohort, **normalization),
         hparams["output_folder"],
         hparams["checkpoint"],
+        encoder.space,
         hparams["maximum_seconds"],
         hparams["crops"],
         encoder.precision,

@@ -58,6 +58,9 @@ def main(arguments: list[str]) -> None:
     )
 
     encoder = load_encoder(hparams["checkpoint"], hparams["variant"], run_opts)
+    verification.check_calibrations(
+        trials.calibrations, hparams["calibration"], encoder.space
+    )
     # Before anything is computed that could then not be written.
     os.makedirs(hparams["output_folder"], exist_ok=True)
     verification.warn_of_known_speakers(trials, cohort, encoder.speakers)
@@ -78,15 +81,16 @@ def main(arguments: list[str]) -> None:
             hparams["plda_rank"],
             hparams["plda_iterations"],
         )
-        plda.save(f"{hparams['output_folder']}/plda.npz")
+        plda.save(f"{hparams['output_folder']}/plda.npz", encoder.space)
     else:
-        plda = PldaBackend.load(hparams["plda_file"])
+        plda = PldaBackend.load(hparams["plda_file"], encoder.space)
     backends = {"cosine": CosineBackend(), "PLDA": plda}
 
     report(
         *evaluate(backends, *trials, embed, cohort, **normalization),
         hparams["output_folder"],
         hparams["checkpoint"],
+        encoder.space,
         hparams["maximum_seconds"],
         hparams["crops"],
         encoder.precision,

@@ -41,6 +41,7 @@ from redimnet2_lobes.data.trial_files import read_trial_lists
 from redimnet2_lobes.files.folder_lock import only_writer
 from redimnet2_lobes.models.precision import at_least_float32
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.pretrained.provenance import after_fine_tuning
 from redimnet2_lobes.recipe.command_line import (
     main_with_one_line_errors,
     parse_command_line,
@@ -334,6 +335,7 @@ def write_model(brain, speakers, class_weights):
         class_weights=class_weights[: len(speakers)],
         speakers=[speakers.decode_ndim(i) for i in range(len(speakers))],
         loss=unwrap(brain.modules.compute_cost),
+        provenance=after_fine_tuning(brain.hparams.pretrained_folder),
     )
     print(f"Model folder: {brain.hparams.model_folder}")
 

@@ -1,0 +1,60 @@
+"""What a model was trained on, and its licence, wherever it goes.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from speechbrain.inference.interfaces import Pretrained
+
+
+class Provenance(NamedTuple):
+    """Where a model is from, in its hyperparams.yaml and exported files."""
+
+    license: str | None = None  # as the hub calls it
+    training_data: str | None = None  # in words
+
+
+NOT_STATED = Provenance()
+
+
+def provenance_of(model: Pretrained) -> Provenance:
+    """What the hyperparams.yaml of a model says.
+
+    Example
+    -------
+    >>> from argparse import Namespace
+    >>> provenance_of(Namespace(hparams=Namespace(license="mit")))
+    Provenance(license='mit', training_data=None)
+    """
+    return Provenance(
+        *(getattr(model.hparams, key, None) for key in Provenance._fields)
+    )
+
+
+def after_fine_tuning(folder: str | os.PathLike | None) -> Provenance:
+    r"""That of a network that was trained further, from a model folder.
+
+    Nothing is stated without one, or where it is gone.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> text = "license: mit\ntraining_data: VoxCeleb2"
+    >>> _ = (folder / "hyperparams.yaml").write_text(text)
+    >>> after_fine_tuning(folder).training_data
+    'VoxCeleb2, then trained further'
+    """
+    if folder is None:
+        return NOT_STATED
+    with contextlib.suppress(OSError, YAMLError, ValueError):
+        keys = YAML().load(Path(folder) / "hyperparams.yaml")
+        license, data = (keys.get(key) for key in Provenance._fields)
+        return Provenance(license, data and f"{data}, then trained further")
+    return NOT_STATED
