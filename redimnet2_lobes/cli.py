@@ -423,9 +423,10 @@ def identify(
     operating_point = _operating_point(threshold, model, encoder)
     embeddings = _embed(encoder, paths, seconds_per_piece, faults)
     tests = [path for path in tests if path in embeddings]
-    voices = _voices(speakers, embeddings, faults)
     if enrolled:
         voices = dict(zip(enrolled.names, enrolled.vectors, strict=True))
+    else:
+        voices = _voices(speakers, embeddings, faults)
     if not (tests and voices):
         raise LeftOut(faults or {})
     scores = _scores(voices.values(), [embeddings[path] for path in tests])
