@@ -4,6 +4,7 @@ The rooms, each of which imports from those below it only:
 
  * cli: the command ``redimnet2``
  * recipe: what the scripts of a recipe share: command line, YAML, checks
+ * integrations: the models in the pipelines of other projects
  * door: loads a model, whatever it is kept as
  * onnx: export to ONNX, and running it
  * training: Brain, losses, schedules, batches, checkpoints, validation
