@@ -117,6 +117,7 @@ class SpeakerEncoder(Model):
             samples = samples[enough]
             longest = int(samples.max())
             wavs = waveforms.new_zeros(len(samples), longest)
+            # Both sides name the same number of samples in each row.
             wavs[valid_mask(samples, longest)] = waveforms[enough][
                 selected[enough]
             ]

