@@ -205,9 +205,24 @@ def embedding_options(function: Command) -> Command:
             "A lower number needs less memory.",
         ),
         click.option(
+            "--engine_cache",
+            metavar="FOLDER",
+            help="Where tensorrt, openvino or coreml keeps what it has "
+            "compiled of a .onnx file, for the next time.",
+        ),
+        click.option(
+            "--threads",
+            metavar="N",
+            type=_number(int, 1, sys.maxsize, "a whole number from 1 on"),
+            help="Threads of the CPU, at most one for each core; the default "
+            "is all cores.",
+        ),
+        click.option(
             "--device",
             help="Where PyTorch computes, such as cuda:0; the default is cpu. "
-            "A .onnx file runs on the CPU.",
+            "For a .onnx file an execution provider: cpu, cuda, tensorrt, "
+            "openvino, directml, coreml or qnn, for some with a device, such "
+            "as cuda:1 or openvino:GPU.",
         ),
         click.option(
             "--model",
@@ -257,6 +272,8 @@ def verify(
     test: str,
     model: str | None,
     device: str | None,
+    threads: int | None,
+    engine_cache: str | None,
     seconds_per_piece: float,
     threshold: float | None,
     as_json: bool,
@@ -265,7 +282,7 @@ def verify(
     paths = [enrolment, test]
     for path in paths:
         _check_file(path)
-    model, encoder = _load_encoder(model, device)
+    model, encoder = _load_encoder(model, device, threads, engine_cache)
     operating_point = _operating_point(threshold, model, encoder)
     embeddings = _embed(encoder, paths, seconds_per_piece)
     score = _scores([embeddings[enrolment]], [embeddings[test]]).item()
@@ -305,6 +322,8 @@ def embed(
     files: tuple[str, ...],
     model: str | None,
     device: str | None,
+    threads: int | None,
+    engine_cache: str | None,
     seconds_per_piece: float,
     output: Path | None,
     strict: bool,
@@ -326,7 +345,7 @@ def embed(
     def compute() -> tuple[Embeddings, str]:
         if len(faults or {}) == len(paths):
             return {}, ""
-        encoder = _load_encoder(model, device)[1]
+        encoder = _load_encoder(model, device, threads, engine_cache)[1]
         embeddings = _embed(encoder, paths, seconds_per_piece, faults)
         return embeddings, _space(encoder)
 
@@ -391,6 +410,8 @@ def identify(
     files: tuple[str, ...],
     model: str | None,
     device: str | None,
+    threads: int | None,
+    engine_cache: str | None,
     seconds_per_piece: float,
     enrol: str,
     threshold: float | None,
@@ -416,7 +437,7 @@ def identify(
     _check_files(paths, faults)
     if faults and all(path in faults for path in tests):
         raise LeftOut(faults)
-    model, encoder = _load_encoder(model, device)
+    model, encoder = _load_encoder(model, device, threads, engine_cache)
     space = _space(encoder)
     if enrolled:
         check_same_space(enrol, enrolled.space, model, space)
@@ -829,7 +850,12 @@ def _voices(
     return voices
 
 
-def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
+def _load_encoder(
+    model: str | None,
+    device: str | None,
+    threads: int | None,
+    engine_cache: str | None,
+) -> tuple[str, Encoder]:
     """The model as SpeechBrain names it, and what embeds."""
     model = model or os.environ.get(MODEL_VARIABLE)
     if not model:
@@ -837,15 +863,19 @@ def _load_encoder(model: str | None, device: str | None) -> tuple[str, Encoder]:
             "--model: missing; give a model folder, a hub name or a .onnx "
             f"file, or set {MODEL_VARIABLE}"
         )
-    from redimnet2_lobes import door
+    import torch
 
+    from redimnet2_lobes import door
+    from redimnet2_lobes.models.threads import usable_threads
+
+    if threads is not None:
+        torch.set_num_threads(usable_threads(threads))
     if door.is_onnx(model):
-        if device not in (None, "cpu"):
-            raise ValueError(
-                f"--device: {device} is for PyTorch; leave it out, "
-                "since a .onnx file runs on the CPU"
-            )
-        return model, door.load(model)
+        return model, door.load(
+            model, {"device": device}, engine_cache=engine_cache
+        )
+    if engine_cache is not None:
+        raise ValueError("--engine_cache: belongs to .onnx files; leave it out")
     if os.path.isfile(model):
         raise ValueError(
             f"--model: {model} is a file; give the model folder. Of a "
@@ -906,10 +936,20 @@ def _embed(
 
     Those with faults have none, which are kept if there is where to.
     """
+    from redimnet2_lobes.inference.encode import AveragedCrops
     from redimnet2_lobes.inference.long_files import encode_files
+    from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
+    encode_batch = encoder.encode_batch
+    if samples := getattr(encoder, "fixed_samples", None):
+        seconds = samples / SAMPLE_RATE
+        _note(
+            f"the .onnx file takes {seconds:g} s: of longer recordings the "
+            "embeddings of pieces are averaged, shorter ones are repeated"
+        )
+        encode_batch = AveragedCrops(encode_batch, seconds, None, repeat=True)
     embeddings, pieces = encode_files(
-        encoder.encode_batch,
+        encode_batch,
         [path for path in paths if path not in (faults or {})],
         seconds_per_piece,
         faults,

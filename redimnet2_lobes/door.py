@@ -6,10 +6,12 @@ Authors
 
 import os
 
+import torch
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.run_opts import RunOptions
 
 from redimnet2_lobes.models.embedding_space import embedding_space
+from redimnet2_lobes.models.threads import check_threads, usable_threads
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.pretrained.convert import released_folder
 from redimnet2_lobes.pretrained.loading import find_model, load_model
@@ -17,7 +19,10 @@ from redimnet2_lobes.pretrained.releases import RELEASED
 
 
 def load(
-    source: str | os.PathLike, run_opts: RunOptions | dict | None = None
+    source: str | os.PathLike,
+    run_opts: RunOptions | dict | None = None,
+    threads: int | None = None,
+    engine_cache: str | os.PathLike | None = None,
 ) -> EncoderClassifier | OnnxEncoder:
     """Loads a model in any of its forms.
 
@@ -30,8 +35,15 @@ def load(
         ValueError, or an OSError of a download, says in one line why there is
         none.
     run_opts
-        SpeechBrain's run options, such as ``device``; a .onnx file runs on the
-        CPU.
+        SpeechBrain's run options, such as ``device``. Of a .onnx file that is
+        an execution provider, such as ``cuda`` or ``openvino``; the others do
+        nothing there.
+    threads
+        Of the CPU, at most one on each core; None for as many as torch may use.
+        For all but .onnx files they are set by ``torch.set_num_threads``, for
+        the whole process.
+    engine_cache
+        Of a .onnx file, see ``OnnxEncoder``; a ValueError for the others.
 
     Returns
     -------
@@ -46,8 +58,15 @@ def load(
     ValueError: no file or folder no/such/folder
     """
     if is_onnx(source):
-        return OnnxEncoder(os.fspath(source))
-    return load_model(find(source), run_opts)
+        device = (run_opts or {}).get("device") or "cpu"
+        return OnnxEncoder(os.fspath(source), threads, device, engine_cache)
+    if engine_cache is not None:
+        raise ValueError("engine_cache: belongs to .onnx files; leave it out")
+    check_threads(threads)
+    encoder = load_model(find(source), run_opts)
+    if threads is not None:
+        torch.set_num_threads(usable_threads(threads))
+    return encoder
 
 
 def space_of(encoder: EncoderClassifier | OnnxEncoder) -> str:

@@ -29,7 +29,7 @@ from redimnet2_lobes.data.sources import open_audio, split_source
 from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.inference.prefetch import loading_threads, prefetch
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
-from redimnet2_lobes.models.lengths import valid_samples
+from redimnet2_lobes.models.lengths import repeat_short, valid_samples
 from redimnet2_lobes.models.tiles import groups_of_like_length
 
 # Padded waveforms [batch, time] and their lengths relative to the longest
@@ -201,7 +201,7 @@ def check_finite(path: str | os.PathLike, embedding: torch.Tensor) -> None:
     if not embedding.isfinite().all():
         raise AudioError(
             "its embedding is not finite",
-            "check the weights, or leave the file out",
+            "check its samples and the weights, or leave it out",
             str(path),
         )
 
@@ -237,7 +237,8 @@ class AveragedCrops:
     The crops of an utterance, of so many seconds each, are a batch: the first
     lies at its start, the last at its end. Their embeddings are brought to
     length 1 before they are averaged. An utterance not longer than a crop is
-    embedded whole, and its embedding has length 1, too.
+    embedded whole, or with ``repeat`` repeated up to a crop, and its embedding
+    has length 1, too. None for ``crops`` takes as many as cover the utterance.
 
     Example
     -------
@@ -248,12 +249,19 @@ class AveragedCrops:
     tensor([[[0.8000, 0.4000]]])
     """
 
-    def __init__(self, encode_batch: EncodeBatch, seconds: float, crops: int):
+    def __init__(
+        self,
+        encode_batch: EncodeBatch,
+        seconds: float,
+        crops: int | None,
+        repeat: bool = False,
+    ) -> None:
         _check_above_zero("seconds", seconds)
         check_at_least({"crops": crops}, crops=1)
         self.encode_batch = encode_batch
         self.samples = max(1, round(seconds * SAMPLE_RATE))
         self.crops = crops
+        self.repeat = repeat
 
     def __call__(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor
@@ -271,9 +279,12 @@ class AveragedCrops:
         surplus = len(waveform) - self.samples
         if surplus > 0:
             # In whole numbers: float32 would miss samples of long utterances.
-            last = max(self.crops - 1, 1)
-            starts = [surplus * crop // last for crop in range(self.crops)]
+            count = self.crops or math.ceil(len(waveform) / self.samples)
+            last = max(count - 1, 1)
+            starts = [surplus * crop // last for crop in range(count)]
             crops = waveform.unfold(0, self.samples, 1)[starts]
+        elif self.repeat:
+            crops, _ = repeat_short(crops, None, self.samples)
         embeddings = self.encode_batch(crops, torch.ones(len(crops)))
         return normalize(embeddings.float(), dim=-1).mean(dim=0)
 
@@ -342,11 +353,21 @@ def _encode(
 ) -> Iterator[tuple]:
     """Yields the keys of waveforms, each with its embedding."""
     lengths = torch.tensor([len(waveform) for waveform in batch.values()])
-    with torch.no_grad():
-        embeddings = encode_batch(
-            pad_sequence(list(batch.values()), batch_first=True),
-            lengths / lengths.max(),
-        )
+    try:
+        with torch.no_grad():
+            embeddings = encode_batch(
+                pad_sequence(list(batch.values()), batch_first=True),
+                lengths / lengths.max(),
+            )
+    except AudioError as error:  # of an utterance, whose path is to be named
+        for path, waveform in batch.items():
+            with noted(faults, path):
+                if len(batch) == 1:
+                    raise AudioError(
+                        error.reason, error.remedy, str(path)
+                    ) from None
+                yield from _encode(encode_batch, {path: waveform}, faults)
+        return
     embeddings = embeddings.squeeze(1).float().cpu()
     for path, embedding in zip(batch, embeddings, strict=True):
         with noted(faults, path):

@@ -223,8 +223,11 @@ def _encode_long(
     for waveform in tqdm(
         waveforms, desc=path, unit="piece", disable=None, leave=False
     ):
-        with torch.no_grad():
-            embedding = encode_batch(waveform.unsqueeze(0), torch.ones(1))
+        try:
+            with torch.no_grad():
+                embedding = encode_batch(waveform.unsqueeze(0), torch.ones(1))
+        except AudioError as error:
+            raise AudioError(error.reason, error.remedy, path) from None
         embedding = embedding.flatten().float().cpu()
         check_finite(path, embedding)
         directions = directions + len(waveform) * normalize(embedding, dim=0)

@@ -21,7 +21,7 @@ def valid_samples(wavs: Tensor, wav_lens: Tensor | None) -> Tensor | None:
     Arguments
     ---------
     wavs
-        Padded waveforms [batch, time].
+        Padded waveforms [batch, time] in floating point; a ValueError if not.
     wav_lens
         Lengths relative to ``time``, in (0, 1], [batch]; None where none is
         padded. Lengths in samples or seconds are a ValueError, and so is any
@@ -44,6 +44,11 @@ def valid_samples(wavs: Tensor, wav_lens: Tensor | None) -> Tensor | None:
         raise ValueError(
             f"wavs: expected one or more waveforms [batch, time], not a tensor "
             f"of shape {list(wavs.shape)}"
+        )
+    if not wavs.is_floating_point():
+        raise ValueError(
+            f"wavs: expected samples from -1 to 1 in floating point, not "
+            f"{wavs.dtype}; divide those of 16 bits by 32768"
         )
     if wav_lens is None:
         return None

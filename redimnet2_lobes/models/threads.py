@@ -21,22 +21,39 @@ import torch
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 
+from redimnet2_lobes.files.settings import check_at_least, check_types
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def usable_threads() -> int:
-    """Threads that torch may use, but not more than there are cores for them.
+def check_threads(threads: int | None) -> None:
+    """Refuses, with a ValueError, what is neither None nor 1 or more.
 
-    Of the cores those count that the affinity of the process and the quota of
-    its container allow.
+    Example
+    -------
+    >>> check_threads(0)
+    Traceback (most recent call last):
+    ValueError: threads: 0 is less than 1
+    """
+    check_types({"threads": threads}, threads=int | None)
+    check_at_least({"threads": threads}, threads=1)
+
+
+def usable_threads(wanted: int | None = None) -> int:
+    """So many threads, but not more than there are cores for them.
+
+    None wants as many as torch may use. Of the cores those count that the
+    affinity of the process and the quota of its container allow.
 
     Example
     -------
     >>> usable_threads() <= torch.get_num_threads()
     True
+    >>> usable_threads(1)
+    1
     """
-    return min(torch.get_num_threads(), joblib.cpu_count())
+    return min(wanted or torch.get_num_threads(), joblib.cpu_count())
 
 
 def single_threads(threads: int) -> ThreadPoolExecutor:

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from redimnet2_lobes.data.audio import LARGEST_SAMPLE, AudioError
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.files.settings import require_positive
+from redimnet2_lobes.inference.encode import check_finite
 from redimnet2_lobes.models.lengths import (
     check_not_shorter,
     length_of_each,
     valid_samples,
 )
-from redimnet2_lobes.models.threads import usable_threads
+from redimnet2_lobes.models.threads import check_threads, usable_threads
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
 if TYPE_CHECKING:
@@ -31,12 +33,13 @@ if TYPE_CHECKING:
 
 
 class OnnxEncoder:
-    """Runs a file of ``redimnet2_lobes.onnx.export`` on the CPU.
+    """Runs a file of ``redimnet2_lobes.onnx.export``.
 
-    The utterances of a batch run side by side, each on one thread; one of 2 s
-    or more that is alone runs on all. Its ``operating_point`` is that of the
-    model folder, if that had the results of an evaluation when it was exported,
-    and ``space`` that of its embeddings.
+    On the CPU the utterances of a batch run side by side, each on one thread;
+    one of 2 s or more that is alone runs on all. Another provider gets them one
+    by one. The ``operating_point`` is that of the model folder, if that had the
+    results of an evaluation when it was exported, and ``space`` that of its
+    embeddings.
 
     Arguments
     ---------
@@ -44,7 +47,16 @@ class OnnxEncoder:
         A file that takes waveforms. A ValueError says that it is another or
         damaged, or that onnxruntime is missing.
     threads
-        None for as many as torch may use, one on each core by default.
+        Of the CPU, at most one on each core; None for as many as torch may use,
+        all by default.
+    provider
+        What it runs on: cpu, cuda, tensorrt, openvino, directml, coreml or qnn,
+        for some with a device, as ``cuda:1``, ``openvino:GPU`` or ``qnn:gpu``.
+        A ValueError says that it is missing, does not start, or does not take
+        this form of file (see ``providers``). The CPU never takes its place.
+    engine_cache
+        A folder in which tensorrt, openvino or coreml keeps what it compiles,
+        for the next time.
 
     Example
     -------
@@ -58,11 +70,17 @@ class OnnxEncoder:
     """
 
     def __init__(
-        self, path: str | os.PathLike, threads: int | None = None
+        self,
+        path: str | os.PathLike,
+        threads: int | None = None,
+        provider: str = "cpu",
+        engine_cache: str | os.PathLike | None = None,
     ) -> None:
+        check_threads(threads)
         self._sessions, known = open_export(path)
-        session = self._sessions.session(1)
-        if not session.get_inputs()[0].name.startswith("waveform"):
+        self._session = self._sessions.session(1)
+        name = self._session.get_inputs()[0].name
+        if not name.startswith("waveform"):
             raise ValueError(
                 f"{path}: takes features; export without --features"
             )
@@ -88,6 +106,23 @@ class OnnxEncoder:
                 f"{path}: its metadata are damaged ({one_line(error)}); export "
                 "it again"
             ) from error
+        if provider == "cpu":
+            if engine_cache is not None:
+                raise ValueError(
+                    "engine_cache: the CPU keeps nothing; leave it out"
+                )
+            return
+        from redimnet2_lobes.onnx.providers import provider_session
+
+        target = "onnx" if name == "waveforms" else "plain"
+        self._sessions = None  # but for the metadata
+        self._session = provider_session(
+            Path(path).read_bytes(),
+            target if self.fixed_samples is None else "fixed",
+            provider,
+            usable_threads(threads),
+            engine_cache,
+        )
 
     def encode_batch(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
@@ -97,8 +132,9 @@ class OnnxEncoder:
         As for ``EncoderClassifier.encode_batch``, ``wavs`` are waveforms at
         16 kHz, padded at the end [batch, time], or one [time], and ``wav_lens``
         their lengths relative to ``time`` [batch]. A ValueError says that these
-        are others, that an utterance has less than 25 ms, or that gradients are
-        wanted, which there are none.
+        are others, that an utterance has less than 25 ms, that it or its
+        embedding is not finite, or that gradients are wanted, which there are
+        none.
         """
         if wavs.requires_grad and torch.is_grad_enabled():
             raise ValueError(
@@ -117,21 +153,42 @@ class OnnxEncoder:
                     f"samples, not {length}; cut or repeat them, or export "
                     "--for=onnx"
                 )
-        waveforms = wavs.detach().cpu().float().numpy()
-        session = self._sessions.session(1)
+        waveforms = wavs.detach().cpu().float()
+        for row, length in enumerate(lengths):
+            samples = waveforms[row, :length]
+            lowest, highest = (x.item() for x in torch.aminmax(samples))
+            # Here, since not all providers make NaN of NaN. See data/audio.py.
+            if not -LARGEST_SAMPLE <= lowest <= highest <= LARGEST_SAMPLE:
+                raise AudioError(
+                    "not finite",
+                    "it holds NaN, infinite or absurdly large samples, so "
+                    "leave it out",
+                    f"wavs[{row}]",
+                )
         feeds = [
-            inputs_by_name(session, waveforms[row : row + 1, :length], [length])
+            inputs_by_name(
+                self._session,
+                waveforms[row : row + 1, :length].numpy(),
+                [length],
+            )
             for row, length in enumerate(lengths)
         ]
         try:
-            return self._sessions.run(
-                feeds, lengths, self.threads or usable_threads()
-            )
+            if self._sessions is None:
+                rows = [self._session.run(None, feed)[0] for feed in feeds]
+                embeddings = torch.from_numpy(np.stack(rows))
+            else:
+                embeddings = self._sessions.run(
+                    feeds, lengths, usable_threads(self.threads)
+                )
         except Exception as error:
             raise ValueError(
                 f"{self.path}: cannot be run ({one_line(error)}); export it "
                 "again"
             ) from error
+        for row, embedding in enumerate(embeddings):
+            check_finite(f"wavs[{row}]", embedding)
+        return embeddings
 
 
 def inputs_by_name(
