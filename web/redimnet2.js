@@ -67,8 +67,10 @@ function metadataOf(bytes) {
 
 /** @param {string | URL | ArrayBuffer | Uint8Array} model */
 async function contentOf(model) {
-  if (model instanceof Uint8Array) return model;
-  if (model instanceof ArrayBuffer) return new Uint8Array(model);
+  if (model instanceof Uint8Array || model instanceof ArrayBuffer) {
+    // A copy: onnxruntime-web may hand the memory over to a worker.
+    return new Uint8Array(model.slice(0));
+  }
   if (typeof model !== "string" && !(model instanceof URL)) {
     throw new Error("model: neither an address, an ArrayBuffer nor a Uint8Array");
   }
@@ -202,13 +204,15 @@ class SpeakerRecognition {
       );
       const part = waveform.slice(start, end);
       if (part.every((x) => x === part[0])) continue; // silent
+      // A worker of onnxruntime-web takes the part: it has no length then.
+      const weight = end - start;
       const embedding = await this.#embedWhole(part);
       const norm = Math.hypot(...embedding);
       embedding.forEach((x, i) => {
-        directions[i] += (part.length * x) / norm;
+        directions[i] += (weight * x) / norm;
       });
-      length += part.length * norm;
-      samples += part.length;
+      length += weight * norm;
+      samples += weight;
     }
     return Float32Array.from(directions, (x) => (x / samples) * (length / samples));
   }
