@@ -17,6 +17,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
     *("--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
+    "--window-size=900,1800",  # all of the page: axe looks at what it sees
     # For recordings that no key has begun.
     "--autoplay-policy=no-user-gesture-required",
 )
@@ -24,7 +25,10 @@ FLAGS = (
 CALL = """
 const [source, values, done] = arguments;
 const work = new (async () => {}).constructor("values", source);
-work(values).then((value) => done({ value }), (e) => done({ error: e.message }));
+work(values).then(
+  (value) => done({ value }),
+  (error) => done({ error: error.message }),
+);
 """
 
 
@@ -115,6 +119,7 @@ class Site:
     """A folder, served until it is stopped."""
 
     def __init__(self, folder):
+        self.folder = folder
         handler = functools.partial(Quiet, directory=str(folder))
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}/"

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import soundfile
 import torch
-from web_models import FORMS, ROOT, WEB, VOICES, embedding_of
+from web_models import FORMS, ROOT, VOICES, WEB, embedding_of
 
 from redimnet2_lobes.data.audio import load_waveform
 
@@ -128,7 +128,9 @@ def test_the_package_holds_the_page():
         check=True,
     )
     listing = json.loads(done.stdout)
-    entry = listing[0] if isinstance(listing, list) else listing["redimnet2-web"]
+    entry = (
+        listing[0] if isinstance(listing, list) else listing["redimnet2-web"]
+    )
     packed = {file["path"] for file in entry["files"]}
     own = {
         name

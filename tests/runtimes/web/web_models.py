@@ -11,6 +11,8 @@ WEB = ROOT / "web"
 VOICES = Path("/usr/share/sounds/alsa")  # recordings of one woman, 48 kHz
 FORMS = ("onnx", "plain", "fixed", "int8", "features")
 FIXED_SECONDS = 1.5
+# Of embeddings, where the browser resamples by its own filter: up to 6e-3 here.
+RESAMPLED = 2e-2
 
 
 def embedding_of(path, waveform):
