@@ -36,6 +36,12 @@ test-runtimes: $(RUNTIMES:%=runtime-%)
 runtime-%: build/runtimes/%/complete
 	build/runtimes/$*/bin/python -m pytest tests/runtimes/$*
 
+# The page's tests also need apt install chromium chromium-driver alsa-utils.
+runtime-web: web/node_modules/.package-lock.json
+web/node_modules/.package-lock.json: web/package-lock.json
+	cd web && npm ci --ignore-scripts
+	touch $@
+
 # Kept, though no rule names one.
 .PRECIOUS: build/runtimes/%/complete
 build/runtimes/%/complete: tests/runtimes/%/requirements.txt requirements.txt \

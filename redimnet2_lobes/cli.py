@@ -46,6 +46,7 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -560,6 +561,18 @@ def convert(
 )
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option(
+    "--space",
+    is_flag=True,
+    help="Push a Space of the same name too: a page that runs the model in the "
+    "browser. It is at main, whatever --revision.",
+)
+@click.option(
+    "--onnxruntime_web",
+    metavar="FOLDER",
+    help="The npm package onnxruntime-web, for --space; by default that of "
+    "`npm ci` in the folder web.",
+)
+@click.option(
     "--dry_run",
     is_flag=True,
     help="List the files and print the card, and upload nothing.",
@@ -573,6 +586,8 @@ def push(
     license: str | None,
     revision: str | None,
     private: bool,
+    space: bool,
+    onnxruntime_web: str | None,
     dry_run: bool,
 ) -> str:
     """Pushes a model folder to the Hugging Face hub, in one commit.
@@ -580,6 +595,8 @@ def push(
     FOLDER is a model folder, or the output folder of a training. The token is
     that of `hf auth login` or of the variable HF_TOKEN.
     """
+    if onnxruntime_web is not None and not space:
+        raise click.UsageError("--onnxruntime_web belongs to --space")
     from redimnet2_lobes.pretrained.push import (
         CARD_FILE,
         collect,
@@ -590,13 +607,28 @@ def push(
     files, left_out = collect(
         folder, repository, results, license, training_data, list(datasets)
     )
-    if dry_run:
-        card = files[CARD_FILE]
-        assert isinstance(card, bytes)  # made here, no file
-        return f"{list_files(files, left_out)}\n{CARD_FILE}:\n\n{card.decode()}"
-    for name in left_out:
-        print(f"left out: {name}", file=sys.stderr)
-    return push(files, repository, private, revision)
+    with tempfile.TemporaryDirectory() as scratch:
+        page = {}
+        if space:
+            from redimnet2_lobes.onnx.space import collect_space
+
+            model = Path(scratch, "model.onnx")
+            page = collect_space(
+                folder, repository, license, files, model, onnxruntime_web
+            )
+        if dry_run:
+            card = files[CARD_FILE]
+            assert isinstance(card, bytes)  # made here, no file
+            listing = list_files(files, left_out)
+            if page:
+                listing += f"\nSpace {repository}:\n\n{list_files(page, [])}"
+            return f"{listing}\n{CARD_FILE}:\n\n{card.decode()}"
+        for name in left_out:
+            print(f"left out: {name}", file=sys.stderr)
+        addresses = [push(files, repository, private, revision)]
+        if page:
+            addresses.append(push(page, repository, private, is_space=True))
+    return "\n".join(addresses)
 
 
 @command("redimnet2_b3 --output=b3.onnx")
@@ -688,9 +720,9 @@ def hparams(name: str | None, output: str | None) -> str:
     NAME is that of a file of hparams/, such as verification_redimnet2, or a
     variant, such as b3 or b3_lm; without it all are listed.
     """
-    folder = Path(__file__).parent / "hparams"
-    if not folder.is_dir():  # in a checkout it stands beside the package
-        folder = Path(__file__).parent.parent / "hparams"
+    from redimnet2_lobes.files.shipped import shipped_folder
+
+    folder = shipped_folder("hparams")
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name is None:
         return "\n".join(names)

@@ -11,7 +11,7 @@ import threading
 from unittest import mock
 
 TOKEN = "hf_secretOfTheTests"
-REPOSITORY = "([^/]+/[^/]+)"
+REPOSITORY = "((?:spaces/)?[^/]+/[^/]+)"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -74,6 +74,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def create(self):
         wanted = json.loads(self.body)
         name = f"{wanted['organization']}/{wanted['name']}"
+        if wanted.get("type") == "space":
+            # The hub makes no Space without the kind of it.
+            if "sdk" not in wanted:
+                self.refuse(400)
+                return
+            name = f"spaces/{name}"
         existed = name in self.server.repositories
         if not existed:
             self.server.repositories[name] = {"main": {}}
@@ -96,7 +102,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             {
                 "path": file["path"],
                 "uploadMode": "lfs"
-                if re.search(r"\.(ckpt|safetensors|onnx)$", file["path"])
+                if re.search(r"\.(ckpt|safetensors|onnx|wasm)$", file["path"])
                 else "regular",
                 "shouldIgnore": False,
             }
@@ -166,7 +172,8 @@ def commit_of(files):
     return digest.hexdigest()
 
 
-MODELS = f"/api/models/{REPOSITORY}"
+# The API says what a repository is, and leaves that out for models elsewhere.
+MODELS = r"/api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)"
 ROUTES = (
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.check_card),

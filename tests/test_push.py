@@ -5,17 +5,19 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import relative_difference
-from hub_server import TOKEN, serve_hub
-from huggingface_hub import ModelCard, constants
+from hub_server import TOKEN, commit_of, serve_hub
+from huggingface_hub import ModelCard, SpaceCard, constants
 
 from redimnet2_lobes import cli
 from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.pretrained.loading import load_model
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 
@@ -36,6 +38,9 @@ RESULTS = {
         }
     ],
 }
+SPACE = f"spaces/{NAME}"
+WEB = Path(__file__).parent.parent / "web"
+RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 UPLOADED = {
     "README.md",
     "classifier.ckpt",
@@ -165,6 +170,93 @@ def test_loading_beside_what_has_the_name_of_the_user(
     assert load_model(str(folder)).mods.classifier.weight.shape == (2, 192)
     with pytest.raises(ValueError, match="user/none is no file or folder, and"):
         load_model("user/none")
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    """As much of the npm package onnxruntime-web as a Space takes."""
+    folder = tmp_path / "node_modules" / "onnxruntime-web"
+    (folder / "dist").mkdir(parents=True)
+    (folder / "package.json").write_text('{"version": "1.30.0"}')
+    for name in RUNTIME_FILES:
+        (folder / "dist" / name).write_text(name)
+    return folder
+
+
+def test_a_space_beside_the_model(hub, folder, network, runtime, capsys):
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    arguments = [str(folder), NAME, "--space", f"--onnxruntime_web={runtime}"]
+    main([*arguments, "--private", "--license=mit", "--revision=second"])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{hub.address}/{name}/commit/{commit_of(hub.repositories[name][at])}"
+        for name, at in ((NAME, "second"), (SPACE, "main"))
+    ]
+    assert hub.commits == 2 and hub.private[SPACE]
+    space = hub.repositories[SPACE]["main"]
+    own = {
+        name: path.read_bytes()
+        for name in json.loads((WEB / "files.json").read_text())
+        if (path := WEB / name).parent == WEB
+    }
+    libraries = {
+        f"node_modules/onnxruntime-web/dist/{name}": name.encode()
+        for name in RUNTIME_FILES
+    }
+    assert space == {
+        **{name: space[name] for name in ("README.md", "model.onnx")},
+        **{"files.json": (WEB / "files.json").read_bytes()},
+        **own,
+        **libraries,
+    }
+    card = SpaceCard(space["README.md"].decode())
+    assert card.data.sdk == "static" and card.data.license == "mit"
+    assert card.data.models == [NAME]
+    path = runtime / "model.onnx"
+    path.write_bytes(space["model.onnx"])
+    encoder = OnnxEncoder(path)
+    assert encoder.operating_point.value == 0.31
+    assert encoder.operating_point.origin.endswith("veri_test2, 37,611 trials")
+    wavs = torch.randn(2, 24000, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = network(wavs, torch.ones(2))
+    assert relative_difference(encoder.encode_batch(wavs), expected) < 1e-4
+    main(arguments)  # again, to what is there
+    assert hub.commits == 4
+
+
+def test_a_dry_run_lists_the_space(hub, folder, runtime, capsys):
+    web = f"--onnxruntime_web={runtime}"
+    main([str(folder), NAME, "--space", web, "--dry_run"])
+    listing = capsys.readouterr().out.split(f"Space {NAME}:\n\n")[1]
+    listed = listing.split("\n\n")[0].splitlines()
+    names = {line.split()[-1] for line in listed}
+    assert {"README.md", "index.html", "model.onnx"} <= names
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("fault", ["none", "another", "incomplete"])
+def test_a_space_needs_the_runtime_that_was_tested(fault, hub, folder, runtime):
+    if fault == "none":
+        runtime = folder / "nowhere"
+    elif fault == "another":
+        (runtime / "package.json").write_text('{"version": "1.29.0"}')
+    else:
+        (runtime / "dist" / RUNTIME_FILES[1]).unlink()
+    error = push(folder, NAME, "--space", f"--onnxruntime_web={runtime}")
+    assert f"{runtime}: no onnxruntime-web 1.30.0; get it by npm" in error
+    assert hub.requests == []
+
+
+def test_the_runtime_is_for_a_space(folder):
+    with pytest.raises(SystemExit) as end:
+        main([str(folder), NAME, "--onnxruntime_web=somewhere"])
+    assert end.value.code == 2
+
+
+def test_a_space_is_refused(hub, folder, runtime):
+    hub.faults = {"/api/spaces": [500] * 100}
+    error = push(folder, NAME, "--space", f"--onnxruntime_web={runtime}")
+    assert error.startswith(f"error: space {NAME}: the hub refused it")
 
 
 @pytest.mark.parametrize("way", ["package", "package and file", "alone"])

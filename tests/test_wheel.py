@@ -1,5 +1,6 @@
 """The wheel, in an environment that has its requirements and nothing else."""
 
+import json
 import re
 import subprocess
 import sys
@@ -64,6 +65,10 @@ def test_the_wheel_by_itself(environment):
     run(environment, "-c", program, "hparams", "demo_redimnet2_b0")
     (package,) = environment.glob("lib/*/site-packages/redimnet2_lobes")
     assert (package / "py.typed").is_file()
+    page = json.loads((package / "web" / "files.json").read_text())
+    own = [name for name in page if not name.startswith("node_modules/")]
+    assert all((package / "web" / name).is_file() for name in own)
+    assert not (package / "web" / "node_modules").exists()
     # Every module is in it, from the root's names to a network.
     found = run(
         environment,

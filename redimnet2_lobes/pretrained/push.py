@@ -169,6 +169,7 @@ def push(
     repository: str,
     private: bool = False,
     revision: str | None = None,
+    is_space: bool = False,
 ) -> str:
     """Uploads the files of ``collect`` in one commit, and gives its address.
 
@@ -182,26 +183,39 @@ def push(
         Whether a new repository is private.
     revision
         A branch, made if it does not exist; None for the main one.
+    is_space
+        Whether the repository is a static Space, not a model.
     """
+    kind, content = ("space", "page") if is_space else ("model", "model")
     token = huggingface_hub.get_token()
     if token is None:
         raise OSError(f"{repository}: {REMEDIES[401]}")
     api = HfApi(token=token)
     operations = [CommitOperationAdd(*file) for file in files.items()]
     try:
-        api.create_repo(repository, private=private, exist_ok=True)
+        api.create_repo(
+            repository,
+            private=private,
+            exist_ok=True,
+            repo_type=kind,
+            space_sdk="static" if is_space else None,
+        )
         if revision is not None:
-            api.create_branch(repository, branch=revision, exist_ok=True)
+            api.create_branch(
+                repository, branch=revision, exist_ok=True, repo_type=kind
+            )
         commit = api.create_commit(
             repository,
             operations,
-            commit_message="Push a ReDimNet2 model",
+            commit_message=f"Push a ReDimNet2 {content}",
             revision=revision,
+            repo_type=kind,
         )
     # The client's transport has exceptions of its own, which its versions
     # change, and wraps some of them in RuntimeError.
     except Exception as error:
-        raise OSError(_explain(error, repository, token)) from None
+        name = f"space {repository}" if is_space else repository
+        raise OSError(_explain(error, name, token)) from None
     return str(commit.commit_url)
 
 
