@@ -1,7 +1,6 @@
-import { env } from "#onnxruntime";
 import { SAMPLE_RATE, toWaveform } from "./audio.js";
 import { record } from "./recorder.js";
-import { load } from "./redimnet2.js";
+import { env, load } from "./redimnet2.js";
 
 const MODEL = "model.onnx"; // beside the page
 const KEPT = "redimnet2"; // in the browser's storage

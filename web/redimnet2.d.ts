@@ -37,6 +37,9 @@ export interface Enrolments {
   speakers: { name: string; embeddings: number[][] }[];
 }
 
+/** The settings of onnxruntime-web, such as `env.wasm.proxy`. */
+export { env } from "onnxruntime-common";
+
 /**
  * Loads a file of `redimnet2 export`, in any form but with --features.
  *

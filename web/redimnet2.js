@@ -5,6 +5,8 @@ import * as ort from "#onnxruntime";
 import { SAMPLE_RATE, toWaveform } from "./audio.js";
 import { readMetadata } from "./metadata.js";
 
+export { env } from "#onnxruntime";
+
 /** @typedef {import("./redimnet2.js").Audio} Audio */
 /** @typedef {import("./redimnet2.js").Enrolments} Enrolments */
 // Where its methods are described.

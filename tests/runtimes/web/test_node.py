@@ -32,7 +32,6 @@ def node(*arguments, stdin=b""):
         input=stdin,
         capture_output=True,
         cwd=WEB,
-        timeout=60,
     )
 
 
