@@ -49,7 +49,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -637,17 +637,29 @@ def push(
 @click.option(
     "--for",
     "target",
-    type=click.Choice(["onnx", "plain", "fixed"]),
+    type=click.Choice(["onnx", "plain", "fixed", "sherpa-onnx"]),
     default="onnx",
     show_default=True,
     help="Padded batches with their lengths; one utterance of any length, "
-    "without loops; or one of a fixed length, with all shapes known.",
+    "without loops; one of a fixed length, with all shapes known; or what "
+    "sherpa-onnx computes, see docs/sherpa_onnx.md.",
 )
 @click.option(
     "--seconds",
     metavar="SECONDS",
     type=_number(float, 0.025, 120, "a number from 0.025 to 120"),
     help="The length of --for=fixed.",
+)
+@click.option(
+    "--speech",
+    metavar="FOLDER",
+    help="Recordings to measure a file --for=sherpa-onnx on; their speakers "
+    "need not be known.",
+)
+@click.option(
+    "--trials",
+    metavar="FILE",
+    help="A trial list of these recordings, to measure error rates too.",
 )
 @click.option(
     "--features",
@@ -662,8 +674,10 @@ def push(
 def export(
     model: str,
     output: str,
-    target: Target,
+    target: Target | Literal["sherpa-onnx"],
     seconds: float | None,
+    speech: str | None,
+    trials: str | None,
     features: bool,
     int8: bool,
 ) -> str:
@@ -681,11 +695,28 @@ def export(
         raise click.UsageError(
             "--seconds belongs to --for=fixed, which needs it"
         )
+    if (target == "sherpa-onnx") != (speech is not None):
+        raise click.UsageError(
+            "--speech belongs to --for=sherpa-onnx, which needs it: a folder "
+            "of recordings such as demo/corpus, which make demo builds"
+        )
+    if trials is not None and speech is None:
+        raise click.UsageError("--trials belongs to --for=sherpa-onnx")
+    if features and speech is not None:
+        raise click.UsageError("--features is not for --for=sherpa-onnx")
     check_new_export(output)
     model = door.find(model)
     encoder = load_model(model)
+    network = network_of(encoder, model)
+    if target == "sherpa-onnx":
+        from redimnet2_lobes.onnx.sherpa import export_sherpa
+
+        accuracy = export_sherpa(
+            network, output, speech or "", trials, int8, provenance_of(encoder)
+        )
+        return f"{output}: {accuracy}"
     difference = export_onnx(
-        network_of(encoder, model),
+        network,
         output,
         features,
         int8,

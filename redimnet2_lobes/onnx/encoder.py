@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from redimnet2_lobes.models.onnx_sessions import OnnxSessions
 
+# The input of files for sherpa-onnx.
+SHERPA_INPUT = "sherpa_features"
+
 
 class OnnxEncoder:
     """Runs a file of ``redimnet2_lobes.onnx.export``.
@@ -79,8 +82,12 @@ class OnnxEncoder:
         check_threads(threads)
         self._sessions, known = open_export(path)
         self._session = self._sessions.session(1)
-        name = self._session.get_inputs()[0].name
-        if not name.startswith("waveform"):
+        takes = self._session.get_inputs()[0].name
+        if takes == SHERPA_INPUT:
+            raise ValueError(
+                f"{path}: takes sherpa-onnx's features; export --for=onnx"
+            )
+        if not takes.startswith("waveform"):
             raise ValueError(
                 f"{path}: takes features; export without --features"
             )

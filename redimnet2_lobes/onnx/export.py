@@ -146,7 +146,7 @@ def export_onnx(
         model = over_batch(model)
     tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     with complete_or_absent(path) as partial:
-        known = {KEY: space, **_stated(operating_point, provenance)}
+        known = {KEY: space, **stated(operating_point, provenance)}
         write_model(model, network, partial, known, length)
         difference = _largest_difference(folded, partial, features, length)
         if not difference <= tolerance:
@@ -187,25 +187,26 @@ def write_model(
 ) -> None:
     """Writes a model with what a user of the file has to know of its network.
 
-        ``known`` goes into its metadata as well. ``length`` is the one that it
-        takes, in samples, or frames, if it is fixed.
+    ``known`` goes into its metadata, in place of what else would be there.
+    ``length`` is the one that it takes, in samples, or frames, if it is fixed.
 
-        Example
-        -------
-    from redimnet2_lobes.models.folding import fold
-        >>> from redimnet2_lobes.models.onnx_graph import write_graph
-        >>> path = getfixture("tmp_path") / "network.onnx"
-        >>> network = ReDimNet2.from_variant("b0")
-        >>> write_model(write_graph(fold(network)), network, path, {})
+    Example
+    -------
+    >>> from redimnet2_lobes.models.folding import fold
+    >>> from redimnet2_lobes.models.onnx_graph import write_graph
+    >>> path = getfixture("tmp_path") / "network.onnx"
+    >>> network = ReDimNet2.from_variant("b0")
+    >>> write_model(write_graph(fold(network)), network, path, {})
     """
     from onnx.helper import set_model_props
 
     from redimnet2_lobes.onnx.golden_vector import SECONDS, golden_vector
 
-    features = "features" in model.graph.input[0].name
-    shape = [1, length or _length(network, SECONDS, features)]
-    if features:
-        shape.append(network.front_end.mel_bins)
+    source = model.graph.input[0]
+    features = "features" in source.name
+    count = length or _length(network, SECONDS, features)
+    dimensions = source.type.tensor_type.shape.dim[1:]
+    shape = [1, *(x.dim_value or count for x in dimensions)]
     properties = {
         "model": "ReDimNet2",
         "variant": variant_of(network) or "custom",
@@ -213,22 +214,27 @@ def write_model(
         "minimum_samples": str(WINDOW),
         "embedding_size": str(network.projection.out_features),
         **golden_vector(_session(model.SerializeToString()), shape),
-        **known,
     }
     if length is not None:
         unit = "frames" if features else "samples"
         properties[f"fixed_{unit}"] = str(length)
-    set_model_props(model, properties)
+    set_model_props(model, {**properties, **known})
     path.write_bytes(model.SerializeToString())
 
 
-def _stated(point: OperatingPoint, provenance: Provenance) -> dict[str, str]:
-    """Metadata of what is known of a model besides its network."""
-    stated = {k: v for k, v in provenance._asdict().items() if v}
+def stated(point: OperatingPoint, provenance: Provenance) -> dict[str, str]:
+    """Metadata of what is known of a model besides its network.
+
+    Example
+    -------
+    >>> stated(UNKNOWN, Provenance("mit"))
+    {'license': 'mit'}
+    """
+    known = {k: v for k, v in provenance._asdict().items() if v}
     if point.value is not None:
-        stated["threshold"] = repr(point.value)
-        stated["threshold_origin"] = point.origin or ""
-    return stated
+        known["threshold"] = repr(point.value)
+        known["threshold_origin"] = point.origin or ""
+    return known
 
 
 def _length(network: ReDimNet2, seconds: float, features: bool) -> int:

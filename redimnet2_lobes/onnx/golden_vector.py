@@ -80,8 +80,19 @@ def golden_vector(
     return {
         INPUT: FORMULA,
         SHAPE: json.dumps(list(shape)),
-        EMBEDDING: json.dumps([float(f"{value:.9g}") for value in embedding]),
+        EMBEDDING: as_json(embedding),
     }
+
+
+def as_json(embedding: np.ndarray) -> str:
+    """An embedding [embedding] in as many digits as float32 has.
+
+    Example
+    -------
+    >>> as_json(np.array([0.1, 2], np.float32))
+    '[0.100000001, 2.0]'
+    """
+    return json.dumps([float(f"{value:.9g}") for value in embedding])
 
 
 def check_export(path: str | os.PathLike) -> float:
