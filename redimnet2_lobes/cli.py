@@ -611,10 +611,15 @@ def push(
         page = {}
         if space:
             from redimnet2_lobes.onnx.space import collect_space
+            from redimnet2_lobes.pretrained.provenance import Provenance
 
-            model = Path(scratch, "model.onnx")
             page = collect_space(
-                folder, repository, license, files, model, onnxruntime_web
+                folder,
+                repository,
+                Provenance(license, training_data),
+                files,
+                Path(scratch, "model.onnx"),
+                onnxruntime_web,
             )
         if dry_run:
             card = files[CARD_FILE]

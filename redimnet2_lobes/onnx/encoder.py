@@ -121,7 +121,7 @@ class OnnxEncoder:
             return
         from redimnet2_lobes.onnx.providers import provider_session
 
-        target = "onnx" if name == "waveforms" else "plain"
+        target = "onnx" if takes == "waveforms" else "plain"
         self._sessions = None  # but for the metadata
         self._session = provider_session(
             Path(path).read_bytes(),

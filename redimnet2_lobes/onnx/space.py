@@ -19,8 +19,9 @@ from huggingface_hub import SpaceCardData
 from redimnet2_lobes.files.json_files import read_json
 from redimnet2_lobes.files.shipped import shipped_folder
 from redimnet2_lobes.onnx.export import check_new_export, export_onnx
-from redimnet2_lobes.pretrained.loading import load_model
-from redimnet2_lobes.pretrained.push import CARD_FILE, Files
+from redimnet2_lobes.pretrained.loading import load_model, network_of
+from redimnet2_lobes.pretrained.provenance import Provenance, provenance_of
+from redimnet2_lobes.pretrained.push import CARD_FILE, LICENSE, Files
 from redimnet2_lobes.scoring.operating_point import (
     OperatingPoint,
     operating_point_in,
@@ -46,7 +47,7 @@ This page compares voices on the device that it is opened on, by the model
 def collect_space(
     folder: str | os.PathLike,
     repository: str,
-    license: str,
+    given: Provenance,
     files: Files,
     model: Path,
     runtime: str | os.PathLike | None = None,
@@ -59,8 +60,8 @@ def collect_space(
         A model folder, or the output folder of a training.
     repository
         USER/NAME of the model on the hub.
-    license
-        As the hub calls it.
+    given
+        What is stated of it, in place of what the folder says.
     files
         Those of ``pretrained.push.collect``: the threshold is that of the
         results among them.
@@ -74,7 +75,8 @@ def collect_space(
     Example
     -------
     >>> path = getfixture("tmp_path") / "model.onnx"
-    >>> collect_space("b3", "user/name", "mit", {}, path, "nowhere")
+    >>> given = Provenance()
+    >>> collect_space("b3", "user/name", given, {}, path, "nowhere")
     Traceback (most recent call last):
     ValueError: nowhere: no onnxruntime-web 1.30.0; get it by npm install \
 onnxruntime-web@1.30.0 and give its folder, \
@@ -99,11 +101,20 @@ onnxruntime-web@1.30.0 and give its folder, \
     operating_point = OperatingPoint()
     if isinstance(results := files.get(RESULTS_FILE), bytes):
         operating_point = operating_point_in(json.loads(results))
-    network = load_model(folder, {"device": "cpu"}).mods.embedding_model
-    export_onnx(network, model, operating_point=operating_point)
+    encoder = load_model(folder, {"device": "cpu"})
+    stated = given.or_else(provenance_of(encoder))
+    export_onnx(
+        network_of(encoder, folder),
+        model,
+        operating_point=operating_point,
+        provenance=stated,
+    )
     title = f"Who speaks? {repository.split('/')[1]}"
     data = SpaceCardData(
-        title=title, sdk="static", license=license, models=[repository]
+        title=title,
+        sdk="static",
+        license=stated.license or LICENSE,
+        models=[repository],
     )
     card = CARD.format(
         data=data.to_yaml(),

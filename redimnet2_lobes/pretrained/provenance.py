@@ -20,6 +20,17 @@ class Provenance(NamedTuple):
     license: str | None = None  # as the hub calls it
     training_data: str | None = None  # in words
 
+    def or_else(self, other: "Provenance") -> "Provenance":
+        """What is stated here, or else there.
+
+        Example
+        -------
+        >>> Provenance("mit").or_else(Provenance("other", "VoxCeleb2"))
+        Provenance(license='mit', training_data='VoxCeleb2')
+        """
+        pairs = zip(self, other, strict=True)
+        return Provenance(*(here or there for here, there in pairs))
+
 
 NOT_STATED = Provenance()
 

@@ -29,7 +29,7 @@ from redimnet2_lobes.pretrained.loading import (
     network_of,
 )
 from redimnet2_lobes.pretrained.model_card import write_model_card
-from redimnet2_lobes.pretrained.provenance import provenance_of
+from redimnet2_lobes.pretrained.provenance import Provenance, provenance_of
 from redimnet2_lobes.pretrained.standalone import FILE_NAME, single_file
 from redimnet2_lobes.scoring.results import RESULTS_FILE, read_results
 
@@ -123,7 +123,8 @@ def collect(
         results = {**read_results(results_file), "checkpoint": repository}
         space = embedding_space(network)
         check_same_space(results_file, results.get(KEY), folder, space)
-    stated = provenance_of(encoder)
+    given = Provenance(license, training_data)
+    stated = given.or_else(provenance_of(encoder))
     label_encoder = getattr(encoder.hparams, "label_encoder", None)
     card = write_model_card(
         repository,
@@ -131,8 +132,8 @@ def collect(
         variant=variant_of(network),
         speakers=None if label_encoder is None else len(label_encoder),
         results=results,
-        license=license or stated.license or LICENSE,
-        training_data=training_data or stated.training_data,
+        license=stated.license or LICENSE,
+        training_data=stated.training_data,
         datasets=datasets,
     )
     files, left_out = {}, []
