@@ -91,7 +91,8 @@ def main(arguments=None):
             row.embed(trials)
         for row in rows.values():
             row.compare(rows[row.variant, "torch"], trials)
-    text = "\n".join([*heading(options), "", *table(rows.values())]) + "\n"
+        lines = [*heading(options), "", *table(rows.values())]
+    text = "\n".join(lines) + "\n"
     print(text, end="")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(text)
