@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 from browser import Page, Site, chromium, lay_site
-from web_models import FIXED_SECONDS, VOICES
+from web_models import FIXED_SECONDS, VOICES, WEB
 
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.onnx.export import export_onnx
@@ -20,6 +20,21 @@ OPTIONS = {
     "int8": {"int8": True},
     "features": {"features": True},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def needed():
+    """What pip does not bring; its lack is one line."""
+    programs = "chromium", "chromedriver", "node", "npm"
+    missing = [name for name in programs if not shutil.which(name)]
+    paths = VOICES, WEB / "node_modules"
+    missing += [path.name for path in paths if not path.is_dir()]
+    if missing:
+        pytest.fail(
+            f"missing: {', '.join(missing)}; apt install chromium "
+            "chromium-driver alsa-utils nodejs npm; npm ci in the folder web",
+            pytrace=False,
+        )
 
 
 class Models(dict):
