@@ -19,8 +19,6 @@ void Require(bool holds, const std::string &file, const std::string &remedy) {
   if (!holds) throw std::runtime_error(file + ": " + remedy);
 }
 
-// Less its mean, as the network has it, and so loud that nothing is below the
-// lowest energy of sherpa-onnx; the gain changes nothing else.
 Floats ReadSpeech(const std::string &file) {
   Require(std::ifstream(file).good(), file, "cannot be read; check the path");
   const SherpaOnnxWave *wave = SherpaOnnxReadWave(file.c_str());
@@ -28,12 +26,14 @@ Floats ReadSpeech(const std::string &file) {
   Require(wave->sample_rate == 16000, file, "not at 16 kHz; resample it");
   Floats samples(wave->samples, wave->samples + wave->num_samples);
   SherpaOnnxFreeWave(wave);
-  const double sum = std::accumulate(samples.begin(), samples.end(), 0.0);
-  for (float &x : samples) x = 32768 * (x - sum / samples.size());
   return samples;
 }
 
-Floats Embed(Extractor model, const Floats &x, const std::string &file) {
+// Less its mean, as the network has it, and so loud that nothing is below the
+// lowest energy of sherpa-onnx; the gain changes nothing else.
+Floats Embed(Extractor model, Floats x, const std::string &file) {
+  const double sum = std::accumulate(x.begin(), x.end(), 0.0);
+  for (float &value : x) value = 32768 * (value - sum / x.size());
   auto *stream = SherpaOnnxSpeakerEmbeddingExtractorCreateStream(model);
   SherpaOnnxOnlineStreamAcceptWaveform(stream, 16000, x.data(), x.size());
   SherpaOnnxOnlineStreamInputFinished(stream);

@@ -6,9 +6,10 @@
 Of the features that sherpa-onnx offers, those of NeMo's models can be had with
 our window and at twice our frame rate, on whose grid our frames lie too: it has
 188 narrow filters, of which the graph makes our mel bins, then the network's
-embedding. What is lost is small but not nothing, so that its embeddings are a
-space of their own, and the file is compared with the network on recordings
-before it gets its name.
+embedding. Whoever calls sherpa-onnx has to ``prepare`` the samples. What is
+lost is small then, but not nothing, so that the embeddings are a space of their
+own, and the file is compared with the network on recordings before it gets its
+name.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -67,6 +68,8 @@ FLOOR = float(np.finfo(np.float32).eps)
 # whatever the share, and zero in digital silence.
 BELOW_FLOOR = 0.27
 LEAST_COSINE = 0.99
+# Of samples from -1 to 1, so that energies in speech are above the floor.
+SCALE = 2**15
 
 # `length` and `embedding_again` are there because sherpa-onnx counts: it gives
 # two inputs, the second of which says what the first shows, and takes the
@@ -91,7 +94,7 @@ sherpa_front_end (float[1, FILTERS, frames] sherpa_features, int64[1] length)
     deviation = Sqrt(power)
     gain = Add(deviation, least_deviation)
     gain_of_power = Mul(gain, gain)
-    normalized = Div(mel, GAIN)
+    normalized = Div(mel, gain_of_power)
     floored = Add(normalized, mel_floor)
     log_floored = Log(floored)
     count = Shape<start = 2>(log_floored)
@@ -144,8 +147,9 @@ def export_sherpa(
     Arguments
     ---------
     network
-        The network in evaluation mode, on the CPU, not folded, with one of the
-        two front-ends of the published code; it is not changed.
+        The network in evaluation mode, on the CPU, not folded; it is not
+        changed. Its front-end is `LogMel`, or `TorchaudioLogMel` where that
+        normalizes waveforms.
     path
         A new file. It is not written, and a ValueError says why, if it exists,
         a package is missing, a recording cannot be used, or the median cosine
@@ -171,11 +175,15 @@ def export_sherpa(
     """
     check_new_export(path)
     _fbank_options()
-    if not isinstance(network.front_end, LogMel | TorchaudioLogMel):
+    front_end = network.front_end
+    if not (
+        isinstance(front_end, LogMel)
+        or (isinstance(front_end, TorchaudioLogMel) and front_end.normalize)
+    ):
         raise ValueError(
-            f"{path}: nothing was written, since a front-end of class "
-            f"{type(network.front_end).__name__} cannot be made of "
-            "sherpa-onnx's features; export --for=onnx"
+            f"{path}: nothing was written, since the front-end, "
+            f"{type(front_end).__name__}, does not normalize waveforms, or is "
+            "not known; export --for=onnx"
         )
     trial_list = None
     if trials is None:
@@ -204,7 +212,7 @@ def export_sherpa(
         raise ValueError(
             f"{path}: nothing was written, since the median cosine to the "
             f"network's embeddings is {accuracy.median:.4f}, below "
-            f"{LEAST_COSINE}; take louder recordings, or check the weights"
+            f"{LEAST_COSINE}; check the recordings and the weights"
         )
     operating_point = OperatingPoint()
     if trial_list is not None:
@@ -225,7 +233,9 @@ def export_sherpa(
         "window_type": "hamming",
         "median_cosine": f"{accuracy.median:.4f}",
         "test_waveform_shape": json.dumps(waveform.shape),
-        "test_waveform_embedding": as_json(_embed(session, waveform[0])),
+        "test_waveform_embedding": as_json(
+            _embed(session, prepare(waveform[0]))
+        ),
     }
     with complete_or_absent(path) as partial:
         write_model(model, network, partial, known)
@@ -280,10 +290,6 @@ def sherpa_graph(network: ReDimNet2) -> "ModelProto":
         "least_deviation": 1e-8 if ours else 1e-6,
         "mel_floor": mel_floor[:, None],
     }
-    gain = "gain_of_power"
-    if not (ours or front_end.normalize):
-        gain = "no_gain"
-        floats[gain] = 1.0
     integers = {
         "filter_axis": [1],
         "frame_axis": [2],
@@ -298,7 +304,6 @@ def sherpa_graph(network: ReDimNet2) -> "ModelProto":
         "FILTERS": FILTERS,
         "MEL_BINS": front_end.mel_bins,
         "KERNEL": kernel,
-        "GAIN": gain,
     }.items():
         text = text.replace(name, str(value))
     model = parser.parse_model(text)
@@ -323,6 +328,21 @@ def sherpa_graph(network: ReDimNet2) -> "ModelProto":
         helper.make_node("Identity", [embedding.name], [again.name])
     )
     return merged
+
+
+def prepare(waveform: np.ndarray) -> np.ndarray:
+    """A waveform [samples] as sherpa-onnx should get it.
+
+    Less its mean, as in the network, which sherpa-onnx does not subtract, and
+    2**15 times as loud: sherpa-onnx has a lowest energy, which faint sounds of
+    samples from -1 to 1 are below. The gain itself has no effect.
+
+    Example
+    -------
+    >>> prepare(np.array([0.25, 0.75]))
+    array([-8192.,  8192.])
+    """
+    return SCALE * (waveform - waveform.mean())
 
 
 def sherpa_features(waveform: np.ndarray) -> np.ndarray:
@@ -418,7 +438,8 @@ def _measure(
     found, exact = [], []
     for path in paths.values():
         waveform = load_waveform(path)
-        found.append(torch.from_numpy(_embed(session, waveform.numpy())))
+        prepared = prepare(waveform.numpy())
+        found.append(torch.from_numpy(_embed(session, prepared)))
         exact.append(network(waveform.unsqueeze(0))[0, 0])
     found, exact = torch.stack(found), torch.stack(exact)
     cosines = torch.cosine_similarity(found, exact)
