@@ -32,8 +32,8 @@ export interface Identification extends OperatingPoint {
 
 /** Who is enrolled, to be kept as JSON. */
 export interface Enrolments {
-  /** The embedding by which a model is known. */
-  model: string;
+  /** Embeddings of another one cannot be compared with these. */
+  embeddingSpace: string;
   speakers: { name: string; embeddings: number[][] }[];
 }
 
@@ -57,6 +57,8 @@ export function load(
 export interface SpeakerRecognition {
   /** What the file says of itself. */
   readonly metadata: Readonly<Record<string, string>>;
+  /** The space of its embeddings: those of another cannot be compared. */
+  readonly embeddingSpace: string;
   readonly embeddingSize: number;
   /** At 16 kHz; 400. */
   readonly minimumSamples: number;

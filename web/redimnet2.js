@@ -106,6 +106,12 @@ class SpeakerRecognition {
     }
     this.#session = session;
     this.metadata = Object.freeze(metadata);
+    this.embeddingSpace = metadata.embedding_space;
+    if (this.embeddingSpace === undefined) {
+      throw new Error(
+        `model: does not say its embedding space; ${EXPORT_AGAIN}`,
+      );
+    }
     this.embeddingSize = this.#number("embedding_size");
     this.minimumSamples = this.#number("minimum_samples");
     this.fixedSamples =
@@ -313,7 +319,7 @@ class SpeakerRecognition {
   /** @returns {Enrolments} */
   toJSON() {
     return {
-      model: this.metadata.test_embedding,
+      embeddingSpace: this.embeddingSpace,
       speakers: Array.from(this.#enrolled, ([name, embeddings]) => ({
         name,
         embeddings: embeddings.map((embedding) => Array.from(embedding)),
@@ -323,8 +329,12 @@ class SpeakerRecognition {
 
   /** @param {Enrolments} saved */
   restore(saved) {
-    if (saved?.model !== this.metadata.test_embedding) {
-      throw new Error("enrolments: of another model; enrol the speakers again");
+    if (saved?.embeddingSpace !== this.embeddingSpace) {
+      throw new Error(
+        `enrolments: of the embedding space ${saved?.embeddingSpace}, but the ` +
+          `model gives embeddings of ${this.embeddingSpace}; enrol the speakers ` +
+          "again",
+      );
     }
     const isEmbedding = (/** @type {unknown} */ x) =>
       Array.isArray(x) &&

@@ -229,7 +229,7 @@ def test_enrolments_are_kept_as_json(page, served):
         wav=base64_of(waveform("Front_Left")),
     )
     assert kept[:2] == [True, []]
-    assert set(json.loads(kept[2])) == {"model", "speakers"}
+    assert set(json.loads(kept[2])) == {"embeddingSpace", "speakers"}
 
 
 BAD_AUDIO = {
@@ -268,8 +268,11 @@ BAD_CALLS = {
     "recognition.threshold = NaN": "NaN is not a number from -1 to 1",
     "recognition.threshold = '0.5'": "0.5 is not a number",
     "recognition.threshold = 1.1": "1.1 is not a number from -1 to 1",
-    "recognition.restore(null)": "of another model",
-    "recognition.restore({model: '[1]', speakers: []})": "of another model",
+    "recognition.restore(null)": "space undefined, but the model gives",
+    "recognition.restore({embeddingSpace: 'redimnet2-b3-1', speakers: []})": (
+        "of the embedding space redimnet2-b3-1, but the model gives "
+        "embeddings of redimnet2-b0-"
+    ),
     "recognition.restore({...recognition.toJSON(), speakers: 3})": "damaged",
     "recognition.restore({...recognition.toJSON(), speakers: [{name: 'a',"
     " embeddings: [[1]]}]})": "damaged",
