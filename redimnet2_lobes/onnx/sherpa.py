@@ -119,8 +119,9 @@ class Accuracy(NamedTuple):
 
     Example
     -------
-    >>> Accuracy(120, 0.998, 0.994).eer is None
-    True
+    >>> print(Accuracy(120, 0.9978, 0.994))
+    cosine to the network's embeddings 0.9978 (median of 120 recordings; 5 % \
+are below 0.9940)
     """
 
     recordings: int
@@ -129,6 +130,18 @@ class Accuracy(NamedTuple):
     eer: float | None = None
     eer_of_network: float | None = None
     threshold: float | None = None  # where the file has its EER
+
+    def __str__(self) -> str:
+        text = (
+            f"cosine to the network's embeddings {self.median:.4f} (median of "
+            f"{self.recordings} recordings; 5 % are below {self.low:.4f})"
+        )
+        if self.eer is not None:
+            text += (
+                f", EER {self.eer:.2%} at the threshold {self.threshold:.4f} "
+                f"(the network's {self.eer_of_network:.2%})"
+            )
+        return text
 
 
 def export_sherpa(
