@@ -67,6 +67,7 @@ HOMES = {
     "SpeakerRecognition": "pretrained.speaker_recognition",
     "load": "door",
     "space_of": "door",
+    "check_same_space": "files.same_space",
     "NoSpeakerClasses": "pretrained.model_folder",
 }
 

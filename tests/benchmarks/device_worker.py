@@ -84,6 +84,8 @@ def load_sherpa(path, cores):
     extractor = sherpa_onnx.SpeakerEmbeddingExtractor(config)
 
     def embed(waveform):
+        # As redimnet2_lobes.onnx.sherpa.prepare, without torch.
+        waveform = 32768 * (waveform - waveform.mean())
         stream = extractor.create_stream()
         stream.accept_waveform(RATE, waveform)
         stream.input_finished()

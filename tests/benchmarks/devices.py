@@ -77,22 +77,20 @@ FORMS = {
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        trials = Trials(options.corpus, folder)
-        models = {"b0": options.model, "b3": parity_model(folder / "b3")}
-        rows = {}
-        for variant, model in models.items():
-            for form in tqdm(options.forms, desc=f"exporting {variant}"):
-                paths = export(model, form, folder / variant, trials.speech)
-                rows[variant, form] = Row(variant, form, paths)
-        measure(rows.values(), options.rounds)
-        for row in tqdm(rows.values(), desc="embedding"):
-            row.embed(trials)
-        for row in rows.values():
-            row.compare(rows[row.variant, "torch"], trials)
-        lines = [*heading(options), "", *table(rows.values())]
-    text = "\n".join(lines) + "\n"
+    folder = options.exports
+    trials = Trials(options.corpus, folder)
+    models = {"b0": options.model, "b3": parity_model(folder / "b3")}
+    rows = {}
+    for variant, model in models.items():
+        for form in tqdm(options.forms, desc=f"exporting {variant}"):
+            paths = export(model, form, folder / variant, trials.speech)
+            rows[variant, form] = Row(variant, form, paths)
+    for row in tqdm(rows.values(), desc="embedding"):
+        row.embed(trials)
+    for row in rows.values():
+        row.compare(rows[row.variant, "torch"], trials)
+    measure(rows.values(), options.rounds)
+    text = "\n".join([*heading(options), "", *table(rows.values())]) + "\n"
     print(text, end="")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(text)
@@ -103,6 +101,12 @@ def parse_arguments(arguments):
     parser.add_argument("--model", type=Path, required=True, help="a B0")
     parser.add_argument(
         "--corpus", type=Path, required=True, help="wav/ and veri_test2.txt"
+    )
+    parser.add_argument(
+        "--exports",
+        type=Path,
+        default=Path("build/exports"),
+        help="where the files are; those that are there are not made again",
     )
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=[*FORMS])
@@ -126,6 +130,7 @@ class Trials:
             [[names.index(name) for name in pair] for _, *pair in trials]
         )
         self.same = torch.tensor([label == "1" for label, *_ in trials])
+        folder.mkdir(parents=True, exist_ok=True)
         size = TRIAL_SECONDS * SAMPLE_RATE
         waveforms = [load_waveform(corpus / "wav" / name) for name in names]
         waveforms = [each.repeat(size // len(each) + 1) for each in waveforms]
@@ -139,9 +144,11 @@ class Trials:
             for path in sorted((corpus / "wav").rglob("*.wav"))
             if path.relative_to(corpus / "wav").parts[0] not in tested
         ]
-        self.speech.mkdir()
+        self.speech.mkdir(exist_ok=True)
         for n, path in enumerate(random.Random(0).sample(others, SPEECH)):
-            (self.speech / f"{n}.wav").symlink_to(path.resolve())
+            link = self.speech / f"{n}.wav"
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.resolve())
 
     def error_rate(self, embeddings):
         """EER in per cent."""
