@@ -638,22 +638,23 @@ def push(
 
 @command("redimnet2_b3 --output=b3.onnx")
 @click.argument("model")
-@click.option("--output", required=True, metavar="FILE.onnx")
+@click.option("--output", required=True, metavar="FILE")
 @click.option(
     "--for",
     "target",
-    type=click.Choice(["onnx", "plain", "fixed", "sherpa-onnx"]),
+    type=click.Choice(["onnx", "plain", "fixed", "sherpa-onnx", "executorch"]),
     default="onnx",
     show_default=True,
     help="Padded batches with their lengths; one utterance of any length, "
-    "without loops; one of a fixed length, with all shapes known; or what "
-    "sherpa-onnx computes, see docs/sherpa_onnx.md.",
+    "without loops; one of a fixed length, with all shapes known; what "
+    "sherpa-onnx computes, see docs/sherpa_onnx.md; or a fixed length as a "
+    ".pte file.",
 )
 @click.option(
     "--seconds",
     metavar="SECONDS",
     type=_number(float, 0.025, 120, "a number from 0.025 to 120"),
-    help="The length of --for=fixed.",
+    help="The length of --for=fixed and --for=executorch.",
 )
 @click.option(
     "--speech",
@@ -679,26 +680,28 @@ def push(
 def export(
     model: str,
     output: str,
-    target: Target | Literal["sherpa-onnx"],
+    target: Target | Literal["sherpa-onnx", "executorch"],
     seconds: float | None,
     speech: str | None,
     trials: str | None,
     features: bool,
     int8: bool,
 ) -> str:
-    """Exports a model to ONNX, and verifies the file.
+    """Exports a model to ONNX, or to ExecuTorch, and verifies the file.
 
     MODEL is a model folder, the output folder of a training, the name of a
     published checkpoint, or a name on the hub.
     """
     from redimnet2_lobes import door
+    from redimnet2_lobes.executorch.export import check_new_pte, export_pte
     from redimnet2_lobes.onnx.export import check_new_export, export_onnx
     from redimnet2_lobes.pretrained.loading import load_model, network_of
     from redimnet2_lobes.pretrained.provenance import provenance_of
 
-    if (target == "fixed") != (seconds is not None):
+    if (target in ("fixed", "executorch")) != (seconds is not None):
         raise click.UsageError(
-            "--seconds belongs to --for=fixed, which needs it"
+            "--seconds belongs to --for=fixed and --for=executorch, which need "
+            "it"
         )
     if (target == "sherpa-onnx") != (speech is not None):
         raise click.UsageError(
@@ -709,41 +712,47 @@ def export(
         raise click.UsageError("--trials belongs to --for=sherpa-onnx")
     if features and speech is not None:
         raise click.UsageError("--features is not for --for=sherpa-onnx")
-    check_new_export(output)
+    if target == "executorch":
+        check_new_pte(output)
+    else:
+        check_new_export(output)
     model = door.find(model)
     encoder = load_model(model)
     network = network_of(encoder, model)
+    provenance = provenance_of(encoder)
     if target == "sherpa-onnx":
         from redimnet2_lobes.onnx.sherpa import export_sherpa
 
         accuracy = export_sherpa(
-            network, output, speech or "", trials, int8, provenance_of(encoder)
+            network, output, speech or "", trials, int8, provenance
         )
         return f"{output}: {accuracy}"
-    difference = export_onnx(
-        network,
-        output,
-        features,
-        int8,
-        operating_point_of(model, door.space_of(encoder)),
-        target,
-        seconds,
-        provenance_of(encoder),
-    )
+    point = operating_point_of(model, door.space_of(encoder))
+    if target == "executorch":
+        assert seconds is not None  # as above
+        difference = export_pte(
+            network, output, seconds, features, int8, point, provenance
+        )
+    else:
+        difference = export_onnx(
+            *(network, output, features, int8, point),
+            *(target, seconds, provenance),
+        )
     return f"{output}: within {difference:.1e} of torch's embeddings"
 
 
 @command("b3.onnx")
-@click.argument("file", metavar="FILE.onnx")
+@click.argument("file", metavar="FILE")
 def check(file: str) -> str:
-    """Checks what an exported file computes here.
+    """Checks what an exported file, .onnx or .pte, computes here.
 
-    Its metadata hold a test input, by a formula, and the embedding of that when
-    the file was written: keys test_input, test_shape and test_embedding.
+    It holds a test input, by a formula, and the embedding of that when the file
+    was written: test_input, test_shape and test_embedding.
     """
+    from redimnet2_lobes.executorch.running import check_pte
     from redimnet2_lobes.onnx.golden_vector import check_export
 
-    difference = check_export(file)
+    difference = (check_pte if file.endswith(".pte") else check_export)(file)
     return f"{file}: within {difference:.1e} of the embedding of its export"
 
 

@@ -232,9 +232,35 @@ def power_spectrum(wavs: Tensor, window: Tensor) -> Tensor:
     >>> power_spectrum(torch.randn(2, 1600), torch.hamming_window(400)).shape
     torch.Size([2, 8, 257])
     """
+    if torch.compiler.is_exporting():  # runtimes lack complex numbers
+        basis = spectrum_basis(window, FFT_LENGTH // 2 + 1).to(wavs.dtype)
+        spectrum = nn.functional.conv1d(
+            wavs[:, None], basis.T[:, None], stride=HOP
+        )
+        real, imaginary = spectrum.transpose(1, 2).chunk(2, dim=2)
+        return real.square() + imaginary.square()
     frames = wavs.unfold(1, len(window), HOP) * window
     spectrum = torch.fft.rfft(frames, n=FFT_LENGTH)
     return spectrum.real.square() + spectrum.imag.square()
+
+
+def spectrum_basis(window: Tensor, bins: int) -> Tensor:
+    """What a window of samples is multiplied by for its spectrum.
+
+    Returns
+    -------
+    torch.Tensor
+        Cosines, then sines, of each bin [window, 2 * bins], float64.
+
+    Example
+    -------
+    >>> spectrum_basis(torch.hamming_window(400), 257).shape
+    torch.Size([400, 514])
+    """
+    frequency = torch.arange(bins, dtype=torch.float64, device=window.device)
+    time = torch.arange(len(window), device=window.device)
+    angle = 2 * torch.pi / FFT_LENGTH * time[:, None] * frequency
+    return window[:, None] * torch.cat([angle.cos(), angle.sin()], 1)
 
 
 def normalize_waveform(

@@ -42,12 +42,12 @@ from redimnet2_lobes.models.blocks import (
     ATTENTION_HEADS,
 )
 from redimnet2_lobes.models.front_end import (
-    FFT_LENGTH,
     HOP,
     PRE_EMPHASIS,
     WINDOW,
     FrontEnd,
     LogMel,
+    spectrum_basis,
 )
 from redimnet2_lobes.models.redimnet2 import Aggregation, ReDimNet2
 
@@ -275,9 +275,7 @@ def _power_spectrum(
         end = graph("Concat", rows, [columns], axis=0)
         pieces.append(graph("Slice", x, [hop, 0], end, [0, 1]))
     frames = graph("Concat", *pieces, axis=1)
-    bins = torch.arange(len(front_end.mel_filters), dtype=torch.float64)
-    angle = 2 * torch.pi / FFT_LENGTH * torch.arange(WINDOW)[:, None] * bins
-    basis = front_end.window[:, None] * torch.cat([angle.cos(), angle.sin()], 1)
+    basis = spectrum_basis(front_end.window, len(front_end.mel_filters))
     spectrum = graph("MatMul", frames, basis)
     squares = [graph("Mul", x, x) for x in graph.split(spectrum, 2, axis=1)]
     return graph("Add", *squares)

@@ -185,7 +185,7 @@ def test_voices_are_kept_if_wanted(page, site, models):
     press(page, page.find("#keep").accessible_name, Keys.SPACE)
     enrol_file(page, "Bert", VOICES / "Front_Right.wav")
     kept = page.call("return JSON.parse(localStorage.redimnet2)")
-    assert set(kept) == {"model", "speakers"}
+    assert set(kept) == {"embeddingSpace", "speakers"}
     sizes = [
         (x["name"], [len(row) for row in x["embeddings"]])
         for x in kept["speakers"]

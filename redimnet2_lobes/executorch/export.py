@@ -1,0 +1,289 @@
+"""Exports a network to ExecuTorch, for phones and other small devices.
+
+> redimnet2 export redimnet2_b3 --for=executorch --seconds=6 --output b3.pte
+
+The file takes one utterance of a fixed length, front-end included, and computes
+it by XNNPACK, on the CPU. It is run beside the network before it gets its name.
+Beside ``forward`` it has methods that return what a user has to know, with the
+names of the metadata of ONNX files; among them are a test input and the
+embedding of it (``redimnet2_lobes.onnx.golden_vector``).
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import copy
+import importlib.util
+import os
+import warnings
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram, export
+
+from redimnet2_lobes.executorch.operations import substitutes
+from redimnet2_lobes.executorch.running import PteFile
+from redimnet2_lobes.files.atomic import check_new_file, complete_or_absent
+from redimnet2_lobes.files.same_space import KEY
+from redimnet2_lobes.files.settings import require_number
+from redimnet2_lobes.models.embedding_space import embedding_space
+from redimnet2_lobes.models.folding import fold
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.models.lengths import repeat_short
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.models.variants import variant_of
+from redimnet2_lobes.onnx.export import (
+    INT8_TOLERANCE,
+    LONGEST,
+    SHORTEST,
+    TOLERANCE,
+    UNKNOWN,
+    stated,
+)
+from redimnet2_lobes.onnx.golden_vector import (
+    EMBEDDING,
+    FORMULA,
+    INPUT,
+    SHAPE,
+    input_by_formula,
+)
+from redimnet2_lobes.pretrained.loading import not_finite
+from redimnet2_lobes.pretrained.provenance import NOT_STATED, Provenance
+from redimnet2_lobes.scoring.operating_point import OperatingPoint
+
+if TYPE_CHECKING:
+    from executorch.exir import EdgeProgramManager
+
+# Smaller weights are not worth what eight bits cost.
+MINIMUM_SIZE = 1024
+
+
+def export_pte(
+    network: ReDimNet2,
+    path: str | os.PathLike,
+    seconds: float,
+    features: bool = False,
+    int8: bool = False,
+    operating_point: OperatingPoint = UNKNOWN,
+    provenance: Provenance = NOT_STATED,
+) -> float:
+    """Writes a network as a .pte file and verifies it.
+
+    Its ``forward`` takes a waveform [1, samples] at 16 kHz, float32, or with
+    ``features`` log-mel features [1, frames, mel bins], and gives the embedding
+    [1, embedding]; of an input that is not finite all of it is NaN.
+
+    Arguments
+    ---------
+    network
+        The network in evaluation mode, on the CPU, not folded; it is not
+        changed.
+    path
+        A new file. It is not written, and a ValueError says why, if it exists,
+        a package is missing, a weight is not finite, or the difference is above
+        1e-4 (int8: 0.1).
+    seconds
+        The length that the file takes, up to two minutes.
+    features
+        Whether to leave out the front-end.
+    int8
+        Whether to store large weights in eight bits. What they are multiplied
+        by is rounded to eight bits as well, in each run by its largest value.
+    operating_point, provenance
+        To be kept in the file, what is known of them.
+
+    Returns
+    -------
+    float
+        The largest difference between embeddings by ExecuTorch and by torch,
+        relative to the largest value.
+
+    Example
+    -------
+    >>> network = ReDimNet2.from_variant("b0").eval()
+    >>> path = getfixture("tmp_path") / "missing" / "b0.pte"
+    >>> export_pte(network, path, seconds=6)
+    Traceback (most recent call last):
+    ValueError: ...missing is no folder; create it first
+    """
+    check_new_pte(path)
+    require_number("seconds", seconds, SHORTEST, LONGEST)
+    if name := not_finite(network.state_dict()):
+        raise ValueError(
+            f"{path}: nothing was written, since {name} of the network holds "
+            "values that are not finite; export another one"
+        )
+    folded = fold(network)
+    example = _example(folded, seconds, features)
+    encoder = _FiniteOrNaN(folded, features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is to be, for programmers
+        lowered = _lower(_program(encoder, example, int8))
+        if int8 and operating_point.value is not None:
+            origin = f"{operating_point.origin}, before quantization"
+            operating_point = operating_point._replace(origin=origin)
+        with complete_or_absent(path) as partial:
+            space = embedding_space(network)
+            if int8:
+                space = f"{space}-int8-executorch"
+            known = {
+                **_known(network, example),
+                KEY: space,
+                **stated(operating_point, provenance),
+            }
+            _write(lowered, known, partial)
+            # The embedding of the test input is that by the file itself.
+            test_input = torch.from_numpy(input_by_formula(example.shape))
+            known[EMBEDDING] = PteFile(partial).encode(test_input)[0]
+            _write(lowered, known, partial)
+            with torch.no_grad():
+                expected = encoder(example)
+            difference = (PteFile(partial).encode(example) - expected).abs()
+            difference = (difference.max() / expected.abs().max()).item()
+            if not difference <= (INT8_TOLERANCE if int8 else TOLERANCE):
+                raise ValueError(
+                    f"{path}: nothing was written, since embeddings by "
+                    f"ExecuTorch differ by {difference:.1e} of the largest "
+                    "value; check the weights and the version of executorch"
+                )
+    return difference
+
+
+def check_new_pte(path: str | os.PathLike) -> None:
+    """Refuses, by a ValueError, what would fail when the work is done.
+
+    Example
+    -------
+    >>> check_new_pte(getfixture("tmp_path"))
+    Traceback (most recent call last):
+    ValueError: output: ... is a folder; name a file in it
+    """
+    check_new_file(path)
+    path = Path(path)
+    if path.suffix != ".pte":
+        raise ValueError(f"output: {path} does not end in .pte")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is no folder; create it first")
+    if importlib.util.find_spec("executorch") is None:
+        raise ValueError(
+            "an export for ExecuTorch needs executorch: pip install "
+            "executorch==1.2.0 in an environment of its own"
+        )
+
+
+class _FiniteOrNaN(nn.Module):
+    """A network that gives NaN for an input that is not finite.
+
+    The maxima of XNNPACK drop NaN, and would give an embedding of nothing.
+    """
+
+    def __init__(self, network: ReDimNet2, features: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.features:
+            embedding = self.network.encode_features(x)
+        else:
+            embedding = self.network(x).squeeze(1)
+        return embedding + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def _example(network: ReDimNet2, seconds: float, features: bool) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, round(seconds * SAMPLE_RATE), generator=generator)
+    if not features:
+        return x
+    # What is shorter is repeated before there are features of it.
+    x = repeat_short(x, None, network.minimum_samples)[0]
+    with torch.no_grad():
+        return network.front_end(x)[0]
+
+
+@torch.no_grad()
+def _program(
+    encoder: nn.Module, example: Tensor, int8: bool
+) -> ExportedProgram:
+    """The encoder in operations that XNNPACK has, for one shape."""
+    from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+
+    program = export(encoder, (example,)).run_decompositions(substitutes())
+    program = constant_prop_pass(program)
+    if not int8:
+        return program
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import (
+        convert_pt2e,
+        prepare_pt2e,
+    )
+
+    quantizer = XNNPACKQuantizer()
+    quantizer.set_global(
+        get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    )
+    quantizer.set_filter_function(_has_large_weight)
+    prepared = prepare_pt2e(program.module(), quantizer)
+    prepared(example)
+    return export(convert_pt2e(prepared), (example,))
+
+
+def _has_large_weight(node: torch.fx.Node) -> bool:
+    """Whether eight bits are worth it: not for depthwise layers and sums."""
+    if len(node.args) < 2 or not isinstance(node.args[1], torch.fx.Node):
+        return False
+    weight = node.args[1].meta["val"]
+    return weight.numel() >= MINIMUM_SIZE and min(weight.shape[:2]) > 1
+
+
+def _lower(program: ExportedProgram) -> "EdgeProgramManager":
+    import executorch.data.bin
+    from executorch.backends.xnnpack.partition.config import (
+        ALL_PARTITIONER_CONFIGS,
+    )
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import (  # noqa: E501
+        ViewCopyConfig,
+    )
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+        XnnpackPartitioner,
+    )
+    from executorch.exir import to_edge_transform_and_lower
+
+    # Its own, which it looks for on PATH.
+    flatc = files(executorch.data.bin) / "flatc"
+    os.environ.setdefault("FLATC_EXECUTABLE", str(flatc))
+    # Without ViewCopyConfig every change of shape would cut the graph.
+    configs = [*ALL_PARTITIONER_CONFIGS, ViewCopyConfig]
+    partitioner = XnnpackPartitioner(configs=configs)
+    return to_edge_transform_and_lower(program, partitioner=[partitioner])
+
+
+def _known(network: ReDimNet2, example: Tensor) -> dict[str, Any]:
+    """What a user of the file has to know: names of methods, their results."""
+    unit = "samples" if example.dim() == 2 else "frames"
+    return {
+        "model": "ReDimNet2",
+        "variant": variant_of(network) or "custom",
+        "sample_rate": SAMPLE_RATE,
+        f"fixed_{unit}": example.shape[1],
+        "embedding_size": network.projection.out_features,
+        INPUT: FORMULA,
+        SHAPE: torch.tensor(example.shape),
+    }
+
+
+def _write(
+    lowered: "EdgeProgramManager", known: dict[str, Any], path: Path
+) -> None:
+    from executorch.exir import EdgeProgramManager
+
+    # A copy, which becomes the file.
+    program = copy.deepcopy(lowered.exported_program())
+    program = EdgeProgramManager(program, known)
+    path.write_bytes(program.to_executorch().buffer)
