@@ -237,6 +237,7 @@ def export_sherpa(
     known = {
         KEY: f"{space}-sherpa-onnx",
         **stated(operating_point, provenance),
+        "prepare": f"samples from -1 to 1 less their mean, times {SCALE}",
         "framework": "nemo",
         "language": "any",
         "output_dim": str(network.projection.out_features),

@@ -275,6 +275,7 @@ def test_front_end_of_torchaudio(recordings, corpus, tmp_path):
     [
         ([], "--speech belongs to --for=sherpa-onnx, which needs it"),
         (["--speech=."], "not.wav: unreadable"),
+        (["--speech=nowhere"], "nowhere"),
         (["--speech=empty"], "empty: there is no audio file in it"),
         (["--speech=.", "--features"], "--features is not for"),
         (["--speech=.", "--trials=no.txt"], "trials: no file no.txt"),
