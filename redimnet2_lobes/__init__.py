@@ -6,6 +6,7 @@ The rooms, each of which imports from those below it only:
  * recipe: what the scripts of a recipe share: command line, YAML, checks
  * integrations: the models in the pipelines of other projects
  * door: loads a model, whatever it is kept as
+ * executorch: export to ExecuTorch, and running it
  * onnx: export to ONNX, and running it
  * training: Brain, losses, schedules, batches, checkpoints, validation
  * pretrained: model folders, published checkpoints, the hub

@@ -391,11 +391,11 @@ def embed(
 @click.option(
     "--enrol",
     required=True,
-    metavar="FOLDER",
+    metavar="PATH",
     help="The speakers: for each a folder with recordings, or one recording, "
     "that has the speaker's name. Or a file of embed --output or of the "
-    "extraction script (.npz, .json, .parquet, .scp), with a speaker for each "
-    "embedding.",
+    "extraction script (.npz, .json, .parquet): each embedding is a speaker, "
+    "but where .parquet names speakers.",
 )
 @threshold_option
 @click.option(
@@ -446,7 +446,20 @@ def identify(
     embeddings = _embed(encoder, paths, seconds_per_piece, faults)
     tests = [path for path in tests if path in embeddings]
     if enrolled:
+        speakers = {}
+        for name, speaker in zip(
+            enrolled.names, enrolled.speakers, strict=True
+        ):
+            speakers.setdefault(speaker, []).append(name)
         voices = dict(zip(enrolled.names, enrolled.vectors, strict=True))
+        for tested in list(embeddings.values())[:1]:
+            if tested.shape != enrolled.vectors[0].shape:
+                raise ValueError(
+                    f"{enrol}: damaged, its embeddings have "
+                    f"{enrolled.vectors.shape[1]} values and not "
+                    f"{len(tested)}; embed the recordings again"
+                )
+        voices = _voices(speakers, voices, faults)
     else:
         voices = _voices(speakers, embeddings, faults)
     if not (tests and voices):
@@ -630,10 +643,11 @@ def push(
             return f"{listing}\n{CARD_FILE}:\n\n{card.decode()}"
         for name in left_out:
             print(f"left out: {name}", file=sys.stderr)
-        addresses = [push(files, repository, private, revision)]
-        if page:
-            addresses.append(push(page, repository, private, is_space=True))
-    return "\n".join(addresses)
+        address = push(files, repository, private, revision)
+        if not page:
+            return address
+        _print(address)  # is there, even if the next is refused
+        return push(page, repository, private, is_space=True)
 
 
 @command("redimnet2_b3 --output=b3.onnx")
@@ -955,8 +969,8 @@ def _load_encoder(
         raise ValueError("--engine_cache: belongs to .onnx files; leave it out")
     if os.path.isfile(model):
         raise ValueError(
-            f"--model: {model} is a file; give the model folder. Of a "
-            "published checkpoint, redimnet2 convert makes one"
+            f"--model: {model} is a file; give the model folder or a .onnx "
+            "file. Of a published checkpoint, redimnet2 convert makes a folder"
         )
     import logging
 
@@ -967,7 +981,13 @@ def _load_encoder(
     if "SB_LOG_LEVEL" not in os.environ:
         logging.getLogger("speechbrain").setLevel(logging.WARNING)
     device = device or "cpu"
-    check_device("--device", device)
+    try:
+        check_device("--device", device)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; openvino and other execution providers are for .onnx "
+            "files, see redimnet2 export"
+        ) from error
     # Whatever loading prints, stdout is for results.
     with contextlib.redirect_stdout(sys.stderr):
         model = door.find(model)

@@ -58,7 +58,7 @@ def load(
     ValueError: no file or folder no/such/folder
     """
     if is_onnx(source):
-        device = (run_opts or {}).get("device") or "cpu"
+        device = str((run_opts or {}).get("device") or "cpu")
         return OnnxEncoder(os.fspath(source), threads, device, engine_cache)
     if engine_cache is not None:
         raise ValueError("engine_cache: belongs to .onnx files; leave it out")

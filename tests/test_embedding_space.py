@@ -12,6 +12,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from test_cli import buzz
 
 from redimnet2_lobes import SpeakerRecognition, load
+from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.inference.embedding_cache import Embeddings
 from redimnet2_lobes.inference.embedding_files import (
     FORMATS,
@@ -61,7 +62,7 @@ def test_a_space_has_the_same_name_in_every_version():
     for weight in b0.state_dict().values():
         values = torch.arange(weight.numel()) % 7 / 8  # exact everywhere
         weight.copy_(values.view_as(weight))
-    assert embedding_space(b0) == "redimnet2-b0-dac4509f95efa034"
+    assert embedding_space(b0) == "redimnet2-b0-47cf1458586e7dd5"
 
 
 def test_every_weight_makes_a_space():
@@ -87,7 +88,7 @@ def test_the_architecture_makes_a_space():
     assert len(spaces) == 3 and SPACES[0] not in spaces
     for one, other in (
         (torch.nn.ReLU(), torch.nn.Tanh()),
-        (torch.nn.Linear(2, 2).half(), torch.nn.Linear(2, 2).bfloat16()),
+        (torch.nn.ELU(1.0), torch.nn.ELU(2.0)),
     ):
         first, second = torch.nn.Sequential(one), torch.nn.Sequential(other)
         assert embedding_space(first) != embedding_space(second)
@@ -98,12 +99,14 @@ def test_what_moves_no_embedding_makes_none():
     for name, counter in small.state_dict().items():
         if "num_batches" in name:
             counter += 7
-    small.to(memory_format=torch.channels_last)
+    small.to(memory_format=torch.channels_last).double()
     around = {"compute_features": PassThrough(), "embedding_model": small}
     for classes in (2, 3):
         classifier = Classifier(192, out_neurons=classes)
         mods = torch.nn.ModuleDict({**around, "classifier": classifier})
         assert embedding_space(mods) == SPACES[0]
+    parallel = {**around, "embedding_model": torch.nn.DataParallel(small)}
+    assert embedding_space(torch.nn.ModuleDict(parallel)) == SPACES[0]
     around["compute_features"] = torch.nn.LayerNorm(2)
     assert embedding_space(torch.nn.ModuleDict(around)) != SPACES[0]
 
@@ -152,9 +155,14 @@ EMBEDDINGS = Embeddings(["a", "b"], torch.randn(2, 5), torch.ones(2))
 @pytest.mark.parametrize("form", FORMATS)
 def test_files_keep_it(form, tmp_path):
     outputs = output_files(str(tmp_path / "x.y"), form)
-    write_embeddings(form, outputs, EMBEDDINGS, [None, None], "b3-1")
-    names, vectors, space = read_embeddings(outputs[-1])
+    write_embeddings(form, outputs, EMBEDDINGS, [None, "bea"], "b3-1")
+    if form == "kaldi":
+        assert outputs[1].name == "x.y.embedding_space.txt"
+        assert outputs[1].read_text() == "b3-1\n"
+        return
+    names, speakers, vectors, space = read_embeddings(outputs[-1])
     assert (names, space) == (EMBEDDINGS.names, "b3-1")
+    assert speakers == (["a", "bea"] if form == "parquet" else names)
     assert torch.equal(vectors, EMBEDDINGS.vectors)
 
 
@@ -184,7 +192,9 @@ ROW = {"name": "a", "embedding": [1.0, 2.0], "embedding_space": "b3-1"}
             "does not say",
         ),
         ("a.parquet", b"PAR1", "damaged"),
-        ("a.scp", b"a a.ark:2\n", "damaged"),
+        ("a.scp", b"a touch run |\n", "no file of embeddings"),
+        ("a.json", [ROW, ROW], "a name is there twice"),
+        ("a.json", [{**ROW, "embedding": [0.0, 0.0]}], "an embedding is zero"),
         ("a.wav", b"", "no file of embeddings"),
         ("a.npz", None, "no such file"),
     ],
@@ -210,7 +220,8 @@ def test_a_parquet_file_of_something_else(tmp_path):
     from pyarrow import parquet, table
 
     path = tmp_path / "a.parquet"
-    parquet.write_table(table({"name": ["a"], "embedding": [[1.0]]}), path)
+    columns = {"name": ["a"], "speaker": ["a"], "embedding": [[1.0]]}
+    parquet.write_table(table(columns), path)
     with pytest.raises(ValueError, match="it does not say its embedding_space"):
         read_embeddings(path)
 
@@ -262,6 +273,44 @@ def test_speakers_of_another_space(
             )
             assert str(path) in line
             assert SPACES[0] in line and space in line
+
+
+def test_speakers_of_a_table_are_averaged(folders, run, tmp_path, voice):
+    model = load(folders[0])
+    wavs = torch.randn(3, 8000)
+    vectors = model.encode_batch(wavs).squeeze(1)
+    (path,) = output_files(str(tmp_path / "x"), "parquet")
+    write_embeddings(
+        "parquet",
+        [path],
+        Embeddings(["1", "2", "3"], vectors, torch.ones(3)),
+        ["anna", "anna", None],
+        SPACES[0],
+    )
+    found = json.loads(
+        run(
+            *("identify", voice, f"--enrol={path}", "--json"),
+            f"--model={folders[0]}",
+        )
+    )
+    tested = model.encode_batch(load_waveform(voice)).flatten()
+    scores = {
+        row["speaker"]: row["score"] for row in found["files"][0]["candidates"]
+    }
+    anna = vectors[:2].mean(0)
+    assert set(scores) == {"anna", "3"}
+    for name, enrolled in (("anna", anna), ("3", vectors[2])):
+        cosine = torch.cosine_similarity(enrolled, tested, dim=0)
+        assert scores[name] == pytest.approx(cosine.item(), abs=1e-5)
+
+
+def test_speakers_with_too_few_values(folders, error_of, tmp_path, voice):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{**ROW, "embedding_space": SPACES[0]}]))
+    line = error_of(
+        "identify", voice, f"--enrol={path}", f"--model={folders[0]}"
+    )
+    assert f"{path}: damaged, its embeddings have 2 values and not 192" in line
 
 
 def test_verify_names_the_space(folders, voice, run):
@@ -322,6 +371,17 @@ def test_a_threshold_of_another_space(
         assert all(space in line for space in SPACES)
         assert "results.json" in line
     assert not (tmp_path / "a.onnx").exists()
+    # Files of an earlier training beside the weights.
+    for name, network_of_file, int8 in (
+        ("own.onnx", network(), False),
+        ("own8.onnx", network(), True),
+        ("other.onnx", network(seed=1), False),
+    ):
+        export_onnx(network_of_file, own / name, int8=int8)
+        if name != "other.onnx":
+            assert name in run("push", own, "user/name", "--dry_run")
+    line = error_of("push", own, "user/name", "--dry_run")
+    assert "other.onnx" in line and all(space in line for space in SPACES)
     assert SpeakerRecognition.from_hparams(own).operating_point.value == 0.5
     with pytest.raises(ValueError, match="results.json: of the embedding spa"):
         SpeakerRecognition.from_hparams(other)

@@ -19,6 +19,8 @@ from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
 from redimnet2_lobes.pretrained.loading import load_model
+from redimnet2_lobes.onnx.export import export_onnx
+from redimnet2_lobes.pretrained.loading import load_model
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 
 NAME = "user/redimnet2-test"
@@ -294,10 +296,14 @@ def test_private_branch_and_second_push(hub, folder):
     assert hub.private[NAME]
     assert hub.repositories[NAME]["main"] == {}
     assert hub.repositories[NAME]["second"].keys() == UPLOADED
-    (folder / "extra.onnx").write_bytes(b"graph")
+    extra = folder / "extra.onnx"
+    export_onnx(load_model(folder).mods.embedding_model, extra)
     main([str(folder), NAME, "--revision=second"])
     assert hub.commits == 2
-    assert hub.repositories[NAME]["second"]["extra.onnx"] == b"graph"
+    pushed = hub.repositories[NAME]["second"]["extra.onnx"]
+    assert pushed == extra.read_bytes()
+    extra.write_bytes(b"graph")
+    assert "extra.onnx: not an ONNX file" in push(folder, NAME)
 
 
 def test_results_and_what_stays_at_home(hub, folder, capsys):

@@ -18,7 +18,11 @@ from full_disk import full_disk
 from redimnet2_lobes import cli, load
 from redimnet2_lobes.pretrained import releases
 from redimnet2_lobes.pretrained.loading import load_model, read_tensors
-from redimnet2_lobes.pretrained.provenance import after_fine_tuning
+from redimnet2_lobes.pretrained.provenance import (
+    Provenance,
+    after_fine_tuning,
+    with_provenance,
+)
 from redimnet2_lobes.pretrained.published_layout import (
     build_network,
     published_checkpoint,
@@ -137,7 +141,11 @@ def test_licence_and_training_data_go_along(server, tmp_path, capsys):
     assert "\nlicense: cc-by-4.0\n" in card and "| Mine |" in card
     trained_further = after_fine_tuning(model)
     assert trained_further == ("mit", f"{data}, then trained further")
-    for nothing in (None, tmp_path / "gone"):
+    stated = Provenance("other", None)
+    text = with_provenance(hyperparams, stated)
+    assert text.count("license:") == 1 and '\nlicense: "other"\n' in text
+    (tmp_path / "hyperparams.yaml").write_text("- license")
+    for nothing in (None, tmp_path / "gone", tmp_path):
         assert after_fine_tuning(nothing) == (None, None)
 
 

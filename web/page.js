@@ -75,7 +75,7 @@ async function useModel(source) {
     say("Ready.");
   } catch {
     element("keep").checked = false;
-    say("Ready. The voices kept in this browser cannot be used by this model.");
+    say("Ready. The voices kept in this browser cannot be used by this model; Keep replaces them.");
   }
   showNames();
 }

@@ -11,12 +11,24 @@ import { wavFile } from "./audio.js";
 export async function record(onSeconds) {
   const stream = await openMicrophone();
   const context = new AudioContext();
-  await context.audioWorklet.addModule("recorder_worklet.js");
-  const recorder = new AudioWorkletNode(context, "recorder", {
-    numberOfOutputs: 0,
-    channelCount: 1,
-    channelCountMode: "explicit",
-  });
+  const close = async () => {
+    for (const track of stream.getTracks()) track.stop();
+    await context.close();
+  };
+  let recorder;
+  try {
+    await context.resume();
+    await context.audioWorklet.addModule("recorder_worklet.js");
+    recorder = new AudioWorkletNode(context, "recorder", {
+      numberOfOutputs: 0,
+      channelCount: 1,
+      channelCountMode: "explicit",
+    });
+  } catch (error) {
+    await close();
+    const { message } = /** @type {Error} */ (error);
+    throw new Error(`microphone: cannot be used (${message}); take a file`);
+  }
   /** @type {Float32Array[]} */
   const chunks = [];
   let samples = 0;
@@ -28,8 +40,7 @@ export async function record(onSeconds) {
   context.createMediaStreamSource(stream).connect(recorder);
 
   return async () => {
-    for (const track of stream.getTracks()) track.stop();
-    await context.close();
+    await close();
     return wavFile(chunks, context.sampleRate);
   };
 }

@@ -101,6 +101,9 @@ class SpeakerRecognition {
    * @param {Record<string, string>} metadata
    */
   constructor(session, metadata) {
+    if (session.inputNames[0] === "sherpa_features") {
+      throw new Error("model: takes sherpa-onnx's features; export --for=onnx");
+    }
     if (!session.inputNames[0].startsWith("waveform")) {
       throw new Error("model: takes features; export without --features");
     }

@@ -66,7 +66,7 @@ Floats ReadExpected(const std::string &model) {
   const std::string bytes{std::istreambuf_iterator<char>(stream), {}};
   const std::string key = "test_waveform_embedding\x12";
   const size_t place = bytes.rfind(key);
-  Require(place != std::string::npos, model, "no file for sherpa-onnx");
+  Require(place != std::string::npos, model, "export --for=sherpa-onnx");
   const char *text = bytes.c_str() + place + key.size();
   while (*text++ & 0x80) continue;
   Floats values;

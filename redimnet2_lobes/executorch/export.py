@@ -122,9 +122,9 @@ def export_pte(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is to be, for programmers
         lowered = _lower(_program(encoder, example, int8))
-        if int8 and operating_point.value is not None:
-            origin = f"{operating_point.origin}, before quantization"
-            operating_point = operating_point._replace(origin=origin)
+        operating_point = operating_point.but(f"not of {seconds:g} s each")
+        if int8:
+            operating_point = operating_point.but("before quantization")
         with complete_or_absent(path) as partial:
             space = embedding_space(network)
             if int8:

@@ -187,7 +187,8 @@ def _write_parquet(
 class StoredEmbeddings(NamedTuple):
     """What a file of embeddings holds."""
 
-    names: list[str]
+    names: list[str]  # each once
+    speakers: list[str]  # the name itself where none is known
     vectors: torch.Tensor  # [utterances, embedding], float32
     space: str
 
@@ -195,8 +196,9 @@ class StoredEmbeddings(NamedTuple):
 def read_embeddings(path: str | os.PathLike) -> StoredEmbeddings:
     """Reads a file of `write_embeddings`, or of ``redimnet2 embed --output``.
 
-    That is one that ends in .npz, .json, .parquet or .scp. A ValueError says
-    that it is another, is damaged, or does not say its space.
+    That is one that ends in .npz, .json or .parquet. A ValueError says that it
+    is another, is damaged, or does not say its space. (Kaldi's lists may hold
+    commands, and its archives pickles: they are not read.)
 
     Example
     -------
@@ -204,7 +206,8 @@ def read_embeddings(path: str | os.PathLike) -> StoredEmbeddings:
     >>> with open(path, "wb") as file:
     ...     write_npz(file, ["a"], np.ones((1, 2), np.float32), "b3-1")
     >>> read_embeddings(path)
-    StoredEmbeddings(names=['a'], vectors=tensor([[1., 1.]]), space='b3-1')
+    StoredEmbeddings(names=['a'], speakers=['a'], vectors=tensor([[1., 1.]]), \
+space='b3-1')
     """
     path = Path(path)
     if path.suffix not in READERS:
@@ -214,14 +217,18 @@ def read_embeddings(path: str | os.PathLike) -> StoredEmbeddings:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        names, vectors, space = READERS[path.suffix](path)
+        names, speakers, vectors, space = READERS[path.suffix](path)
         vectors = np.asarray(vectors, np.float32)
         if not (names and all(isinstance(name, str) for name in names)):
             raise ValueError("it has no names")
+        if len(set(names)) < len(names):
+            raise ValueError("a name is there twice")
         if (len(names), 2) != (len(vectors), vectors.ndim) or not vectors.size:
             raise ValueError("its embeddings are not one for each name")
         if not np.isfinite(vectors).all():
             raise ValueError("an embedding is not finite")
+        if not vectors.any(axis=1).all():
+            raise ValueError("an embedding is zero")
         if not (isinstance(space, str) and space):
             raise ValueError("it does not say its embedding_space")
     except ImportError as error:
@@ -233,15 +240,19 @@ def read_embeddings(path: str | os.PathLike) -> StoredEmbeddings:
             f"{path}: not a file of embeddings, or damaged "
             f"({one_line(error)}); embed the recordings again"
         ) from error
-    return StoredEmbeddings(names, torch.tensor(vectors), space)
+    speakers = [
+        each or name for each, name in zip(speakers, names, strict=True)
+    ]
+    return StoredEmbeddings(names, speakers, torch.tensor(vectors), space)
 
 
-Rows = tuple[list[str], Any, Any]  # names, embeddings, space
+Rows = tuple[list[str], list, Any, Any]  # names, speakers, embeddings, space
 
 
 def _read_numpy(path: Path) -> Rows:
     names, vectors, space = read_arrays(path, "names", "embeddings", KEY)
-    return names.tolist(), vectors, space.item()
+    names = names.tolist()
+    return names, [None] * len(names), vectors, space.item()
 
 
 def _read_json(path: Path) -> Rows:
@@ -249,17 +260,10 @@ def _read_json(path: Path) -> Rows:
     (space,) = {row[KEY] for row in rows}
     return (
         [row["name"] for row in rows],
+        [None] * len(rows),
         [row["embedding"] for row in rows],
         space,
     )
-
-
-def _read_kaldi(path: Path) -> Rows:
-    from kaldiio import load_scp
-
-    vectors = load_scp(str(path))
-    space = path.with_suffix(SPACE_ENDING).read_text().strip()
-    return list(vectors), np.stack(list(vectors.values())), space
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -269,14 +273,14 @@ def _read_parquet(path: Path) -> Rows:
     space = (table.schema.metadata or {}).get(KEY.encode(), b"").decode()
     names = table["name"].to_pylist()
     vectors = table["embedding"].combine_chunks().flatten().to_numpy()
-    return names, vectors.reshape(len(names), -1), space
+    speakers = table["speaker"].to_pylist()
+    return names, speakers, vectors.reshape(len(names), -1), space
 
 
 READERS = {
     ".npz": _read_numpy,
     ".json": _read_json,
     ".parquet": _read_parquet,
-    ".scp": _read_kaldi,
 }
 
 

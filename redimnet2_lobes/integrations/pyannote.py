@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from redimnet2_lobes.door import load
+from redimnet2_lobes.door import load, space_of
 from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 from redimnet2_lobes.models.lengths import valid_mask
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
@@ -60,6 +60,7 @@ class SpeakerEncoder(Model):
     def __init__(self, source: str | os.PathLike) -> None:
         super().__init__(sample_rate=SAMPLE_RATE)
         self.encoder = load(source)
+        self.space = space_of(self.encoder)  # of what it gives
         self.dimension = self._encode(torch.zeros(1, WINDOW)).shape[1]
 
     def forward(

@@ -30,9 +30,10 @@ def embedding_space(network: nn.Module) -> str:
     and do not depend on the precision of computing, which moves embeddings by a
     rounding. Take it before `fold`.
 
-    The network may be another one: then the classes of its modules take the
-    place of the architecture. In a ``ModuleDict`` of what makes an embedding,
-    such as ``EncoderClassifier.mods``, the classifier does not count.
+    The network may be another one: then the classes of its modules and their
+    settings, plain values, take the place of the architecture. In a
+    ``ModuleDict`` of what makes an embedding, such as
+    ``EncoderClassifier.mods``, the classifier does not count.
 
     Example
     -------
@@ -47,7 +48,7 @@ def embedding_space(network: nn.Module) -> str:
     kind = network
     if isinstance(network, nn.ModuleDict):
         parts = {
-            name: module
+            name: _unwrapped(module)
             for name, module in network.items()
             if name != "classifier" and not isinstance(module, PassThrough)
         }
@@ -59,7 +60,7 @@ def embedding_space(network: nn.Module) -> str:
         name = f"redimnet2-{variant_of(network) or 'custom'}"
     else:
         described = [
-            [name, type(module).__qualname__, _arguments(module)]
+            [name, type(module).__qualname__, _settings(module)]
             for name, module in network.named_modules()
         ]
         name = type(kind).__name__.lower()
@@ -67,16 +68,27 @@ def embedding_space(network: nn.Module) -> str:
     for key, tensor in sorted(network.state_dict().items()):
         if tensor.is_floating_point():  # others count batches
             # With the sizes, no two state dicts make the same bytes.
-            digest.update(_json([key, str(tensor.dtype), list(tensor.shape)]))
-            tensor = tensor.detach().cpu().contiguous().flatten()
+            digest.update(_json([key, list(tensor.shape)]))
+            tensor = tensor.detach().cpu().float().contiguous().flatten()
             digest.update(tensor.view(torch.uint8).numpy().data)
     return f"{name}-{digest.hexdigest()[:16]}"
 
 
-def _arguments(module: nn.Module) -> Any:
-    arguments = getattr(module, "arguments", None)
-    return arguments() if callable(arguments) else None
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """What SpeechBrain may have wrapped for several devices."""
+    inner = getattr(module, "module", module)
+    return inner if isinstance(inner, nn.Module) else module
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str)
+        and not name.startswith("_")
+        and name != "training"
+    }
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode()
+    return json.dumps(value, sort_keys=True).encode()

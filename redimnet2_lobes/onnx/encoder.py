@@ -91,12 +91,17 @@ class OnnxEncoder:
             raise ValueError(
                 f"{path}: takes features; export without --features"
             )
+        if KEY not in known:
+            raise ValueError(
+                f"{path}: from before embedding spaces had names; export it "
+                "again"
+            )
+        self.space = known[KEY]
         self.threads = threads
         self.path = path
         self.operating_point = OperatingPoint()
         self.fixed_samples = None
         try:
-            self.space = known[KEY]
             self.minimum_samples = int(known["minimum_samples"])
             require_positive("minimum_samples", self.minimum_samples)
             if "fixed_samples" in known:

@@ -135,13 +135,12 @@ def export_onnx(
     length = None
     if seconds is not None:
         length = _length(folded, seconds, features)
+        operating_point = operating_point.but(f"not of {seconds:g} s each")
         model = with_fixed_length(model, length)
     if int8:
         model = quantize_weights(model)
         space = f"{space}-int8"
-        if operating_point.value is not None:
-            origin = f"{operating_point.origin}, before quantization"
-            operating_point = operating_point._replace(origin=origin)
+        operating_point = operating_point.but("before quantization")
     if target == "onnx":
         model = over_batch(model)
     tolerance = INT8_TOLERANCE if int8 else TOLERANCE
@@ -169,6 +168,8 @@ def check_new_export(path: str | os.PathLike) -> None:
     """
     check_new_file(path)
     path = Path(path)
+    if path.suffix.lower() != ".onnx":
+        raise ValueError(f"output: {path} does not end in .onnx")
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder; create it first")
     for package in ("onnx", "onnxruntime"):

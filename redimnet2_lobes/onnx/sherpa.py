@@ -17,8 +17,8 @@ Authors
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 from torchaudio.functional import melscale_fbanks
+from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import find_audio, load_waveform
 from redimnet2_lobes.data.trial_files import TrialList, read_trial_lists
@@ -68,6 +69,7 @@ FLOOR = float(np.finfo(np.float32).eps)
 # whatever the share, and zero in digital silence.
 BELOW_FLOOR = 0.27
 LEAST_COSINE = 0.99
+LONGEST = 60  # seconds of each recording that are measured
 # Of samples from -1 to 1, so that energies in speech are above the floor.
 SCALE = 2**15
 
@@ -202,12 +204,13 @@ def export_sherpa(
     if trials is None:
         names = {name: name for name in find_audio(speech).paths}
     else:
-        (trial_list,) = read_trial_lists(
-            os.fspath(trials),
-            os.fspath(speech),
-            os.fspath(Path(path).parent),
-            keys=("trials", "speech"),
-        )
+        with tempfile.TemporaryDirectory() as unread:  # lists of what lacks
+            (trial_list,) = read_trial_lists(
+                os.fspath(trials),
+                os.fspath(speech),
+                unread,
+                keys=("trials", "speech"),
+            )
         names = trial_list.paths
     from redimnet2_lobes.models.onnx_sessions import OnnxSessions
     from redimnet2_lobes.onnx.quantization import quantize_weights
@@ -450,8 +453,8 @@ def _measure(
     trial_list: TrialList | None,
 ) -> Accuracy:
     found, exact = [], []
-    for path in paths.values():
-        waveform = load_waveform(path)
+    for path in tqdm(paths.values(), desc="measuring", unit="recording"):
+        waveform = load_waveform(path)[: LONGEST * SAMPLE_RATE]
         prepared = prepare(waveform.numpy())
         found.append(torch.from_numpy(_embed(session, prepared)))
         exact.append(network(waveform.unsqueeze(0))[0, 0])

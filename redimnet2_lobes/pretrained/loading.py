@@ -397,7 +397,7 @@ def load_model(
                     read_tensors(path), network, path, "its hyperparams.yaml"
                 )
     stated = getattr(encoder.hparams, KEY, None)
-    if stated not in (None, space := embedding_space(encoder.mods)):
+    if stated and stated != (space := embedding_space(encoder.mods)):
         raise ValueError(
             f"{source}: its hyperparams.yaml is of the embedding space "
             f"{stated}, its weights are of {space}; copy or convert all of it "

@@ -5,9 +5,12 @@ Authors
 """
 
 import contextlib
+import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -44,9 +47,7 @@ def provenance_of(model: Pretrained) -> Provenance:
     >>> provenance_of(Namespace(hparams=Namespace(license="mit")))
     Provenance(license='mit', training_data=None)
     """
-    return Provenance(
-        *(getattr(model.hparams, key, None) for key in Provenance._fields)
-    )
+    return _of_keys(vars(model.hparams))
 
 
 def after_fine_tuning(folder: str | os.PathLike | None) -> Provenance:
@@ -66,6 +67,26 @@ def after_fine_tuning(folder: str | os.PathLike | None) -> Provenance:
         return NOT_STATED
     with contextlib.suppress(OSError, YAMLError, ValueError):
         keys = YAML().load(Path(folder) / "hyperparams.yaml")
-        license, data = (keys.get(key) for key in Provenance._fields)
-        return Provenance(license, data and f"{data}, then trained further")
+        if isinstance(keys, dict):
+            license, data = _of_keys(keys)
+            return Provenance(license, data and f"{data}, then trained further")
     return NOT_STATED
+
+
+def with_provenance(hyperparams: str, stated: Provenance) -> str:
+    r"""The text of a hyperparams.yaml that says what is stated.
+
+    Example
+    -------
+    >>> with_provenance("license: mit\nvariant: b3\n", Provenance("other"))
+    'variant: b3\nlicense: "other"\ntraining_data: null\n'
+    """
+    kept = re.sub(r"^(license|training_data):.*\n", "", hyperparams, flags=re.M)
+    values = stated._asdict().items()
+    lines = [f"{key}: {json.dumps(value)}\n" for key, value in values]
+    return "".join([kept, *lines])
+
+
+def _of_keys(keys: Mapping[str, Any]) -> Provenance:
+    values = [keys.get(key) for key in Provenance._fields]
+    return Provenance(*(x if isinstance(x, str) else None for x in values))

@@ -29,7 +29,11 @@ from redimnet2_lobes.pretrained.loading import (
     network_of,
 )
 from redimnet2_lobes.pretrained.model_card import write_model_card
-from redimnet2_lobes.pretrained.provenance import Provenance, provenance_of
+from redimnet2_lobes.pretrained.provenance import (
+    Provenance,
+    provenance_of,
+    with_provenance,
+)
 from redimnet2_lobes.pretrained.standalone import FILE_NAME, single_file
 from redimnet2_lobes.scoring.results import RESULTS_FILE, read_results
 
@@ -117,11 +121,10 @@ def collect(
     folder = Path(find_model(folder))
     if results_file is None and (folder / RESULTS_FILE).is_file():
         results_file = folder / RESULTS_FILE
-    results = None
+    results, space = None, embedding_space(network)
     if results_file is not None:
         # Its checkpoint may be a path of this machine.
         results = {**read_results(results_file), "checkpoint": repository}
-        space = embedding_space(network)
         check_same_space(results_file, results.get(KEY), folder, space)
     given = Provenance(license, training_data)
     stated = given.or_else(provenance_of(encoder))
@@ -138,7 +141,10 @@ def collect(
     )
     files, left_out = {}, []
     for path in sorted(folder.iterdir()):
-        if path.name in FILES or path.suffix == ONNX_EXTENSION:
+        if path.suffix == ONNX_EXTENSION:
+            _check_export(path, folder, space)
+            files[path.name] = path
+        elif path.name in FILES:
             files[path.name] = path
         elif path.name not in (CARD_FILE, CONFIG_FILE, FILE_NAME, RESULTS_FILE):
             left_out.append(path.name)
@@ -146,9 +152,30 @@ def collect(
     files[CONFIG_FILE] = _json(CONFIG)
     hyperparams = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
     files[FILE_NAME] = single_file(hyperparams).encode()
+    files["hyperparams.yaml"] = with_provenance(hyperparams, stated).encode()
     if results is not None:
         files[RESULTS_FILE] = _json(results)
     return files, left_out
+
+
+def _check_export(path: Path, folder: Path, space: str) -> None:
+    """Refuses an exported file of other weights than those of its folder."""
+    try:
+        from onnx import load
+    except ImportError:
+        raise ValueError(
+            f"{path}: to see what it is, pip install onnx, or move it elsewhere"
+        ) from None
+    try:
+        properties = load(path, load_external_data=False).metadata_props
+    except Exception as error:  # onnx raises kinds of its own
+        raise ValueError(
+            f"{path}: not an ONNX file, or damaged; move it elsewhere"
+        ) from error
+    known = {entry.key: entry.value for entry in properties}
+    found = known.get(KEY, "without a name")
+    found = found.removesuffix("-sherpa-onnx").removesuffix("-int8")
+    check_same_space(path, found, folder, space)
 
 
 def _json(content: object) -> bytes:

@@ -31,6 +31,18 @@ class OperatingPoint(NamedTuple):
     value: float | None = None  # None where none is known
     origin: str | None = None  # where it is from, in words
 
+    def but(self, reservation: str) -> "OperatingPoint":
+        """The same, with a reservation about where it is from.
+
+        Example
+        -------
+        >>> OperatingPoint(0.5, "that of the EER").but("before quantization")
+        OperatingPoint(value=0.5, origin='that of the EER, before quantization')
+        """
+        if self.value is None:
+            return self
+        return self._replace(origin=f"{self.origin}, {reservation}")
+
 
 def operating_point_of(
     model: str, space: str, **hub_options: Any

@@ -144,13 +144,19 @@ class PldaBackend:
         the file is run.
         """
         try:
-            *arrays, found = read_arrays(path, *ARRAYS, KEY)
-            backend = cls(*arrays)
+            backend = cls(*read_arrays(path, *ARRAYS))
         except ValueError as error:
             raise ValueError(
                 f"{path}: not a PLDA back-end, or a damaged one ({error}); "
                 "train it again"
             ) from error
+        try:
+            (found,) = read_arrays(path, KEY)
+        except ValueError:
+            raise ValueError(
+                f"{path}: from before embedding spaces had names; train it "
+                "again"
+            ) from None
         check_same_space(path, str(found), "the checkpoint", space)
         return backend
 

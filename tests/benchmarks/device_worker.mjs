@@ -52,7 +52,10 @@ async function embeddings() {
   const waveforms = await readFile(job.waveforms);
   const start = 10 + waveforms.readUInt16LE(8);
   const [count, size] = job.shape;
-  const all = new Float32Array(waveforms.buffer.slice(start, start + 4 * count * size));
+  const first = waveforms.byteOffset + start;
+  const all = new Float32Array(
+    waveforms.buffer.slice(first, first + 4 * count * size),
+  );
   const rows = [];
   for (let n = 0; n < count; n++) {
     rows.push([...(await embed(all.slice(n * size, (n + 1) * size)))]);

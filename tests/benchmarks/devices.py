@@ -30,7 +30,9 @@ from conftest import ParityCase
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.pretrained.loading import load_model
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.pretrained.published_layout import (
     build_network,
@@ -83,7 +85,8 @@ def main(arguments=None):
     rows = {}
     for variant, model in models.items():
         for form in tqdm(options.forms, desc=f"exporting {variant}"):
-            paths = export(model, form, folder / variant, trials.speech)
+            space = embedding_space(load_model(model).mods)
+            paths = export(model, form, folder / space, trials.speech)
             rows[variant, form] = Row(variant, form, paths)
     for row in tqdm(rows.values(), desc="embedding"):
         row.embed(trials)
