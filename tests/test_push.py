@@ -18,7 +18,6 @@ from redimnet2_lobes.models.folding import fold
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.onnx.encoder import OnnxEncoder
-from redimnet2_lobes.pretrained.loading import load_model
 from redimnet2_lobes.onnx.export import export_onnx
 from redimnet2_lobes.pretrained.loading import load_model
 from redimnet2_lobes.pretrained.model_folder import write_model_folder

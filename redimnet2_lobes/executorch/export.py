@@ -12,6 +12,9 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+# executorch is in an environment of its own.
+# pyright: reportMissingImports=false
+
 import copy
 import importlib.util
 import os
@@ -118,6 +121,8 @@ def export_pte(
         )
     folded = fold(network)
     example = _example(folded, seconds, features)
+    # ExecuTorch wants weights in this order; torch's annotations lack the form.
+    folded.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     encoder = _FiniteOrNaN(folded, features)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is to be, for programmers

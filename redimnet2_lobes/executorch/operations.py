@@ -129,10 +129,13 @@ def _pad(
     if mode == "constant":
         return torch.constant_pad_nd(x, sizes, value or 0)
     left, right = sizes
-    last = x.shape[-1] - 1
-    places = [*range(left, 0, -1), *range(last - 1, last - 1 - right, -1)]
-    reflected = [x.narrow(-1, place, 1) for place in places]
-    return torch.cat([*reflected[:left], x, *reflected[left:]], -1)
+    start = _backwards(x.narrow(-1, 1, left))
+    end = _backwards(x.narrow(-1, x.shape[-1] - 1 - right, right))
+    return torch.cat([start, x, end], -1)
+
+
+def _backwards(x: Tensor) -> Tensor:
+    return x.flip(-1) if x.shape[-1] > 1 else x
 
 
 def _gelu(x: Tensor, approximate: str = "none") -> Tensor:

@@ -4,6 +4,9 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+# executorch is in an environment of its own.
+# pyright: reportMissingImports=false
+
 import os
 from pathlib import Path
 from typing import Any
