@@ -282,11 +282,11 @@ def extract(two_files, model, **keys):
         ({"output": "x.npz.npz"}, ["x.npz.npz"]),
         (
             {"output": "*[1] #2", "format": "kaldi"},
-            ["*[1] #2.ark", "*[1] #2.scp"],
+            ["*[1] #2.ark", "*[1] #2.embedding_space.txt", "*[1] #2.scp"],
         ),
         (
             {"output": "x.scp.ark", "format": "kaldi"},
-            ["x.scp.ark", "x.scp.scp"],
+            ["x.scp.ark", "x.scp.embedding_space.txt", "x.scp.scp"],
         ),
         ({"output": "x", "output_folder": "d=1/e"}, ["d=1/e/x.npz"]),
     ],
@@ -297,7 +297,7 @@ def test_embeddings_land_where_they_should(keys, files, two_files, model, here):
     extract(two_files, model, **keys)
     assert files_below(here) == files
     if keys.get("format") == "kaldi":
-        assert len(kaldiio.load_scp(str(here / files[1]))["a.wav"]) == 16
+        assert len(kaldiio.load_scp(str(here / files[-1]))["a.wav"]) == 16
 
 
 @pytest.mark.parametrize(

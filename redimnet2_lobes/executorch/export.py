@@ -191,6 +191,7 @@ class _FiniteOrNaN(nn.Module):
         self.features = features
 
     def forward(self, x: Tensor) -> Tensor:
+        """Computes the embedding [1, embedding] of an utterance."""
         if self.features:
             embedding = self.network.encode_features(x)
         else:

@@ -157,7 +157,8 @@ class PldaBackend:
                 f"{path}: from before embedding spaces had names; train it "
                 "again"
             ) from None
-        check_same_space(path, str(found), "the checkpoint", space)
+        found = " ".join(str(found).split())  # in one line, whatever it is
+        check_same_space(path, found, "the checkpoint", space)
         return backend
 
     def _check_shapes(self):

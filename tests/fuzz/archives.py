@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fuzz.inputs import mutated, repacked
 from fuzz.oracle import Target
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
+from redimnet2_lobes.inference.embedding_files import read_embeddings
 from redimnet2_lobes.scoring.plda import ARRAYS, PldaBackend
 
 AXES = st.lists(st.integers(0, 3), max_size=3)
@@ -114,6 +115,22 @@ def read_plda(path, forged=False):
         assert forged or np.array_equal(array, PLDA[name])
 
 
+EMBEDDINGS = {
+    "names": np.array(["a", "b"]),
+    "embeddings": RANDOM.normal(size=(2, 3)).astype(np.float32),
+    "embedding_space": np.array("b3-1"),
+}
+
+
+def read_file(path, forged=False):
+    found = read_embeddings(path)
+    assert len(found.names) == len(found.vectors) == len(found.speakers)
+    assert found.vectors.isfinite().all() and found.space
+    if not forged:
+        assert (found.names, found.space) == (["a", "b"], "b3-1")
+        assert np.array_equal(found.vectors.numpy(), EMBEDDINGS["embeddings"])
+
+
 CACHE_FILES = r"cache(/\w+(/part-\d+\.npz)?)?"
 TARGETS = (
     Target(
@@ -131,6 +148,18 @@ TARGETS = (
         functools.partial(read_cache, forged=True),
         write_utterances,
         CACHE_FILES,
+    ),
+    Target(
+        "embeddings",
+        "embeddings.npz",
+        lambda: mutated([packed(EMBEDDINGS)]),
+        read_file,
+    ),
+    Target(
+        "embeddings-forged",
+        "embeddings.npz",
+        lambda: other_arrays(EMBEDDINGS) | repacked([packed(EMBEDDINGS)]),
+        functools.partial(read_file, forged=True),
     ),
     Target(
         "plda",

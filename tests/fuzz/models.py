@@ -332,6 +332,7 @@ METADATA = {
     "sample_rate": "16000",
     "minimum_samples": "400",
     "embedding_size": "2",
+    "embedding_space": "b0-1",
     "threshold": "0.25",
     "threshold_origin": "that of the EER on O, 37,611 trials",
 }

@@ -15,6 +15,7 @@ from redimnet2_lobes.data.sources import split_source
 from redimnet2_lobes.data.training_set import read_training_lists
 from redimnet2_lobes.data.trials import read_enrolments, read_trials
 from redimnet2_lobes.data.utterances import read_utterances
+from redimnet2_lobes.inference.embedding_files import read_embeddings
 from redimnet2_lobes.scoring.calibration import load_calibrations
 from redimnet2_lobes.scoring.operating_point import operating_point_of
 from redimnet2_lobes.scoring.results import (
@@ -86,7 +87,8 @@ CALIBRATION = {
 def calibration(path):
     found = load_calibrations(path)
     entries = json.loads(path.read_bytes())
-    for name, (offset, weights) in found.items():
+    for name, (offset, weights, space) in found.items():
+        assert space is None or isinstance(space, str)
         assert math.isfinite(offset) and offset == entries[name]["offset"]
         assert weights == entries[name]["weights"]
         assert all(isinstance(value, float) for value in weights.values())
@@ -106,6 +108,7 @@ RESULTS = {
     "seconds_used": 4.0,
     "crops": 10,
     "eval_precision": "bf16",
+    "embedding_space": "b3-1",
     "results": [ROW, {**ROW, "back_end": "PLDA"}],
 }
 
@@ -121,6 +124,20 @@ def results(path):
 
 
 SPEAKERS = "'anna' => 0\n'bert' => 1\n'1' => 2\n" + 16 * "=" + "\n"
+
+
+EMBEDDINGS = [
+    {"name": name, "embedding": [1.5, value], "embedding_space": "b3-1"}
+    for name, value in (("a", 0.25), ("b", -1))
+]
+
+
+def embeddings(path):
+    found = read_embeddings(path)
+    rows = json.loads(path.read_bytes())
+    assert found.names == [row["name"] for row in rows] == found.speakers
+    assert {found.space} == {row["embedding_space"] for row in rows}
+    assert found.vectors.isfinite().all() and found.vectors.ndim == 2
 
 
 def speakers(path):
@@ -263,6 +280,12 @@ TARGETS = (
         "results.json",
         lambda: json_of(RESULTS, {**RESULTS, "crops": None}),
         results,
+    ),
+    Target(
+        "embeddings-json",
+        "embeddings.json",
+        lambda: json_of(EMBEDDINGS),
+        embeddings,
     ),
     Target(
         "speakers",
