@@ -17,6 +17,7 @@ Authors
 
 import copy
 import importlib.util
+import math
 import os
 import warnings
 from importlib.resources import files
@@ -234,18 +235,24 @@ def _program(
     quantizer.set_global(
         get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
     )
-    quantizer.set_filter_function(_has_large_weight)
+    quantizer.set_filter_function(_is_large)
     prepared = prepare_pt2e(program.module(), quantizer)
     prepared(example)
     return export(convert_pt2e(prepared), (example,))
 
 
-def _has_large_weight(node: torch.fx.Node) -> bool:
-    """Whether eight bits are worth it: not for depthwise layers and sums."""
-    if len(node.args) < 2 or not isinstance(node.args[1], torch.fx.Node):
+def _is_large(node: torch.fx.Node) -> bool:
+    """Whether eight bits are worth it: not for depthwise layers and sums.
+
+    Beside layers the quantizer asks for their weights.
+    """
+    if node.op != "call_function":
+        return True
+    weight = node.args[1]
+    if not isinstance(weight, torch.fx.Node):
         return False
-    weight = node.args[1].meta["val"]
-    return weight.numel() >= MINIMUM_SIZE and min(weight.shape[:2]) > 1
+    shape = weight.meta["val"].shape
+    return math.prod(shape) >= MINIMUM_SIZE and min(shape[:2]) > 1
 
 
 def _lower(program: ExportedProgram) -> "EdgeProgramManager":

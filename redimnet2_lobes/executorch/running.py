@@ -69,7 +69,15 @@ class PteFile:
 
         A ValueError says that it is of another shape.
         """
-        return self._run("forward", x).clone()
+        shape = self.known(SHAPE).tolist()
+        if list(x.shape) != shape:
+            raise ValueError(
+                f"{self.path}: takes an input of shape {shape}, not "
+                f"{list(x.shape)}; cut or repeat it, or export with other "
+                "--seconds"
+            )
+        # A copy, since the next run writes into the same memory.
+        return self._run("forward", x.float()).clone()
 
     def _run(self, method: str, *inputs: Tensor) -> Any:
         try:
