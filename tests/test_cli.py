@@ -1016,3 +1016,30 @@ def test_hyperparameters_by_variant(run, tmp_path, variant):
     copy = tmp_path / "own.yaml"
     run("hparams", variant, f"--output={copy}")
     assert copy.read_text() == path.read_text()
+
+
+def test_export_to_executorch_without_it(
+    model, error_of, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "executorch", None)
+
+    def export(output, *options, **keys):
+        options = ["--for=executorch", f"--output={output}", *options]
+        return error_of("export", model, *options, **keys)
+
+    path = tmp_path / "a.pte"
+    line = export(path, code=2)
+    assert "--seconds belongs to --for=fixed and --for=executorch" in line
+    line = export(path, "--seconds=121", code=2)
+    assert "'121' is not a number from 0.025 to 120" in line
+    assert "a.onnx does not end in .pte" in export(
+        tmp_path / "a.onnx", "--seconds=6"
+    )
+    line = export(tmp_path / "no" / "a.pte", "--seconds=6")
+    assert "no is no folder; create it first" in line
+    assert "pip install executorch==" in export(path, "--seconds=6")
+    path.touch()
+    assert "a.pte exists already" in export(path, "--seconds=6")
+    assert "pip install executorch==" in error_of("check", path)
+    line = error_of("check", tmp_path / "b.pte")
+    assert line.endswith("b.pte: no such file")

@@ -119,8 +119,10 @@ def test_what_a_file_holds(exported):
     space = embedding_space(exported[0])
     assert known["embedding_space"] == space
     assert known["test_shape"].tolist() == [1, SAMPLES]
+    assert known["test_tolerance"] == 1e-4
     quantized = methods(exported[2])
     assert quantized["threshold_origin"].endswith(", before quantization")
+    assert quantized["test_tolerance"] == 0.02
     assert quantized["embedding_space"] == f"{space}-int8-executorch"
 
 
