@@ -118,8 +118,8 @@ def test_every_form_of_a_model_names_its_space(model_folder, tmp_path):
     export_onnx(network(), paths[2], int8=True)
     spaces = [load(path).space for path in paths]
     assert spaces == [SPACES[0], SPACES[0], f"{SPACES[0]}-int8"]
-    hyperparams = (model_folder / "hyperparams.yaml").read_text()
-    assert f"\nembedding_space: {SPACES[0]}\n" in hyperparams
+    stated = (model_folder / "embedding_space.txt").read_text()
+    assert stated == f"{SPACES[0]}\n"
     assert embedding_space(load(model_folder).mods) == SPACES[0]
 
 
@@ -139,7 +139,10 @@ def test_weights_of_another_space_are_no_model(folders, tmp_path):
         load_model(mixed)
     message = str(caught.value)
     assert all(space in message for space in SPACES)
-    assert message.startswith(f"{mixed}: ") and "\n" not in message
+    assert (
+        message.startswith(f"{mixed}/embedding_space.txt: ")
+        and "\n" not in message
+    )
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,7 @@ UPLOADED = {
     "config.json",
     "embedding_model.ckpt",
     "embedding_model.safetensors",
+    "embedding_space.txt",
     "hyperparams.yaml",
     "label_encoder.ckpt",
     "redimnet2_lobes.py",

@@ -6,7 +6,8 @@ Authors
 
 import os
 
-KEY = "embedding_space"  # of arrays, metadata, YAML and JSON
+KEY = "embedding_space"  # of arrays, metadata and JSON
+FILE = f"{KEY}.txt"  # in model folders
 
 
 def check_same_space(

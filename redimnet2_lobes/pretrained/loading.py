@@ -38,7 +38,7 @@ from speechbrain.utils.run_opts import RunOptions
 from torch import nn
 
 from redimnet2_lobes.files.error_lines import one_line
-from redimnet2_lobes.files.same_space import KEY
+from redimnet2_lobes.files.same_space import FILE, check_same_space
 from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.savedir import CODE_FILE, Savedir
@@ -396,13 +396,10 @@ def load_model(
                 check_tensors(
                     read_tensors(path), network, path, "its hyperparams.yaml"
                 )
-    stated = getattr(encoder.hparams, KEY, None)
-    if stated and stated != (space := embedding_space(encoder.mods)):
-        raise ValueError(
-            f"{source}: its hyperparams.yaml is of the embedding space "
-            f"{stated}, its weights are of {space}; copy or convert all of it "
-            "again"
-        )
+    named = Path(source, FILE)
+    if named.is_file():
+        stated = " ".join(named.read_text("utf-8", "replace").split())
+        check_same_space(named, stated, source, embedding_space(encoder.mods))
     return encoder
 
 

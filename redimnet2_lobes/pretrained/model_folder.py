@@ -3,8 +3,9 @@
 ``write_model_folder`` writes what ``EncoderClassifier.from_hparams`` and
 ``SpeakerRecognition.from_hparams`` read from a folder: hyperparams.yaml,
 embedding_model.ckpt, for a network with speaker classes classifier.ckpt and
-label_encoder.ckpt, and a README.md. The weights are there as .safetensors as
-well. ``redimnet2_lobes.training.fine_tuning`` goes on from it.
+label_encoder.ckpt, embedding_space.txt and a README.md. The weights are there
+as .safetensors as well. ``redimnet2_lobes.training.fine_tuning`` goes on from
+it.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -27,6 +28,7 @@ from torch import nn
 
 from redimnet2_lobes.data.audio import check_speaker
 from redimnet2_lobes.files.atomic import replace_when_synced
+from redimnet2_lobes.files.same_space import FILE
 from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.loading import SAFETENSORS_EXTENSION
@@ -37,7 +39,6 @@ HYPERPARAMS = """\
 # Read by speechbrain.inference: EncoderClassifier, SpeakerRecognition.
 sample_rate: 16000
 variant: {variant}
-embedding_space: {space}
 license: {license}
 training_data: {training_data}
 
@@ -173,6 +174,9 @@ def write_model_folder(
                 encoder.save(partial / "label_encoder.ckpt")
             if loss is not None:
                 _save(loss.state_dict(), partial / "compute_cost")
+            # Not in hyperparams.yaml, which networks of one architecture share.
+            space = f"{embedding_space(network)}\n"
+            (partial / FILE).write_text(space, encoding="utf-8")
             (partial / "README.md").write_text(
                 _readme(title, speakers), encoding="utf-8"
             )
@@ -181,7 +185,6 @@ def write_model_folder(
             hyperparams = HYPERPARAMS.format(
                 title=title,
                 variant=variant or "null",
-                space=embedding_space(network),
                 license=json.dumps(provenance.license),
                 training_data=json.dumps(provenance.training_data),
                 front_end=type(network.front_end).__name__,

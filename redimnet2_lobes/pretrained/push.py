@@ -20,7 +20,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from redimnet2_lobes.files.same_space import KEY, check_same_space
+from redimnet2_lobes.files.same_space import FILE, KEY, check_same_space
 from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.pretrained.loading import (
@@ -47,6 +47,7 @@ FILES = (
         for extension in ("ckpt", "safetensors")
     ),
     "label_encoder.ckpt",
+    FILE,
 )
 ONNX_EXTENSION = ".onnx"
 CARD_FILE = "README.md"
@@ -111,7 +112,7 @@ def collect(
     >>> files, left_out = collect(folder, "user/name", None, "mit", None, [])
     >>> print(*sorted(files))  # doctest: +NORMALIZE_WHITESPACE
     README.md config.json embedding_model.ckpt embedding_model.safetensors
-    hyperparams.yaml redimnet2_lobes.py
+    embedding_space.txt hyperparams.yaml redimnet2_lobes.py
     """
     _check_repository(repository)
     if not os.path.isdir(folder):
