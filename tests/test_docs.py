@@ -62,8 +62,6 @@ def test_python_blocks_name_what_there_is(page):
         tree = ast.parse(block)
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
-                if node.module == "executorch.runtime":
-                    continue  # tests/runtimes/executorch runs the like
                 module = importlib.import_module(node.module)
                 for alias in node.names:
                     assert hasattr(module, alias.name), alias.name

@@ -16,6 +16,7 @@ Authors
 # pyright: reportMissingImports=false
 
 import copy
+import functools
 import importlib.util
 import math
 import os
@@ -35,7 +36,12 @@ from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.files.settings import require_number
 from redimnet2_lobes.models.embedding_space import embedding_space
 from redimnet2_lobes.models.folding import fold
-from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.models.front_end import (
+    FFT_LENGTH,
+    HOP,
+    SAMPLE_RATE,
+    spectrum_basis,
+)
 from redimnet2_lobes.models.lengths import repeat_short
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
@@ -128,6 +134,10 @@ def export_pte(
     example = _example(folded, seconds, features)
     # ExecuTorch wants weights in this order; torch's annotations lack the form.
     folded.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    # ExecuTorch lacks complex numbers; the copy is of no other use.
+    folded.front_end.power_spectrum = functools.partial(
+        _power_spectrum, window=folded.front_end.window
+    )
     encoder = _FiniteOrNaN(folded, features)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is to be, for programmers
@@ -183,6 +193,15 @@ def check_new_pte(path: str | os.PathLike) -> None:
             "an export for ExecuTorch needs executorch: pip install "
             "executorch==1.2.0 in an environment of its own"
         )
+
+
+def _power_spectrum(wavs: Tensor, window: Tensor) -> Tensor:
+    """As in the front-end, by convolutions."""
+    basis = spectrum_basis(window, FFT_LENGTH // 2 + 1).to(wavs.dtype)
+    kernels = basis.T[:, None]
+    spectrum = nn.functional.conv1d(wavs[:, None], kernels, stride=HOP)
+    real, imaginary = spectrum.transpose(1, 2).chunk(2, dim=2)
+    return real.square() + imaginary.square()
 
 
 class _FiniteOrNaN(nn.Module):

@@ -57,7 +57,7 @@ def _weighted_sum(x: Tensor, dim: int, weight: float) -> Tensor:
     after = math.prod(x.shape[dim + 1 :])
     if before == after == 1:  # many samples; no constant of as many
         samples = x.reshape(1, 1, 1, size)
-        total = samples.mean((2, 3), keepdim=True) * (size * weight)
+        total = samples.mean((-2, -1), keepdim=True) * (size * weight)
     elif after == 1:
         weights = torch.full((1, size), weight, dtype=x.dtype)
         total = functional.linear(x.reshape(before, size), weights)
@@ -74,7 +74,7 @@ def _sum(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
 
 
 def _mean(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
-    if keepdim and list(dims) == [2, 3]:  # XNNPACK has this one
+    if keepdim and list(dims) == [-2, -1]:  # XNNPACK has this one
         return NotImplemented
     for dim in dims:
         x = _weighted_sum(x, dim, 1 / x.shape[dim])

@@ -58,6 +58,10 @@ class FrontEnd(nn.Module):
         """Arguments that build a front-end like this one."""
         return {"mel_bins": self.mel_bins}
 
+    def power_spectrum(self, wavs: Tensor) -> Tensor:
+        """Power [batch, frames, bins] of windows of waveforms [batch, time]."""
+        return power_spectrum(wavs, self.window)
+
     def forward(
         self, wavs: Tensor, samples: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -129,7 +133,7 @@ class LogMel(FrontEnd):
         wavs = normalize_waveform(wavs, samples, epsilon=1e-8)
         wavs = pre_emphasize(wavs, samples)
         wavs = nn.functional.pad(wavs, (HOP // 2, HOP // 2))
-        power = power_spectrum(wavs, self.window)[..., :-1]
+        power = self.power_spectrum(wavs)[..., :-1]
         mel = power.clamp(1e-8, 1e8) @ self.mel_filters.to(power.dtype)
         features = (mel.clamp(1e-8, 1e8) + 1e-8).log()
         frames = None
@@ -185,7 +189,7 @@ class TorchaudioLogMel(FrontEnd):
         # Frames of FFT_LENGTH are centred on multiples of HOP; the window
         # stands in the middle of each frame.
         wavs = reflect_ends(wavs, samples, WINDOW // 2)
-        power = power_spectrum(wavs, self.window)
+        power = self.power_spectrum(wavs)
         mel = power @ self.mel_filters.to(power.dtype)
         frames = None if samples is None else samples // HOP + 1
         return subtract_mean((mel + 1e-6).log(), frames), frames
@@ -232,13 +236,6 @@ def power_spectrum(wavs: Tensor, window: Tensor) -> Tensor:
     >>> power_spectrum(torch.randn(2, 1600), torch.hamming_window(400)).shape
     torch.Size([2, 8, 257])
     """
-    if torch.compiler.is_exporting():  # runtimes lack complex numbers
-        basis = spectrum_basis(window, FFT_LENGTH // 2 + 1).to(wavs.dtype)
-        spectrum = nn.functional.conv1d(
-            wavs[:, None], basis.T[:, None], stride=HOP
-        )
-        real, imaginary = spectrum.transpose(1, 2).chunk(2, dim=2)
-        return real.square() + imaginary.square()
     frames = wavs.unfold(1, len(window), HOP) * window
     spectrum = torch.fft.rfft(frames, n=FFT_LENGTH)
     return spectrum.real.square() + spectrum.imag.square()
