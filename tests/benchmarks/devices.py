@@ -177,7 +177,9 @@ def export(model, form, folder, speech):
         return dict.fromkeys(SECONDS, str(model))
     folder.mkdir(exist_ok=True)
     paths = {}
-    for seconds in SECONDS:
+    # An export to ExecuTorch takes minutes: one length only.
+    lengths = (TRIAL_SECONDS,) if environment == "executorch" else SECONDS
+    for seconds in lengths:
         flags = [each.format(seconds) for each in options]
         ending = "pte" if "executorch" in flags[0] else "onnx"
         path = folder / f"{'_'.join(flags).replace('--', '')}.{ending}"
@@ -251,12 +253,17 @@ class Row:
         if self.variant == "b0":
             self.error_rate = trials.error_rate(self.embeddings)
 
-    def median(self, cores, seconds, figure):
-        return statistics.median(
-            found[str(seconds)][figure]
-            for each, found in self.samples
-            if each == cores
-        )
+    def medians(self, cores, figure):
+        """Of each number of seconds, as text."""
+        texts = []
+        for seconds in map(str, SECONDS):
+            found = [
+                each[seconds][figure]
+                for number, each in self.samples
+                if number == cores and seconds in each
+            ]
+            texts.append(f"{statistics.median(found):.0f}" if found else "-")
+        return " / ".join(texts)
 
     def megabytes(self):
         path = Path(self.paths[TRIAL_SECONDS])
@@ -291,15 +298,8 @@ def table(rows):
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        times = [
-            " / ".join(
-                f"{row.median(cores, s, 'milliseconds'):.0f}" for s in SECONDS
-            )
-            for cores in CORES
-        ]
-        memory = " / ".join(
-            f"{row.median(1, s, 'mebibytes'):.0f}" for s in SECONDS
-        )
+        times = [row.medians(cores, "milliseconds") for cores in CORES]
+        memory = row.medians(1, "mebibytes")
         rate = "" if row.error_rate is None else f"{row.error_rate:.2f}"
         lines.append(
             f"| {row.variant.upper()} | {row.form} | {times[0]} | {times[1]} | "
