@@ -292,7 +292,7 @@ def test_refusals(model, tmp_path, monkeypatch, capsys, options, message):
     Path("trials.txt").write_text("1 a.wav b.wav\n0 a.wav b.flac\n")
     arguments = ["export", str(model), "--for=sherpa-onnx", "--output=a.onnx"]
     assert exit_code(cli.main, *[[*arguments, *options]]) != 0
-    (line,) = capsys.readouterr().err.splitlines()
+    *_, line = capsys.readouterr().err.splitlines()
     assert message in line
     assert not Path("a.onnx").exists()
 
@@ -396,4 +396,4 @@ def test_cpp_refuses_other_models(compare, tmp_path):
     path.write_text("no model")
     result = compare("--check", path)
     assert result.returncode == 1
-    assert result.stderr == f"error: {path}: no file for sherpa-onnx\n"
+    assert result.stderr == f"error: {path}: export --for=sherpa-onnx\n"
