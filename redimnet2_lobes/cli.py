@@ -284,7 +284,8 @@ def verify(
     for path in paths:
         _check_file(path)
     model, encoder = _load_encoder(model, device, threads, engine_cache)
-    operating_point = _operating_point(threshold, model, encoder)
+    space = _space(encoder)
+    operating_point = _operating_point(threshold, model, encoder, space)
     embeddings = _embed(encoder, paths, seconds_per_piece)
     score = _scores([embeddings[enrolment]], [embeddings[test]]).item()
     decision, words = None, "none, without a threshold"
@@ -299,7 +300,7 @@ def verify(
             "threshold": operating_point.value,
             "threshold_origin": operating_point.origin,
             "same_speaker": decision,
-            KEY: _space(encoder),
+            KEY: space,
         }
         return json.dumps(result, indent=2)
     threshold_line = _threshold_line(operating_point)
@@ -442,26 +443,22 @@ def identify(
     space = _space(encoder)
     if enrolled:
         check_same_space(enrol, enrolled.space, model, space)
-    operating_point = _operating_point(threshold, model, encoder)
+    operating_point = _operating_point(threshold, model, encoder, space)
     embeddings = _embed(encoder, paths, seconds_per_piece, faults)
     tests = [path for path in tests if path in embeddings]
+    known = embeddings
     if enrolled:
-        speakers = {}
-        for name, speaker in zip(
-            enrolled.names, enrolled.speakers, strict=True
-        ):
+        known = dict(zip(enrolled.names, enrolled.vectors, strict=True))
+        for name, speaker in zip(known, enrolled.speakers, strict=True):
             speakers.setdefault(speaker, []).append(name)
-        voices = dict(zip(enrolled.names, enrolled.vectors, strict=True))
-        for tested in list(embeddings.values())[:1]:
-            if tested.shape != enrolled.vectors[0].shape:
+        count = enrolled.vectors.shape[1]
+        for tested in embeddings.values():
+            if len(tested) != count:
                 raise ValueError(
-                    f"{enrol}: damaged, its embeddings have "
-                    f"{enrolled.vectors.shape[1]} values and not "
-                    f"{len(tested)}; embed the recordings again"
+                    f"{enrol}: damaged, its embeddings have {count} values and "
+                    f"not {len(tested)}; embed the recordings again"
                 )
-        voices = _voices(speakers, voices, faults)
-    else:
-        voices = _voices(speakers, embeddings, faults)
+    voices = _voices(speakers, known, faults)
     if not (tests and voices):
         raise LeftOut(faults or {})
     scores = _scores(voices.values(), [embeddings[path] for path in tests])
@@ -997,7 +994,7 @@ def _load_encoder(
 
 
 def _operating_point(
-    given: float | None, model: str, encoder: Encoder
+    given: float | None, model: str, encoder: Encoder, space: str
 ) -> OperatingPoint:
     if given is not None:
         return OperatingPoint(given, "given by --threshold")
@@ -1007,7 +1004,7 @@ def _operating_point(
         operating_point = encoder.operating_point
         holder = os.path.basename(model)
     else:
-        operating_point = operating_point_of(model, door.space_of(encoder))
+        operating_point = operating_point_of(model, space)
         if os.path.isabs(model):  # where it lies is the user's business
             model = os.path.basename(model)
         holder = f"{RESULTS_FILE} of {model}"

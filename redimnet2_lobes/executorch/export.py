@@ -46,11 +46,12 @@ from redimnet2_lobes.models.lengths import repeat_short
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.models.variants import variant_of
 from redimnet2_lobes.onnx.export import (
-    INT8_TOLERANCE,
     LONGEST,
     SHORTEST,
-    TOLERANCE,
     UNKNOWN,
+    check_difference,
+    check_place,
+    check_weights,
     stated,
 )
 from redimnet2_lobes.onnx.golden_vector import (
@@ -61,7 +62,6 @@ from redimnet2_lobes.onnx.golden_vector import (
     input_by_formula,
 )
 from redimnet2_lobes.onnx.golden_vector import TOLERANCE as TEST_TOLERANCE
-from redimnet2_lobes.pretrained.loading import not_finite
 from redimnet2_lobes.pretrained.provenance import NOT_STATED, Provenance
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
@@ -125,11 +125,7 @@ def export_pte(
     """
     check_new_pte(path)
     require_number("seconds", seconds, SHORTEST, LONGEST)
-    if name := not_finite(network.state_dict()):
-        raise ValueError(
-            f"{path}: nothing was written, since {name} of the network holds "
-            "values that are not finite; export another one"
-        )
+    check_weights(network, path)
     folded = fold(network)
     example = _example(folded, seconds, features)
     # ExecuTorch wants weights in this order; torch's annotations lack the form.
@@ -164,12 +160,7 @@ def export_pte(
                 expected = encoder(example)
             difference = (PteFile(partial).encode(example) - expected).abs()
             difference = (difference.max() / expected.abs().max()).item()
-            if not difference <= (INT8_TOLERANCE if int8 else TOLERANCE):
-                raise ValueError(
-                    f"{path}: nothing was written, since embeddings by "
-                    f"ExecuTorch differ by {difference:.1e} of the largest "
-                    "value; check the weights and the version of executorch"
-                )
+            check_difference(difference, path, int8, "ExecuTorch", "executorch")
     return difference
 
 
@@ -186,8 +177,7 @@ def check_new_pte(path: str | os.PathLike) -> None:
     path = Path(path)
     if path.suffix != ".pte":
         raise ValueError(f"output: {path} does not end in .pte")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder; create it first")
+    check_place(path)
     if importlib.util.find_spec("executorch") is None:
         raise ValueError(
             "an export for ExecuTorch needs executorch: pip install "
@@ -283,9 +273,7 @@ def _lower(program: ExportedProgram) -> "EdgeProgramManager":
     import executorch.data.bin
     from executorch.backends.xnnpack.partition.config import (
         ALL_PARTITIONER_CONFIGS,
-    )
-    from executorch.backends.xnnpack.partition.config.generic_node_configs import (  # noqa: E501
-        ViewCopyConfig,
+        generic_node_configs,
     )
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
         XnnpackPartitioner,
@@ -296,7 +284,8 @@ def _lower(program: ExportedProgram) -> "EdgeProgramManager":
     flatc = files(executorch.data.bin) / "flatc"
     os.environ.setdefault("FLATC_EXECUTABLE", str(flatc))
     # Without ViewCopyConfig every change of shape would cut the graph.
-    configs = [*ALL_PARTITIONER_CONFIGS, ViewCopyConfig]
+    view_copy = generic_node_configs.ViewCopyConfig
+    configs = [*ALL_PARTITIONER_CONFIGS, view_copy]
     partitioner = XnnpackPartitioner(configs=configs)
     return to_edge_transform_and_lower(program, partitioner=[partitioner])
 

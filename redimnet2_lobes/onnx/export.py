@@ -120,11 +120,7 @@ def export_onnx(
         raise ValueError("seconds: belongs to --for=fixed, which needs it")
     if seconds is not None:
         require_number("seconds", seconds, SHORTEST, LONGEST)
-    if name := not_finite(network.state_dict()):
-        raise ValueError(
-            f"{path}: nothing was written, since {name} of the network holds "
-            "values that are not finite; export another one"
-        )
+    check_weights(network, path)
     from redimnet2_lobes.models.onnx_graph import over_batch, write_graph
     from redimnet2_lobes.onnx.fixed_length import with_fixed_length
     from redimnet2_lobes.onnx.quantization import quantize_weights
@@ -143,18 +139,53 @@ def export_onnx(
         operating_point = operating_point.but("before quantization")
     if target == "onnx":
         model = over_batch(model)
-    tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     with complete_or_absent(path) as partial:
         known = {KEY: space, **stated(operating_point, provenance)}
         write_model(model, network, partial, known, length)
         difference = _largest_difference(folded, partial, features, length)
-        if not difference <= tolerance:
-            raise ValueError(
-                f"{path}: nothing was written, since embeddings by ONNX "
-                f"Runtime differ by {difference:.1e} of the largest value; "
-                "check the weights and the version of onnxruntime"
-            )
+        check_difference(difference, path, int8, "ONNX Runtime", "onnxruntime")
     return difference
+
+
+def check_weights(network: ReDimNet2, path: str | os.PathLike) -> None:
+    """Refuses, by a ValueError, a network that is not to become a file.
+
+    Example
+    -------
+    >>> network = ReDimNet2.from_variant("b0")
+    >>> _ = network.projection.bias.data.fill_(torch.inf)
+    >>> check_weights(network, "b0.onnx")
+    Traceback (most recent call last):
+    ValueError: b0.onnx: nothing was written, since projection.bias of the ...
+    """
+    if name := not_finite(network.state_dict()):
+        raise ValueError(
+            f"{path}: nothing was written, since {name} of the network holds "
+            "values that are not finite; export another one"
+        )
+
+
+def check_difference(
+    difference: float,
+    path: str | os.PathLike,
+    int8: bool,
+    runtime: str,
+    package: str,
+) -> None:
+    """Refuses, by a ValueError, a file whose embeddings differ from torch's.
+
+    ``difference`` is relative to the largest value, and may be NaN.
+
+    Example
+    -------
+    >>> check_difference(1e-5, "b0.onnx", False, "ONNX Runtime", "onnxruntime")
+    """
+    if not difference <= (INT8_TOLERANCE if int8 else TOLERANCE):
+        raise ValueError(
+            f"{path}: nothing was written, since embeddings by {runtime} "
+            f"differ by {difference:.1e} of the largest value; check the "
+            f"weights and the version of {package}"
+        )
 
 
 def check_new_export(path: str | os.PathLike) -> None:
@@ -170,13 +201,25 @@ def check_new_export(path: str | os.PathLike) -> None:
     path = Path(path)
     if path.suffix.lower() != ".onnx":
         raise ValueError(f"output: {path} does not end in .onnx")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder; create it first")
+    check_place(path)
     for package in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise ValueError(
                 f"an export needs {package}: pip install onnx onnxruntime"
             )
+
+
+def check_place(path: Path) -> None:
+    """Refuses, by a ValueError, a file in a folder that does not exist.
+
+    Example
+    -------
+    >>> check_place(Path("missing/b0.onnx"))
+    Traceback (most recent call last):
+    ValueError: missing is no folder; create it first
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is no folder; create it first")
 
 
 def write_model(

@@ -133,10 +133,25 @@ def check_export(path: str | os.PathLike) -> float:
             f"{path}: its test input cannot be run ({one_line(error)}); export "
             "it again"
         ) from error
-    if not difference <= TOLERANCE:  # or NaN
+    return within(TOLERANCE, float(difference), path, "onnxruntime")
+
+
+def within(
+    tolerance: float, difference: float, path: str | os.PathLike, package: str
+) -> float:
+    """The difference of a file's embedding, if it is no larger than allowed.
+
+    If it is, or is NaN, a ValueError says so.
+
+    Example
+    -------
+    >>> within(1e-4, 1e-6, "b3.onnx", "onnxruntime")
+    1e-06
+    """
+    if not difference <= tolerance:
         raise ValueError(
             f"{path}: its embedding of the test input differs by "
             f"{difference:.1e} of the largest value from the one that it was "
-            "exported with; export it again, or use another onnxruntime"
+            f"exported with; export it again, or use another {package}"
         )
-    return float(difference)
+    return difference
