@@ -10,13 +10,12 @@ import sys
 import tracemalloc
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
 import torch
 from full_disk import full_disk
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from redimnet2_lobes.cli import main
@@ -910,9 +909,9 @@ def test_an_interruption(model, pair, tmp_path, monkeypatch, capsys):
 
 
 def test_a_model_without_network(pair, monkeypatch, tmp_path, error_of):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(
-        huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path)
+        constants, "HF_HUB_CACHE", str(tmp_path)
     )
     line = error_of("verify", *pair, "--model=nobody/nothing")
     assert "nobody/nothing" in line

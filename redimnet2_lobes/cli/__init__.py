@@ -1,0 +1,76 @@
+"""The command ``redimnet2``.
+
+``redimnet2 verify a.wav b.wav`` says whether two recordings are of one speaker,
+``redimnet2 embed FILES`` writes embeddings, and ``redimnet2 identify --enrol
+FOLDER FILES`` says who speaks. ``convert``, ``push`` and ``export`` take models
+from one form to another, ``check`` runs an exported one. ``--help`` explains
+each.
+
+Results go to stdout, everything else to stderr. The exit code is 0 if there is
+a result, whatever it is; 1 with one line on stderr if something is wrong with
+the input; 2 if the command line itself is wrong; 130 after Ctrl-C.
+
+``embed`` and ``identify`` go on where a recording cannot be used. They print
+the results of the others, then a line on stderr for each that was left out,
+with the reason, and the exit code is 1. ``--strict`` stops at the first.
+``embed --output=x.npz`` also writes ``x.left_out.csv``, with the columns ID,
+wav, spk_id (empty) and reason.
+
+With ``--json`` the results are one JSON value, floats in full precision:
+
+- verify: an object with ``enrolment``, ``test``, ``score``, ``threshold``,
+  ``threshold_origin``, ``same_speaker`` (these three are null where no
+  threshold is known) and ``embedding_space``;
+- embed: a list of objects with ``name``, ``embedding`` and
+  ``embedding_space``;
+- identify: an object with ``threshold``, ``threshold_origin``,
+  ``embedding_space``, ``files``, a list of objects with ``name``, ``speaker``
+  (null if it is none of the enrolled) and ``candidates``, a list of objects
+  with ``speaker`` and ``score``, the best first, and ``left_out``, a list of
+  objects with ``name`` and ``reason``. Its names are those of recordings, or
+  ``speaker NAME`` for a speaker without any that can be used.
+
+If no recording can be used, nothing is printed on stdout, and of the files of
+``--output`` only that list is written.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from redimnet2_lobes.cli.group import redimnet2
+
+COMMANDS = (
+    *("check", "convert", "embed", "export", "hparams", "identify", "push"),
+    "verify",
+)
+for name in COMMANDS:
+    import_module(f"{__name__}.{name}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command, or prints one line that says why not.
+
+    Without ``arguments`` they are those of the command line.
+
+    Example
+    -------
+    >>> main(["verify", "no.wav", "b.wav", "--model=redimnet2_b3"])
+    Traceback (most recent call last):
+    SystemExit: error: no.wav: missing; check the path
+    """
+    try:
+        redimnet2(arguments, prog_name="redimnet2", standalone_mode=False)
+    except click.UsageError as error:
+        message = error.format_message().rstrip(".")
+        if isinstance(error, click.MissingParameter) and error.param:
+            message = f"missing {error.param.opts[-1]}"
+        program = error.ctx.command_path if error.ctx else "redimnet2"
+        print(f"error: {message}; see {program} --help", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,235 @@
+"""What computes embeddings, and by which threshold they are compared.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import click
+
+from redimnet2_lobes.cli.group import Command, note, number
+from redimnet2_lobes.scoring.operating_point import (
+    OperatingPoint,
+    operating_point_of,
+)
+from redimnet2_lobes.scoring.results import RESULTS_FILE
+
+# torch and SpeechBrain take seconds to import: not before they are needed.
+if TYPE_CHECKING:
+    import torch
+    from speechbrain.inference.classifiers import EncoderClassifier
+
+    from redimnet2_lobes.cli.group import Faults
+    from redimnet2_lobes.onnx.encoder import OnnxEncoder
+
+    Encoder = EncoderClassifier | OnnxEncoder
+    Embeddings = dict[str, torch.Tensor]  # of each path [embedding]
+
+MODEL_VARIABLE = "REDIMNET2_MODEL"
+UNKNOWN = (
+    "none known; give --threshold, or have the verification script keep its "
+    "results with the model (--keep_results_with_model=True)"
+)
+
+
+def embedding_options(function: Command) -> Command:
+    """The options of whatever computes embeddings."""
+    for option in (
+        click.option(
+            "--seconds_per_piece",
+            default=60,
+            metavar="SECONDS",
+            type=number(float, 1, sys.float_info.max, "a number from 1 on"),
+            help="A longer file is embedded in pieces of at most so many "
+            "seconds, and their embeddings are averaged; the default is 60. "
+            "A lower number needs less memory.",
+        ),
+        click.option(
+            "--engine_cache",
+            metavar="FOLDER",
+            help="Where tensorrt, openvino or coreml keeps what it has "
+            "compiled of a .onnx file, for the next time.",
+        ),
+        click.option(
+            "--threads",
+            metavar="N",
+            type=number(int, 1, sys.maxsize, "a whole number from 1 on"),
+            help="Threads of the CPU, at most one for each core; the default "
+            "is all cores.",
+        ),
+        click.option(
+            "--device",
+            help="Where PyTorch computes, such as cuda:0; the default is cpu. "
+            "For a .onnx file an execution provider: cpu, cuda, tensorrt, "
+            "openvino, directml, coreml or qnn, for some with a device, such "
+            "as cuda:1 or openvino:GPU.",
+        ),
+        click.option(
+            "--model",
+            help="A model folder, the output folder of a training, the name "
+            "USER/NAME of a model on the Hugging Face hub, the name of a "
+            "published checkpoint (see redimnet2 convert --list), or a .onnx "
+            f"file. By default that of the variable {MODEL_VARIABLE}. The "
+            "hyperparams.yaml of a model can run any code, so use only models "
+            "that you trust.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+threshold_option = click.option(
+    "--threshold",
+    metavar="SCORE",
+    type=number(float, -1, 1, "a number from -1 to 1"),
+    help="The score, from -1 to 1, above which two voices are one. By default "
+    f"it is that of the EER in the {RESULTS_FILE} of the model, where the "
+    "verification script has kept one.",
+)
+
+
+def load_encoder(
+    model: str | None,
+    device: str | None,
+    threads: int | None,
+    engine_cache: str | None,
+) -> tuple[str, Encoder]:
+    """The model as SpeechBrain names it, and what embeds."""
+    model = model or os.environ.get(MODEL_VARIABLE)
+    if not model:
+        raise ValueError(
+            "--model: missing; give a model folder, a hub name or a .onnx "
+            f"file, or set {MODEL_VARIABLE}"
+        )
+    import torch
+
+    from redimnet2_lobes import door
+    from redimnet2_lobes.models.threads import usable_threads
+
+    if threads is not None:
+        torch.set_num_threads(usable_threads(threads))
+    if door.is_onnx(model):
+        return model, door.load(
+            model, {"device": device}, engine_cache=engine_cache
+        )
+    if engine_cache is not None:
+        raise ValueError("--engine_cache: belongs to .onnx files; leave it out")
+    if os.path.isfile(model):
+        raise ValueError(
+            f"--model: {model} is a file; give the model folder or a .onnx "
+            "file. Of a published checkpoint, redimnet2 convert makes a folder"
+        )
+    import logging
+
+    from redimnet2_lobes.files.settings import check_device
+    from redimnet2_lobes.models.tiles import keep_freed_memory
+    from redimnet2_lobes.pretrained.loading import load_model
+
+    if "SB_LOG_LEVEL" not in os.environ:
+        logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    device = device or "cpu"
+    try:
+        check_device("--device", device)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; openvino and other execution providers are for .onnx "
+            "files, see redimnet2 export"
+        ) from error
+    # Whatever loading prints, stdout is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        model = door.find(model)
+        encoder = load_model(model, {"device": device})
+    keep_freed_memory()
+    return model, encoder
+
+
+def find_operating_point(
+    given: float | None, model: str, encoder: Encoder, space: str
+) -> OperatingPoint:
+    """The threshold that is given, or else that of the model."""
+    if given is not None:
+        return OperatingPoint(given, "given by --threshold")
+    from redimnet2_lobes import door
+
+    if door.is_onnx(model):
+        operating_point = encoder.operating_point
+        holder = os.path.basename(model)
+    else:
+        operating_point = operating_point_of(model, space)
+        if os.path.isabs(model):  # where it lies is the user's business
+            model = os.path.basename(model)
+        holder = f"{RESULTS_FILE} of {model}"
+    if operating_point.value is None:
+        return operating_point
+    origin = f"{operating_point.origin}; {holder}"
+    return operating_point._replace(origin=origin)
+
+
+def describe_threshold(operating_point: OperatingPoint) -> str:
+    """The line about a threshold."""
+    if operating_point.value is None:
+        return f"threshold  {UNKNOWN}"
+    return f"threshold  {operating_point.value:.4f} ({operating_point.origin})"
+
+
+def embed_files(
+    encoder: Encoder,
+    paths: list[str],
+    seconds_per_piece: float,
+    faults: Faults | None = None,
+) -> Embeddings:
+    """The embedding of each path, in the order of the paths.
+
+    Those with faults have none, which are kept if there is where to.
+    """
+    from redimnet2_lobes.inference.encode import AveragedCrops
+    from redimnet2_lobes.inference.long_files import encode_files
+    from redimnet2_lobes.models.front_end import SAMPLE_RATE
+
+    encode_batch = encoder.encode_batch
+    if samples := getattr(encoder, "fixed_samples", None):
+        seconds = samples / SAMPLE_RATE
+        note(
+            f"the .onnx file takes {seconds:g} s: of longer recordings the "
+            "embeddings of pieces are averaged, shorter ones are repeated"
+        )
+        encode_batch = AveragedCrops(encode_batch, seconds, None, repeat=True)
+    embeddings, pieces = encode_files(
+        encode_batch,
+        [path for path in paths if path not in (faults or {})],
+        seconds_per_piece,
+        faults,
+    )
+    for path, count in pieces.items():
+        note(
+            f"{path} is longer than {seconds_per_piece:g} s: the "
+            f"embeddings of {count} pieces were averaged"
+        )
+    return {path: embeddings[path] for path in paths if path in embeddings}
+
+
+def cosines(
+    voices: Iterable[torch.Tensor], tests: Iterable[torch.Tensor]
+) -> torch.Tensor:
+    """Cosines [tests, voices] of embeddings."""
+    import torch
+
+    from redimnet2_lobes.scoring.backends import CosineBackend
+
+    cosine = CosineBackend()
+    rows = cosine.enrolment_side(torch.stack([*voices]))
+    return cosine.test_side(torch.stack([*tests])) @ rows.T
+
+
+def space_of(encoder: Encoder) -> str:
+    """The space of an encoder's embeddings."""
+    from redimnet2_lobes import door
+
+    return door.space_of(encoder)

@@ -1,0 +1,156 @@
+"""Where somebody speaks: voice activity, by silero-vad.
+
+Its network and its rules are those of the package (extra ``vad``, weights
+included): https://github.com/snakers4/silero-vad. Here are the frames of audio
+that arrives in chunks, and what is spoken of a recording.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from redimnet2_lobes.data.audio import AudioError
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
+
+FRAME = 512  # samples that a probability stands for, 32 ms
+CONTEXT = 64  # samples before a frame, which the network sees as well
+FRAMES_AT_ONCE = 512
+
+
+class Speech(NamedTuple):
+    """Where somebody speaks in a recording.
+
+    Example
+    -------
+    >>> str(Speech([(16000, 49600)], 156800))
+    '2.1 s of speech in 9.8 s'
+    """
+
+    spans: list[tuple[int, int]]  # the first sample, and that after the last
+    samples: int  # of the recording, at 16 kHz
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of speech."""
+        return sum(stop - start for start, stop in self.spans) / SAMPLE_RATE
+
+    def __str__(self) -> str:
+        total = self.samples / SAMPLE_RATE
+        return f"{self.seconds:.1f} s of speech in {total:.1f} s"
+
+    def of(self, waveform: torch.Tensor) -> torch.Tensor:
+        """The speech of a waveform [samples], without what is between.
+
+        An AudioError says that there is none.
+
+        Example
+        -------
+        >>> Speech([(0, 1), (3, 5)], 5).of(torch.arange(5))
+        tensor([0, 3, 4])
+        """
+        if not self.spans:
+            raise AudioError(
+                "no speech",
+                f"nobody speaks in its {self.samples / SAMPLE_RATE:.1f} s, so "
+                "record it again, or take all of it (--no_vad)",
+            )
+        return torch.cat([waveform[start:stop] for start, stop in self.spans])
+
+
+class SpeechDetector:
+    """Finds speech in audio that arrives in chunks.
+
+    Example
+    -------
+    >>> detector = SpeechDetector()
+    >>> [len(detector.feed(torch.zeros(size))) for size in (1000, 30)]
+    [1, 1]
+    >>> detector.finish()
+    Speech(spans=[], samples=1030)
+    """
+
+    def __init__(self) -> None:
+        self._session = _session()
+        self._state = [np.zeros((1, 1, 128), np.float32)] * 2
+        self._held = np.zeros(CONTEXT, np.float32)
+        self._samples = 0
+        self.probabilities = np.zeros(0, np.float32)  # of all frames so far
+
+    def feed(self, chunk: torch.Tensor) -> np.ndarray:
+        """The probabilities of speech in the frames that a chunk completes.
+
+        The chunk is [samples], mono, 16 kHz, of any length.
+        """
+        self._samples += len(chunk)
+        self._held = np.concatenate([self._held, chunk.float().cpu().numpy()])
+        found = []
+        while len(self._held) >= CONTEXT + FRAME:
+            frames = (len(self._held) - CONTEXT) // FRAME
+            end = min(frames, FRAMES_AT_ONCE) * FRAME
+            windows = np.lib.stride_tricks.sliding_window_view(
+                self._held[: CONTEXT + end], CONTEXT + FRAME
+            )[::FRAME]
+            values, *self._state = self._session.run(
+                ["speech_probs", "hn", "cn"],
+                {
+                    "input": np.ascontiguousarray(windows),
+                    "h": self._state[0],
+                    "c": self._state[1],
+                },
+            )
+            found.append(values.flatten())
+            self._held = self._held[end:]
+        new = np.concatenate([np.zeros(0, np.float32), *found])
+        self.probabilities = np.concatenate([self.probabilities, new])
+        return new
+
+    def finish(self) -> Speech:
+        """Where somebody spoke in all of it, the rest of a frame included."""
+        samples = self._samples
+        if missing := -samples % FRAME:
+            self.feed(torch.zeros(missing))
+        return Speech(_spans(self.probabilities, samples), samples)
+
+
+def find_speech(waveform: torch.Tensor) -> Speech:
+    """Where somebody speaks in a waveform [samples], mono, 16 kHz.
+
+    Example
+    -------
+    >>> find_speech(torch.zeros(16000))
+    Speech(spans=[], samples=16000)
+    """
+    detector = SpeechDetector()
+    detector.feed(waveform)
+    return detector.finish()
+
+
+def _spans(probabilities: np.ndarray, samples: int) -> list[tuple[int, int]]:
+    from silero_vad import get_speech_timestamps_from_probs
+
+    found = get_speech_timestamps_from_probs(
+        probabilities.tolist(), SAMPLE_RATE, audio_length_samples=samples
+    )
+    return [(span["start"], span["end"]) for span in found]
+
+
+@functools.cache
+def _session():
+    """silero-vad's network for many frames at once; one for all threads."""
+    threads = torch.get_num_threads()
+    try:
+        from silero_vad import load_silero_vad
+
+        return load_silero_vad(sequence=True).session
+    except ImportError as error:
+        raise ValueError(
+            f"voice activity needs silero-vad and onnxruntime ({error}); pip "
+            "install 'redimnet2-lobes[vad]', or take all audio (--no_vad)"
+        ) from None
+    finally:
+        torch.set_num_threads(threads)  # its import sets them to 1
