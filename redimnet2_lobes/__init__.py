@@ -5,6 +5,7 @@ The rooms, each of which imports from those below it only:
  * cli: the command ``redimnet2``
  * recipe: what the scripts of a recipe share: command line, YAML, checks
  * integrations: the models in the pipelines of other projects
+ * voices: people: enrolling, keeping and knowing them, who spoke when
  * door: loads a model, whatever it is kept as
  * executorch: export to ExecuTorch, and running it
  * onnx: export to ONNX, and running it

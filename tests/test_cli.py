@@ -208,7 +208,7 @@ def test_the_threshold_of_a_model_on_the_hub(
             raise answer
         return answer
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     command = ["verify", *map(str, pair), "--model=user/name"]
     answers = [str(path)]
     shown = run(*command)
@@ -910,9 +910,7 @@ def test_an_interruption(model, pair, tmp_path, monkeypatch, capsys):
 
 def test_a_model_without_network(pair, monkeypatch, tmp_path, error_of):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(
-        constants, "HF_HUB_CACHE", str(tmp_path)
-    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     line = error_of("verify", *pair, "--model=nobody/nothing")
     assert "nobody/nothing" in line
 
