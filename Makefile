@@ -24,6 +24,8 @@ demo: .venv/complete
 	$(BIN)/python recipes/VoxCeleb/SpeakerRec/demo.py demo
 
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
+# Whole, so that a worker finds it from any folder.
+test: export COVERAGE_FILE := $(CURDIR)/.coverage
 test: lint
 	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
 
