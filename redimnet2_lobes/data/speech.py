@@ -9,17 +9,20 @@ Authors
 """
 
 import functools
+import threading
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from redimnet2_lobes.data.audio import AudioError
-from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 
 FRAME = 512  # samples that a probability stands for, 32 ms
 CONTEXT = 64  # samples before a frame, which the network sees as well
 FRAMES_AT_ONCE = 512
+
+_loading = threading.Lock()
 
 
 class Speech(NamedTuple):
@@ -43,22 +46,40 @@ class Speech(NamedTuple):
         total = self.samples / SAMPLE_RATE
         return f"{self.seconds:.1f} s of speech in {total:.1f} s"
 
-    def of(self, waveform: torch.Tensor) -> torch.Tensor:
-        """The speech of a waveform [samples], without what is between.
+    def check(self, path: str | None = None) -> None:
+        """Refuses, with an AudioError, less than a network can embed (25 ms).
 
-        An AudioError says that there is none.
+        ``path`` is of the recording, for the message.
 
         Example
         -------
-        >>> Speech([(0, 1), (3, 5)], 5).of(torch.arange(5))
-        tensor([0, 3, 4])
+        >>> Speech([], 156800).check("a.wav")
+        Traceback (most recent call last):
+        ...
+        redimnet2_lobes.data.audio.AudioError: a.wav: no speech; nobody speaks \
+in its 9.8 s, so record it again, or take all of it (--no_vad)
         """
-        if not self.spans:
+        if self.seconds < WINDOW / SAMPLE_RATE:
             raise AudioError(
                 "no speech",
                 f"nobody speaks in its {self.samples / SAMPLE_RATE:.1f} s, so "
                 "record it again, or take all of it (--no_vad)",
+                path,
             )
+
+    def of(
+        self, waveform: torch.Tensor, path: str | None = None
+    ) -> torch.Tensor:
+        """The speech of a waveform [samples], without what is between.
+
+        It is an AudioError as by ``check``.
+
+        Example
+        -------
+        >>> Speech([(0, 400), (500, 600)], 800).of(torch.arange(800)).shape
+        torch.Size([500])
+        """
+        self.check(path)
         return torch.cat([waveform[start:stop] for start, stop in self.spans])
 
 
@@ -75,7 +96,7 @@ class SpeechDetector:
     """
 
     def __init__(self) -> None:
-        self._session = _session()
+        self._session = load_detector()
         self._state = [np.zeros((1, 1, 128), np.float32)] * 2
         self._held = np.zeros(CONTEXT, np.float32)
         self._samples = 0
@@ -139,9 +160,24 @@ def _spans(probabilities: np.ndarray, samples: int) -> list[tuple[int, int]]:
     return [(span["start"], span["end"]) for span in found]
 
 
+def load_detector():
+    """silero-vad's network (an ONNX Runtime session), one for all threads.
+
+    It is a ValueError if the packages are not there. What is loaded by the
+    first call leaves the number of torch's threads alone in the thread that
+    calls, and in those that begin later.
+
+    Example
+    -------
+    >>> [output.name for output in load_detector().get_outputs()]
+    ['speech_probs', 'hn', 'cn']
+    """
+    with _loading:
+        return _session()
+
+
 @functools.cache
 def _session():
-    """silero-vad's network for many frames at once; one for all threads."""
     threads = torch.get_num_threads()
     try:
         from silero_vad import load_silero_vad
