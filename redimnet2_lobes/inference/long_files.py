@@ -30,7 +30,12 @@ from redimnet2_lobes.data.audio import (
     thread_safe_open,
     unreadable,
 )
-from redimnet2_lobes.data.speech import Speech, find_speech, load_detector
+from redimnet2_lobes.data.speech import (
+    Speech,
+    at_usual_level,
+    find_speech,
+    load_detector,
+)
 from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.inference.encode import (
     EncodeBatch,
@@ -271,7 +276,7 @@ def _speech_pieces(
     longest = round(seconds * SAMPLE_RATE)
     held, spans, samples, pieces = torch.empty(0), [], 0, 0
     for searched in read_pieces(path, SEARCHED_AT_ONCE, keep_silence=True):
-        found = find_speech(searched).spans
+        found = find_speech(at_usual_level(searched)).spans
         spans += [(samples + start, samples + stop) for start, stop in found]
         samples += len(searched)
         parts = [searched[start:stop] for start, stop in found]
@@ -314,5 +319,5 @@ def _load(path: str) -> torch.Tensor:
 def _load_speech(path: str, speech: dict[str, Speech]) -> torch.Tensor:
     """The speech of a short file, and where it is."""
     waveform = _load(path)
-    speech[path] = find_speech(waveform)
+    speech[path] = find_speech(at_usual_level(waveform))
     return speech[path].of(waveform, path)
