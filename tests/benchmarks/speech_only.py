@@ -4,7 +4,7 @@
         --corpus=demo/corpus
 
 Each recording of the corpus' trials gets silence before and after it, or noise,
-or both, always the same. Then the trials are scored twice: of all audio, and of
+or both: always the same. Then the trials are scored twice: of all audio, and of
 the speech that silero-vad finds.
 """
 
@@ -36,7 +36,8 @@ def main(arguments=None):
     lines = [
         f"{processor_name()}, torch {torch.__version__}, commit "
         f"{commit(ROOT)}; {len(trials.same):,} trials of {len(trials.names)} "
-        "recordings. Of speech alone those are left out in which none is found.",
+        "recordings. Where no speech is found, a recording has no trials of "
+        "speech alone.",
         "",
         "| recordings | of all audio, EER % | of speech alone, EER % | with "
         "silero-vad's own pauses, EER % | speech, % of the time | without "
@@ -143,14 +144,11 @@ def conditions():
                 waveform, random, decibel, waveform
             )
         )
-    made["90 % silence, pink noise, 10 dB"] = lambda waveform, random: (
-        with_noise(with_silence(waveform, random, 0.9), random, 10, waveform)
-    )
     return made
 
 
 def with_silence(waveform, random, share):
-    """The waveform with so much silence before and after it, split by chance."""
+    """The waveform with so much silence around it, split by chance."""
     samples = round(len(waveform) * share / (1 - share))
     before = int(samples * torch.rand(1, generator=random))
     return torch.nn.functional.pad(waveform, (before, samples - before))
