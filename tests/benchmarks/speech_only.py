@@ -26,7 +26,8 @@ from redimnet2_lobes.pretrained.loading import load_model
 from redimnet2_lobes.scoring.metrics import EER
 
 ROOM = 30  # dB of the speech over the noise of a quiet room
-PACKAGE = {"pause": 0.1, "padding": 0.03}  # what silero-vad does by itself
+# Of speech, in seconds: by silero-vad itself, others, and what is taken here.
+BORDERS = ((0.1, 0.03), (0.1, 0.1), (0.3, 0.15), (0.5, 0.2), (1, 0.2))
 
 
 def main(arguments=None):
@@ -39,37 +40,24 @@ def main(arguments=None):
         "recordings. Where no speech is found, a recording has no trials of "
         "speech alone.",
         "",
-        "| recordings | of all audio, EER % | of speech alone, EER % | with "
-        "silero-vad's own pauses, EER % | speech, % of the time | without "
-        "speech |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| recordings | of all audio, EER % | of speech alone, EER % | speech, "
+        "% of the time | without speech |",
+        "|---|---:|---:|---:|---:|",
     ]
     for name, change in tqdm(conditions().items()):
         random = torch.Generator().manual_seed(0)
         waveforms = [change(waveform, random) for waveform in trials.waveforms]
         found = [find_speech(at_usual_level(each)) for each in waveforms]
-        packages = [
-            find_speech(at_usual_level(each), **PACKAGE) for each in waveforms
-        ]
+        alone = speech_of(waveforms, found)
         rates = [
-            trials.eer(encode_batch, waveforms),
-            *(
-                trials.eer(
-                    encode_batch,
-                    [
-                        speech.of(waveform) if speech.spans else None
-                        for speech, waveform in zip(
-                            each, waveforms, strict=True
-                        )
-                    ],
-                )
-                for each in (found, packages)
-            ),
+            f"{100 * trials.eer(encode_batch, each):.2f}"
+            for each in (waveforms, alone)
         ]
         lines.append(
-            f"| {name} | {' | '.join(f'{100 * rate:.2f}' for rate in rates)} | "
-            f"{100 * share(found):.0f} | {count_empty(found)} |"
+            f"| {name} | {' | '.join(rates)} | {100 * share(found):.0f} | "
+            f"{alone.count(None)} |"
         )
+    lines += ["", *other_borders(trials, encode_batch)]
     lines += ["", *little_speech(trials, encode_batch)]
     text = "\n".join(lines) + "\n"
     print(text, end="")
@@ -169,16 +157,31 @@ def share(found: list[Speech]):
     return sum(speech.seconds for speech in found) / seconds
 
 
-def count_empty(found: list[Speech]):
-    return sum(not speech.spans for speech in found)
+def speech_of(waveforms, found):
+    """The speech of each, None where there is none."""
+    return [
+        speech.of(waveform) if speech.spans else None
+        for speech, waveform in zip(found, waveforms, strict=True)
+    ]
+
+
+def other_borders(trials, encode_batch):
+    """Lines of a table: the EER by what counts as a pause, and the padding."""
+    lines = ["| pause, s | padding, s | EER % |", "|---:|---:|---:|"]
+    for pause, padding in BORDERS:
+        found = [
+            find_speech(at_usual_level(each), pause, padding)
+            for each in trials.waveforms
+        ]
+        rate = trials.eer(encode_batch, speech_of(trials.waveforms, found))
+        lines.append(f"| {pause:g} | {padding:g} | {100 * rate:.2f} |")
+    return lines
 
 
 def little_speech(trials, encode_batch):
     """Lines of a table: the EER of the first seconds of speech."""
-    speech = []
-    for waveform in tqdm(trials.waveforms):
-        found = find_speech(at_usual_level(waveform))
-        speech.append(found.of(waveform) if found.spans else None)
+    found = [find_speech(at_usual_level(each)) for each in trials.waveforms]
+    speech = speech_of(trials.waveforms, found)
     lines = ["| the first seconds of speech, at most | EER % |", "|---|---:|"]
     for seconds in (0.5, 1, 1.5, 2, 3):
         samples = round(seconds * SAMPLE_RATE)
