@@ -61,6 +61,7 @@ HOMES = {
     "WarmupExponentialSchedule": "training.schedules",
     "WarmupPlateauSchedule": "training.schedules",
     "encode_utterances": "inference.encode",
+    "OnlineEncoder": "inference.online",
     "extract_embeddings": "inference.embedding_cache",
     "read_embeddings": "inference.embedding_files",
     "adaptive_s_norm": "scoring.evaluate",
