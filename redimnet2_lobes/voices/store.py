@@ -29,7 +29,13 @@ from redimnet2_lobes.voices.checks import (
     checked_embeddings,
     checked_text,
 )
-from redimnet2_lobes.voices.search import INDEXES, Search
+from redimnet2_lobes.voices.search import (
+    INDEXES,
+    Identification,
+    Search,
+    identify_by,
+)
+from redimnet2_lobes.voices.transfer import Voices, read_voices, write_voices
 
 APPLICATION = int.from_bytes(b"RDNv", "big")  # in the header of the file
 FORMAT = 1
@@ -74,15 +80,6 @@ class Voice(NamedTuple):
     added: str  # dates in ISO 8601, UTC
     changed: str
     consent: str | None
-
-
-class Identification(NamedTuple):
-    """Whose voice one is."""
-
-    name: str | None  # None is nobody in the store
-    score: float  # the cosine of the best name, known or not
-    margin: float | None  # to that of the second name; None without one
-    candidates: list[tuple[str, float]]  # names and scores, the best first
 
 
 class Known(NamedTuple):
@@ -291,20 +288,7 @@ class VoiceStore:
         tests = checked_embeddings("embeddings", embeddings)
         _, names, size, search = self._voices_to_compare()
         tests = normalize(checked_embeddings("embeddings", tests, size), dim=1)
-        scores, nearest = search(tests, min(max(top, 2), len(names)))
-        found = []
-        for row, voices in zip(scores.tolist(), nearest.tolist(), strict=True):
-            candidates = [
-                (names[voice], score)
-                for voice, score in zip(voices, row, strict=True)
-                if voice >= 0  # where faiss finds fewer
-            ]
-            (best, score), *others = candidates
-            margin = score - others[0][1] if others else None
-            if threshold is not None and not score > threshold:
-                best = None
-            found.append(Identification(best, score, margin, candidates[:top]))
-        return found
+        return identify_by(search, names, tests, threshold, top)
 
     def read_operating_points(self) -> dict | None:
         """What `write_operating_points` has kept, or None."""
@@ -320,6 +304,79 @@ class VoiceStore:
         text = json.dumps(operating_points, allow_nan=False)
         with self._writing():
             self._write_fact("operating_points", text)
+
+    def export(self, path: str | os.PathLike) -> None:
+        """Writes all voices, with notes and dates, to a new .npz file."""
+        with self._reading() as file:
+            voices = file.execute(
+                "SELECT name, coalesce(consent, ''), added, changed, voice "
+                "FROM voices ORDER BY voice"
+            ).fetchall()
+            prototypes = file.execute(
+                "SELECT voice, embedding, seconds, added FROM prototypes "
+                "ORDER BY voice, prototype"
+            ).fetchall()
+        if not voices:
+            raise ValueError(f"{self.path}: holds no voices")
+        names, consents, added, changed, numbers = zip(*voices, strict=True)
+        owners, blobs, seconds, dates = zip(*prototypes, strict=True)
+        self._check_texts(*names)
+        place = {number: i for i, number in enumerate(numbers)}
+        write_voices(
+            path,
+            Voices(
+                embedding_space=self.space,
+                names=[*names],
+                consents=[*consents],
+                added=[*added],
+                changed=[*changed],
+                owners=[place[owner] for owner in owners],
+                embeddings=self._embeddings_of(blobs),
+                seconds=[*seconds],
+                prototypes_added=[*dates],
+            ),
+        )
+
+    def import_(self, path: str | os.PathLike) -> int:
+        """Adds the voices of a file of `export`, and returns how many.
+
+        All are added or, with a ValueError, none: if the file is damaged or of
+        another space, or one of its names is here already.
+        """
+        voices = read_voices(path)
+        check_same_space(path, voices.embedding_space, self.path, self.space)
+        with self._writing() as file:
+            self._check_size(f"{path}", voices.embeddings)
+            known = {
+                name for (name,) in file.execute("SELECT name FROM voices")
+            }
+            if both := sorted(known & {*voices.names}):
+                shown = ", ".join(both[:5]) + ", ..." * (len(both) > 5)
+                raise ValueError(
+                    f"{path}: {len(both)} of its names are in {self.path} "
+                    f"already ({shown}); remove them there, or import into "
+                    "another store"
+                )
+            numbers = [
+                file.execute(
+                    "INSERT INTO voices (name, consent, added, changed) "
+                    "VALUES (?, nullif(?, ''), ?, ?)",
+                    row,
+                ).lastrowid
+                for row in zip(*voices[1:5], strict=True)
+            ]
+            file.executemany(
+                "INSERT INTO prototypes (voice, embedding, seconds, added) "
+                "VALUES (?, ?, ?, ?)",
+                zip(
+                    [numbers[owner] for owner in voices.owners],
+                    map(_bytes, voices.embeddings),
+                    voices.seconds,
+                    voices.prototypes_added,
+                    strict=True,
+                ),
+            )
+        return len(numbers)
 
     def _voices_to_compare(self) -> Known:
         """The names and the search among their means, as the file is now."""
@@ -456,7 +513,8 @@ class VoiceStore:
 
     def _damaged(self, reason: object) -> ValueError:
         return ValueError(
-            f"{self.path}: damaged ({reason}); take a copy or an export of it"
+            f"{self.path}: no store of voices, or damaged ({reason}); take "
+            "another, or a copy of it"
         )
 
     @contextlib.contextmanager
