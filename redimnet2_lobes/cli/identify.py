@@ -116,8 +116,7 @@ def identify(
         raise LeftOut(faults)
     model, encoder = load_encoder(model, device, threads, engine_cache)
     space = space_of(encoder)
-    if known_space is not None:
-        check_same_space(source, known_space, model, space)
+    check_same_space(source, known_space, model, space)
     operating_point = find_operating_point(threshold, model, encoder, space)
     embeddings = embed_files(encoder, paths, seconds_per_piece, faults)
     tests = [path for path in tests if path in embeddings]
@@ -130,8 +129,8 @@ def identify(
         for tested in embeddings.values():
             if len(tested) != count:
                 raise ValueError(
-                    f"{source}: damaged, its embeddings have {count} values and "
-                    f"not {len(tested)}; embed the recordings again"
+                    f"{source}: damaged, its embeddings have {count} values "
+                    f"and not {len(tested)}; embed the recordings again"
                 )
     voices = mean_voices(speakers, known, faults)
     if not (tests and (voices or store)):
