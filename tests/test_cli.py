@@ -683,7 +683,12 @@ def test_speakers_are_identified(run, model, encoder, speakers, tmp_path):
 
     best = row["candidates"][0]["score"]
     lines = run(*command, f"--threshold={best - 1e-6}", "--top=1").splitlines()
-    assert lines[1:] == [f"{test}: {order[0]} (closest: {order[0]} {best:.4f})"]
+    margin = best - row["candidates"][1]["score"]
+    assert (row["score"], row["margin"]) == (best, pytest.approx(margin))
+    assert lines[1:] == [
+        f"{test}: {order[0]} (closest: {order[0]} {best:.4f}; "
+        f"margin {margin:.4f})"
+    ]
     lines = run(*command, f"--threshold={best!r}", "--top=2").splitlines()
     assert lines[0] == f"threshold  {best:.4f} (given by --threshold)"
     assert lines[1].startswith(f"{test}: unknown (closest: {order[0]} ")

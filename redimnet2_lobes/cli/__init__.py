@@ -2,7 +2,8 @@
 
 ``redimnet2 verify a.wav b.wav`` says whether two recordings are of one speaker,
 ``redimnet2 embed FILES`` writes embeddings, and ``redimnet2 identify --enrol
-FOLDER FILES`` says who speaks. ``convert``, ``push`` and ``export`` take models
+FOLDER FILES`` says who speaks. ``voices`` shows and moves what a store of
+voices holds. ``convert``, ``push`` and ``export`` take models
 from one form to another, ``check`` runs an exported one. ``--help`` explains
 each.
 
@@ -31,7 +32,12 @@ With ``--json`` the results are one JSON value, floats in full precision:
   (null if it is none of the enrolled) and ``candidates``, a list of objects
   with ``speaker`` and ``score``, the best first, and ``left_out``, a list of
   objects with ``name`` and ``reason``. Its names are those of recordings, or
-  ``speaker NAME`` for a speaker without any that can be used.
+  ``speaker NAME`` for a speaker without any that can be used;
+- identify --store: the same, and each of ``files`` has ``score``, that of the
+  best speaker, and ``margin``, how far the second is behind (null without one);
+- voices list: an object with ``embedding_space`` and ``voices``, a list of
+  objects with ``name``, ``prototypes`` (how many), ``seconds``, ``added``,
+  ``changed`` and ``consent`` (null if there is none).
 
 If no recording can be used, nothing is printed on stdout, and of the files of
 ``--output`` only that list is written.
@@ -51,7 +57,7 @@ from redimnet2_lobes.cli.group import redimnet2
 
 COMMANDS = (
     *("check", "convert", "embed", "export", "hparams", "identify", "push"),
-    "verify",
+    *("verify", "voices"),
 )
 for name in COMMANDS:
     import_module(f"{__name__}.{name}")

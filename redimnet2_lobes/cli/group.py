@@ -55,8 +55,13 @@ def redimnet2(context: click.Context) -> None:
         raise click.UsageError("missing COMMAND", context)
 
 
-def command(example: str) -> Callable[[Command], click.Command]:
-    """Adds a command, which prints what its function returns."""
+def command(
+    example: str, group: click.Group = redimnet2
+) -> Callable[[Command], click.Command]:
+    """Adds a command, which prints what its function returns.
+
+    It has the name of the function, without a ``_`` at its end.
+    """
 
     def add(function: Command) -> click.Command:
         @functools.wraps(function)
@@ -76,9 +81,12 @@ def command(example: str) -> Callable[[Command], click.Command]:
                 if faults:
                     sys.exit(1)
 
-        return redimnet2.command(
-            epilog=f"Example: redimnet2 {function.__name__} {example}"
-        )(run)
+        name = function.__name__.rstrip("_")
+        words = "redimnet2"
+        if group is not redimnet2:
+            words += f" {group.name}"
+        epilog = f"Example: {words} {name} {example}"
+        return group.command(name, epilog=epilog)(run)
 
     return add
 

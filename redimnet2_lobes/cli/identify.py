@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import click
 
 from redimnet2_lobes.cli.encoder import (
-    cosines,
     describe_threshold,
     embed_files,
     embedding_options,
@@ -38,6 +37,7 @@ from redimnet2_lobes.cli.recordings import (
     find_files,
     strict_option,
 )
+from redimnet2_lobes.cli.voices import space_of_store
 from redimnet2_lobes.files.same_space import KEY, check_same_space
 
 if TYPE_CHECKING:
@@ -51,12 +51,16 @@ if TYPE_CHECKING:
 @vad_option
 @click.option(
     "--enrol",
-    required=True,
     metavar="PATH",
     help="The speakers: for each a folder with recordings, or one recording, "
     "that has the speaker's name. Or a file of embed --output or of the "
     "extraction script (.npz, .json, .parquet): each embedding is a speaker, "
     "but where .parquet names speakers.",
+)
+@click.option(
+    "--store",
+    metavar="FILE",
+    help="The speakers, in place of --enrol: a store of voices.",
 )
 @threshold_option
 @click.option(
@@ -76,7 +80,8 @@ def identify(
     engine_cache: str | None,
     seconds_per_piece: float,
     vad: bool,
-    enrol: str,
+    enrol: str | None,
+    store: str | None,
     threshold: float | None,
     top: int,
     strict: bool,
@@ -86,14 +91,27 @@ def identify(
 
     A folder stands for all recordings below it.
     """
+    source = enrol or store
+    if source is None or (enrol and store):
+        context = click.get_current_context()
+        raise click.UsageError("give one of --enrol and --store", context)
+    import torch
+    from torch.nn.functional import normalize
+
+    from redimnet2_lobes.voices.search import exact_search, identify_by
+    from redimnet2_lobes.voices.store import VoiceStore
+
     faults = None if strict else {}
-    enrolled, speakers = None, {}
-    if os.path.isfile(enrol):
+    enrolled, speakers, known_space = None, {}, None
+    if store:
+        known_space = space_of_store(store)
+    elif os.path.isfile(source):
         from redimnet2_lobes.inference.embedding_files import read_embeddings
 
-        enrolled = read_embeddings(enrol)
+        enrolled = read_embeddings(source)
+        known_space = enrolled.space
     else:
-        speakers = enrolled_speakers(enrol, faults)
+        speakers = enrolled_speakers(source, faults)
     tests = find_files(files)
     paths = [path for paths in speakers.values() for path in paths]
     paths = list(dict.fromkeys([*paths, *tests]))
@@ -102,8 +120,7 @@ def identify(
         raise LeftOut(faults)
     model, encoder = load_encoder(model, device, threads, engine_cache)
     space = space_of(encoder)
-    if enrolled:
-        check_same_space(enrol, enrolled.space, model, space)
+    check_same_space(source, known_space, model, space)
     operating_point = find_operating_point(
         threshold, model, encoder, space, vad
     )
@@ -119,36 +136,37 @@ def identify(
         for tested in embeddings.values():
             if len(tested) != count:
                 raise ValueError(
-                    f"{enrol}: damaged, its embeddings have {count} values and "
-                    f"not {len(tested)}; embed the recordings again"
+                    f"{source}: damaged, its embeddings have {count} values "
+                    f"and not {len(tested)}; embed the recordings again"
                 )
     voices = mean_voices(speakers, known, faults)
-    if not (tests and voices):
+    if not (tests and (voices or store)):
         raise LeftOut(faults or {})
-    scores = cosines(voices.values(), [embeddings[path] for path in tests])
-    found = []
-    for path, row in zip(tests, scores.tolist(), strict=True):
-        candidates = sorted(
-            zip(voices, row, strict=True), key=lambda pair: -pair[1]
+    rows = torch.stack([embeddings[path] for path in tests])
+    limit = operating_point.value
+    if store:
+        with VoiceStore(store) as opened:
+            identified = opened.identify(rows, limit, top)
+    else:
+        among = exact_search(normalize(torch.stack([*voices.values()]), dim=1))
+        identified = identify_by(
+            among, [*voices], normalize(rows, dim=1), limit, top
         )
-        best, score = candidates[0]
-        limit = operating_point.value
-        if limit is not None and not score > limit:
-            best = None
-        found.append((path, best, candidates[:top]))
+    found = dict(zip(tests, identified, strict=True))
     if as_json:
         rows = []
-        for path, best, candidates in found:
-            closest = [
-                {"speaker": speaker, "score": score}
-                for speaker, score in candidates
-            ]
+        for path, (speaker, score, margin, candidates) in found.items():
             rows.append(
                 {
                     "name": path,
                     **seconds_of("", path, speech),
-                    "speaker": best,
-                    "candidates": closest,
+                    "speaker": speaker,
+                    "score": score,
+                    "margin": margin,
+                    "candidates": [
+                        {"speaker": name, "score": score}
+                        for name, score in candidates
+                    ],
                 }
             )
         result = {
@@ -164,15 +182,15 @@ def identify(
         text = json.dumps(result, indent=2)
     else:
         lines = [describe_threshold(operating_point)]
-        for path, best, candidates in found:
+        for path, (speaker, _, margin, candidates) in found.items():
             closest = ", ".join(
-                f"{speaker} {score:.4f}" for speaker, score in candidates
+                f"{name} {score:.4f}" for name, score in candidates
             )
-            found_speech = f"; {speech[path]}" if speech else ""
-            lines.append(
-                f"{path}: {best or 'unknown'} (closest: {closest}"
-                f"{found_speech})"
-            )
+            if margin is not None:
+                closest += f"; margin {margin:.4f}"
+            if speech:
+                closest += f"; {speech[path]}"
+            lines.append(f"{path}: {speaker or 'unknown'} (closest: {closest})")
         text = "\n".join(lines)
     if faults:
         raise LeftOut(faults, text)

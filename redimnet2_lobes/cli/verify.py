@@ -24,7 +24,8 @@ from redimnet2_lobes.cli.encoder import (
 )
 from redimnet2_lobes.cli.group import command, json_option
 from redimnet2_lobes.cli.recordings import check_file
-from redimnet2_lobes.files.same_space import KEY
+from redimnet2_lobes.cli.voices import kept_voice
+from redimnet2_lobes.files.same_space import KEY, check_same_space
 
 
 @command("a.wav b.mp3 --model=redimnet2_b3")
@@ -32,6 +33,11 @@ from redimnet2_lobes.files.same_space import KEY
 @click.argument("test")
 @embedding_options
 @vad_option
+@click.option(
+    "--store",
+    metavar="FILE",
+    help="A store of voices, of which the enrolment is a name.",
+)
 @threshold_option
 @json_option
 def verify(
@@ -43,21 +49,30 @@ def verify(
     engine_cache: str | None,
     seconds_per_piece: float,
     vad: bool,
+    store: str | None,
     threshold: float | None,
     as_json: bool,
 ) -> str:
     """Says whether two recordings are of the same speaker."""
     paths = [enrolment, test]
+    space_of_voice, voice = None, None
+    if store is not None:
+        space_of_voice, voice = kept_voice(store, enrolment)
+        paths = [test]
     for path in paths:
         check_file(path)
     model, encoder = load_encoder(model, device, threads, engine_cache)
     space = space_of(encoder)
+    if store is not None:
+        check_same_space(store, space_of_voice, model, space)
     operating_point = find_operating_point(
         threshold, model, encoder, space, vad
     )
     speech = {} if vad else None
     embeddings = embed_files(encoder, paths, seconds_per_piece, speech=speech)
-    score = cosines([embeddings[enrolment]], [embeddings[test]]).item()
+    if voice is None:
+        voice = embeddings[enrolment]
+    score = cosines([voice], [embeddings[test]]).item()
     decision, words = None, "none, without a threshold"
     if operating_point.value is not None:
         decision = score > operating_point.value

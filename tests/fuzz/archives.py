@@ -16,6 +16,7 @@ from fuzz.oracle import Target
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.inference.embedding_files import read_embeddings
 from redimnet2_lobes.scoring.plda import ARRAYS, PldaBackend
+from redimnet2_lobes.voices.store import VoiceStore
 
 AXES = st.lists(st.integers(0, 3), max_size=3)
 KINDS = ("<f8", "<f4", ">f8", "<i8", "?", "<U2", "<c16", "<M8[s]", "i4,f8")
@@ -131,6 +132,56 @@ def read_file(path, forged=False):
         assert np.array_equal(found.vectors.numpy(), EMBEDDINGS["embeddings"])
 
 
+# A store of voices, and what it exports.
+
+
+@functools.cache
+def whole_store():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "voices.sqlite"
+        with VoiceStore(path, "b3-1") as store:
+            for name in ("anna", "Zoë"):
+                rows = torch.from_numpy(EMBEDDINGS["embeddings"])
+                store.add(name, rows, [1.5, 2], consent=f"form of {name}")
+            store.write_operating_points({"threshold": 0.5})
+            store.export(Path(folder) / "voices.npz")
+        exported = (Path(folder) / "voices.npz").read_bytes()
+        return path.read_bytes(), exported
+
+
+def check_voices(store):
+    voices = store.voices()
+    assert [voice.name for voice in voices] == store.names()
+    for voice in voices:
+        assert all(text.isprintable() for text in voice[3:5] + voice[:1])
+        assert voice.prototypes > 0
+        rows = store.prototypes(voice.name)
+        assert len(rows) == voice.prototypes and rows.isfinite().all()
+        store.identify(rows)
+    assert isinstance(store.read_operating_points(), dict | None)
+
+
+def read_store(path):
+    with VoiceStore(path) as store:
+        check_voices(store)
+        for name in store.names()[:1]:
+            rows = store.prototypes(name)
+            store.add("new", rows, [1] * len(rows))
+            store.remove(name)
+
+
+def import_voices(path):
+    with VoiceStore(path.with_name("into.sqlite"), "b3-1") as store:
+        assert store.import_(path) == len(store.names())
+        check_voices(store)
+
+
+def forged_exports():
+    exported = whole_store()[1]
+    with np.load(io.BytesIO(exported)) as arrays:
+        return other_arrays(dict(arrays)) | repacked([exported])
+
+
 CACHE_FILES = r"cache(/\w+(/part-\d+\.npz)?)?"
 TARGETS = (
     Target(
@@ -172,5 +223,26 @@ TARGETS = (
         "plda.npz",
         lambda: other_arrays(PLDA) | repacked([packed(PLDA)]),
         functools.partial(read_plda, forged=True),
+    ),
+    Target(
+        "store",
+        "voices.sqlite",
+        lambda: mutated([whole_store()[0]]),
+        read_store,
+        writes="voices.sqlite-journal",
+    ),
+    Target(
+        "voices",
+        "voices.npz",
+        lambda: mutated([whole_store()[1]]),
+        import_voices,
+        writes="into.sqlite",
+    ),
+    Target(
+        "voices-forged",
+        "voices.npz",
+        forged_exports,
+        import_voices,
+        writes="into.sqlite",
     ),
 )
