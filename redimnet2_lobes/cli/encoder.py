@@ -16,8 +16,10 @@ import click
 
 from redimnet2_lobes.cli.group import Command, note, number
 from redimnet2_lobes.scoring.operating_point import (
+    OWN_FILE,
     OperatingPoint,
-    operating_point_of,
+    evaluated_operating_point,
+    own_operating_points,
 )
 from redimnet2_lobes.scoring.results import RESULTS_FILE
 
@@ -28,14 +30,15 @@ if TYPE_CHECKING:
 
     from redimnet2_lobes.cli.group import Faults
     from redimnet2_lobes.onnx.encoder import OnnxEncoder
+    from redimnet2_lobes.scoring.operating_points import OperatingPoints
 
     Encoder = EncoderClassifier | OnnxEncoder
     Embeddings = dict[str, torch.Tensor]  # of each path [embedding]
 
 MODEL_VARIABLE = "REDIMNET2_MODEL"
 UNKNOWN = (
-    "none known; give --threshold, or have the verification script keep its "
-    "results with the model (--keep_results_with_model=True)"
+    "none known; give --threshold, or find one for recordings of yours by "
+    "redimnet2 calibrate"
 )
 
 
@@ -90,8 +93,14 @@ threshold_option = click.option(
     metavar="SCORE",
     type=number(float, -1, 1, "a number from -1 to 1"),
     help="The score, from -1 to 1, above which two voices are one. By default "
-    f"it is that of the EER in the {RESULTS_FILE} of the model, where the "
-    "verification script has kept one.",
+    "it is the first of --operating_points, or else that of the EER in the "
+    f"{RESULTS_FILE} of the model, where the verification script has kept one.",
+)
+operating_points_option = click.option(
+    "--operating_points",
+    metavar="FILE",
+    help="What redimnet2 calibrate has written; by default the "
+    f"{OWN_FILE} of the model, if it has one.",
 )
 
 
@@ -150,19 +159,43 @@ def load_encoder(
     return model, encoder
 
 
+def find_own_operating_points(
+    given: str | None, model: str, space: str
+) -> OperatingPoints | None:
+    """Those of a file, or else of the model."""
+    from redimnet2_lobes import door
+    from redimnet2_lobes.files.same_space import check_same_space
+
+    if given is None:
+        if door.is_onnx(model):
+            return None
+        return own_operating_points(model, space)
+    from redimnet2_lobes.scoring.operating_points import read_operating_points
+
+    found = read_operating_points(given)
+    check_same_space(given, found.embedding_space, "the model", space)
+    return found
+
+
 def find_operating_point(
-    given: float | None, model: str, encoder: Encoder, space: str
+    given: float | None,
+    own: OperatingPoints | None,
+    model: str,
+    encoder: Encoder,
+    space: str,
 ) -> OperatingPoint:
-    """The threshold that is given, or else that of the model."""
+    """The threshold that is given, of own recordings, or else of the model."""
     if given is not None:
         return OperatingPoint(given, "given by --threshold")
+    if own is not None:
+        return own.operating_point
     from redimnet2_lobes import door
 
     if door.is_onnx(model):
         operating_point = encoder.operating_point
         holder = os.path.basename(model)
     else:
-        operating_point = operating_point_of(model, space)
+        operating_point = evaluated_operating_point(model, space)
         if os.path.isabs(model):  # where it lies is the user's business
             model = os.path.basename(model)
         holder = f"{RESULTS_FILE} of {model}"

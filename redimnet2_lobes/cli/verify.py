@@ -16,12 +16,15 @@ from redimnet2_lobes.cli.encoder import (
     embed_files,
     embedding_options,
     find_operating_point,
+    find_own_operating_points,
     load_encoder,
+    operating_points_option,
     space_of,
     threshold_option,
 )
 from redimnet2_lobes.cli.group import command, json_option
 from redimnet2_lobes.cli.recordings import check_file
+from redimnet2_lobes.cli.score_meaning import score_meaning
 from redimnet2_lobes.files.same_space import KEY
 
 
@@ -30,6 +33,7 @@ from redimnet2_lobes.files.same_space import KEY
 @click.argument("test")
 @embedding_options
 @threshold_option
+@operating_points_option
 @json_option
 def verify(
     enrolment: str,
@@ -40,6 +44,7 @@ def verify(
     engine_cache: str | None,
     seconds_per_piece: float,
     threshold: float | None,
+    operating_points: str | None,
     as_json: bool,
 ) -> str:
     """Says whether two recordings are of the same speaker."""
@@ -48,13 +53,17 @@ def verify(
         check_file(path)
     model, encoder = load_encoder(model, device, threads, engine_cache)
     space = space_of(encoder)
-    operating_point = find_operating_point(threshold, model, encoder, space)
+    own = find_own_operating_points(operating_points, model, space)
+    operating_point = find_operating_point(
+        threshold, own, model, encoder, space
+    )
     embeddings = embed_files(encoder, paths, seconds_per_piece)
     score = cosines([embeddings[enrolment]], [embeddings[test]]).item()
     decision, words = None, "none, without a threshold"
     if operating_point.value is not None:
         decision = score > operating_point.value
         words = "same speaker" if decision else "different speakers"
+    meaning = score_meaning(own, score, paths)
     if as_json:
         result = {
             "enrolment": enrolment,
@@ -64,7 +73,9 @@ def verify(
             "threshold_origin": operating_point.origin,
             "same_speaker": decision,
             KEY: space,
+            **meaning.values,
         }
         return json.dumps(result, indent=2)
     threshold_line = describe_threshold(operating_point)
-    return f"score      {score:.4f}\n{threshold_line}\ndecision   {words}"
+    lines = [f"score      {score:.4f}", threshold_line, f"decision   {words}"]
+    return "\n".join([*lines, *meaning.lines])
