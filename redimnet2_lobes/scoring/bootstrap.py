@@ -129,7 +129,8 @@ def bootstrap(
         # Whole numbers: sums are exact, and rates do not waver by rounding.
         missed = np.cumsum(weights * targets)[ends]
         rejected = np.cumsum(weights * ~targets)[ends]
-        far, frr = 1 - rejected / rejected[-1], missed / missed[-1]
+        far = (rejected[-1] - rejected) / rejected[-1]
+        frr = missed / missed[-1]
         return Curve(targets, weights, nats, values[ends], far, frr)
 
     whole = curve_of(np.ones(len(values), np.int64))
@@ -209,7 +210,7 @@ def _rate(
     thresholds: float | np.ndarray,
 ) -> np.ndarray:
     above = np.searchsorted(curve.thresholds, thresholds, side="right")
-    return np.where(above > 0, rates[above - 1], below_all)
+    return np.where(above > 0, rates[above - 1], below_all)[()]
 
 
 def threshold_at_far(rates: float | np.ndarray) -> Figure:
@@ -223,9 +224,7 @@ def frr_at_far(rates: float | np.ndarray) -> Figure:
 
 
 def _at_far(curve: Curve, rates: float | np.ndarray) -> np.ndarray:
-    # What a rate is rounded to must not move it past one that is its equal.
-    rejected = 1 - np.asarray(rates) - 1e-12
-    return np.searchsorted(1 - curve.far, rejected)
+    return np.searchsorted(-curve.far, -np.asarray(rates))
 
 
 def min_dcf(

@@ -152,34 +152,33 @@ def find_operating_points(
 ) -> OperatingPoints:
     """Finds thresholds for false acceptance rates, and that of the EER.
 
-        Arguments
-        ---------
-        trials
-            Those of `score_all`.
-        embedding_space
-            Of the embeddings that were compared.
-        speakers
-            The speaker of each recording.
-        rates
-            False acceptance rates, between 0 and 1; decisions go by the first.
-        speech_only
-            Whether silence was left out of the recordings.
-        enrolment_utterances
-            How many recordings enrolled a voice.
-        resamples, seed
-            As for `bootstrap`.
+    Arguments
+    ---------
+    trials
+        Those of `score_all`.
+    embedding_space
+        Of the embeddings that were compared.
+    speakers
+        The speaker of each recording.
+    rates
+        False acceptance rates, between 0 and 1; decisions go by the first.
+    speech_only
+        Whether silence was left out of the recordings.
+    enrolment_utterances
+        How many recordings enrolled a voice.
+    resamples, seed
+        As for `bootstrap`.
 
-        Example
-        -------
-        >>> from redimnet2_lobes.scoring.operating_point import OperatingPoint
-    from redimnet2_lobes.scoring.own_trials import score_all
-        >>> speakers = ["anna", "anna", "bert", "bert"]
-        >>> trials = score_all(torch.randn(4, 9), speakers, [1.0] * 4)
-        >>> found = find_operating_points(trials, "redimnet2-b0-1", speakers)
-        >>> [point.name for point in found.points]
-        ['FAR 1 %', 'FAR 0.1 %', 'EER']
-        >>> found.shortfalls[0]
-        '2 speakers are too few for intervals to rely on; have at least 10'
+    Example
+    -------
+    >>> from redimnet2_lobes.scoring.own_trials import score_all
+    >>> speakers = ["anna", "anna", "bert", "bert"]
+    >>> trials = score_all(torch.randn(4, 9), speakers, [1.0] * 4)
+    >>> found = find_operating_points(trials, "redimnet2-b0-1", speakers)
+    >>> [point.name for point in found.points]
+    ['FAR 1 %', 'FAR 0.1 %', 'EER']
+    >>> found.shortfalls[0]
+    '2 speakers are too few for intervals to rely on; have at least 10'
     """
     figures = {_name(rate): threshold_at_far(rate) for rate in rates}
     figures["EER"] = eer_threshold
