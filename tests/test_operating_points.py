@@ -110,7 +110,9 @@ def test_thresholds_keep_their_rates():
             assert interval.low <= interval.value <= interval.high
         assert point.far.low < point.far.high
     assert found.points[-1].name == "EER"
-    assert found.eer.value == pytest.approx(found.points[-1].far.value, abs=0.01)
+    assert found.eer.value == pytest.approx(
+        found.points[-1].far.value, abs=0.01
+    )
     assert not any("different speakers" in line for line in found.shortfalls)
     assert found.operating_point.value == found.points[0].threshold.value
 
@@ -284,9 +286,7 @@ def test_from_a_folder_to_a_decision(run, a_model, own, tmp_path, error_of):
     assert given["threshold"] == 1 and given["same_speaker"] is False
     assert given["false_accepts"] == result["false_accepts"]
 
-    identified = json.loads(
-        run("identify", "--enrol", own, pair[0], "--json")
-    )
+    identified = json.loads(run("identify", "--enrol", own, pair[0], "--json"))
     assert identified["threshold"] == threshold
     recognition = SpeakerRecognition.from_hparams(source=a_model)
     assert recognition.operating_point.value == threshold

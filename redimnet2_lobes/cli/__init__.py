@@ -2,7 +2,8 @@
 
 ``redimnet2 verify a.wav b.wav`` says whether two recordings are of one speaker,
 ``redimnet2 embed FILES`` writes embeddings, and ``redimnet2 identify --enrol
-FOLDER FILES`` says who speaks. ``convert``, ``push`` and ``export`` take models
+FOLDER FILES`` says who speaks. ``calibrate`` finds a threshold for recordings
+of one's own. ``convert``, ``push`` and ``export`` take models
 from one form to another, ``check`` runs an exported one. ``--help`` explains
 each.
 
@@ -20,7 +21,12 @@ With ``--json`` the results are one JSON value, floats in full precision:
 
 - verify: an object with ``enrolment``, ``test``, ``score``, ``threshold``,
   ``threshold_origin``, ``same_speaker`` (these three are null where no
-  threshold is known) and ``embedding_space``;
+  threshold is known) and ``embedding_space``; with operating points of one's
+  own recordings also ``false_accepts`` (``value``, ``low``, ``high``, the share
+  of other speakers that scores higher, and ``is_upper_limit``) and
+  ``log_likelihood_ratio``, each where the recordings are enough for it;
+- calibrate: what operating_points.json holds, where an interval is a list of
+  the figure and its two limits;
 - embed: a list of objects with ``name``, ``embedding`` and
   ``embedding_space``;
 - identify: an object with ``threshold``, ``threshold_origin``,

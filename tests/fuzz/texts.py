@@ -339,9 +339,7 @@ TARGETS = (
     Target(
         "operating-points",
         "operating_points.json",
-        lambda: json_of(
-            OPERATING_POINTS, {**OPERATING_POINTS, "ratio": None}
-        ),
+        lambda: json_of(OPERATING_POINTS, {**OPERATING_POINTS, "ratio": None}),
         operating_points,
     ),
     Target(
