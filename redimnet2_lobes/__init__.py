@@ -66,6 +66,8 @@ HOMES = {
     "read_embeddings": "inference.embedding_files",
     "adaptive_s_norm": "scoring.evaluate",
     "evaluate": "scoring.evaluate",
+    "bootstrap": "scoring.bootstrap",
+    "read_operating_points": "scoring.operating_points",
     "ModelPretrainer": "pretrained.loading",
     "SpeakerRecognition": "pretrained.speaker_recognition",
     "load": "door",

@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy.special import ndtri
 
+from redimnet2_lobes.scoring.bootstrap import Interval
 from redimnet2_lobes.scoring.metrics import EER, det_curve
 from redimnet2_lobes.scoring.plots import (
     plot_det,
+    plot_error_rates,
     plot_score_histogram,
     plot_training_curves,
 )
@@ -91,6 +93,37 @@ def test_det_of_extreme_sets_stays_inside_the_axes(
     assert low <= marker.get_xdata()[0] <= high
     for line in axes.lines:
         assert np.isfinite(ndtri(line.get_xydata())).all()
+
+
+def test_det_with_a_band(figures, tmp_path):
+    positive, negative = normal_scores()
+    far, frr, _ = det_curve(positive, negative)
+    rates = np.array([0.02, 0.1, 0.3])
+    at = np.interp(rates, far.numpy()[::-1], frr.numpy()[::-1])
+    band = Interval(at, 0 * at, 1.5 * at)
+    plot_det({"a": (far, frr)}, tmp_path / "det.png", {"a": (rates, band)})
+    (axes,) = figures[0].axes
+    (area,) = axes.collections
+    low, high = axes.get_ylim()
+    corners = area.get_paths()[0].vertices
+    assert np.isfinite(ndtri(corners)).all()  # 0 lies at infinity
+    assert corners[:, 1].min() == low
+    assert corners[:, 1].max() == pytest.approx(1.5 * at.max())
+
+
+def test_error_rates_over_the_threshold(figures, tmp_path):
+    scores = [0.0, 0.5, 1.0]
+    far = [Interval(1, 1, 1), Interval(0.1, 0, 0.2), Interval(0, 0, 0)]
+    thresholds = {"EER": 0.5, "FAR 1 %": 0.75}
+    path = tmp_path / "rates.png"
+    plot_error_rates(scores, far, far[::-1], thresholds, path)
+    (axes,) = figures[0].axes
+    accepted, rejected, *marks = axes.lines
+    assert list(accepted.get_ydata()) == [100, 10, 0]
+    assert list(rejected.get_ydata()) == [0, 10, 100]
+    assert [mark.get_xdata()[0] for mark in marks] == [0.5, 0.75]
+    assert legend_texts(figures[0])[-1] == "FAR 1 %: threshold 0.7500"
+    assert imread(path).shape[2] in (3, 4)
 
 
 def test_histogram_shows_each_kind_in_percent_of_its_own(figures, tmp_path):

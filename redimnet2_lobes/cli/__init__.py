@@ -3,7 +3,8 @@
 ``redimnet2 verify a.wav b.wav`` says whether two recordings are of one speaker,
 ``redimnet2 embed FILES`` writes embeddings, and ``redimnet2 identify --enrol
 FOLDER FILES`` says who speaks. ``voices`` shows and moves what a store of
-voices holds. ``convert``, ``push`` and ``export`` take models
+voices holds, ``calibrate`` finds a threshold for recordings of one's own.
+``convert``, ``push`` and ``export`` take models
 from one form to another, ``check`` runs an exported one. ``--help`` explains
 each.
 
@@ -23,7 +24,12 @@ With ``--json`` the results are one JSON value, floats in full precision:
   ``threshold_origin``, ``same_speaker`` (these three are null where no
   threshold is known), ``embedding_space``, ``enrolment_speech_seconds``,
   ``enrolment_seconds``, ``test_speech_seconds`` and ``test_seconds`` (these
-  four are null with ``--no_vad``);
+  four are null with ``--no_vad``); with operating points of one's own
+  recordings also ``false_accepts`` (``value``, ``low``, ``high``, the share of
+  other speakers that scores higher, and ``is_upper_limit``) and
+  ``log_likelihood_ratio``, each where the recordings are enough for it;
+- calibrate: what operating_points.json holds, where an interval is a list of
+  the figure and its two limits;
 - embed: a list of objects with ``name``, ``embedding`` and
   ``embedding_space``;
 - identify: an object with ``threshold``, ``threshold_origin``,
@@ -56,8 +62,8 @@ import click
 from redimnet2_lobes.cli.group import redimnet2
 
 COMMANDS = (
-    *("check", "convert", "embed", "export", "hparams", "identify", "push"),
-    *("verify", "voices"),
+    *("calibrate", "check", "convert", "embed", "export", "hparams"),
+    *("identify", "push", "verify", "voices"),
 )
 for name in COMMANDS:
     import_module(f"{__name__}.{name}")

@@ -16,8 +16,10 @@ import click
 
 from redimnet2_lobes.cli.group import Command, note, number
 from redimnet2_lobes.scoring.operating_point import (
+    OWN_FILE,
     OperatingPoint,
-    operating_point_of,
+    evaluated_operating_point,
+    own_operating_points,
 )
 from redimnet2_lobes.scoring.results import RESULTS_FILE
 
@@ -29,16 +31,17 @@ if TYPE_CHECKING:
     from redimnet2_lobes.cli.group import Faults
     from redimnet2_lobes.data.speech import Speech
     from redimnet2_lobes.onnx.encoder import OnnxEncoder
+    from redimnet2_lobes.scoring.operating_points import OperatingPoints
 
     Encoder = EncoderClassifier | OnnxEncoder
     Embeddings = dict[str, torch.Tensor]  # of each path [embedding]
 
 MODEL_VARIABLE = "REDIMNET2_MODEL"
-# Seconds of speech. With less, the demo has XXX times as many errors.
+# Seconds of speech (tests/benchmarks/measured/speech_only.md).
 LITTLE_SPEECH = 1.0
 UNKNOWN = (
-    "none known; give --threshold, or have the verification script keep its "
-    "results with the model (--keep_results_with_model=True)"
+    "none known; give --threshold, or find one for recordings of yours by "
+    "redimnet2 calibrate"
 )
 
 
@@ -100,8 +103,14 @@ threshold_option = click.option(
     metavar="SCORE",
     type=number(float, -1, 1, "a number from -1 to 1"),
     help="The score, from -1 to 1, above which two voices are one. By default "
-    f"it is that of the EER in the {RESULTS_FILE} of the model, where the "
-    "verification script has kept one.",
+    "it is the first of --operating_points, or else that of the EER in the "
+    f"{RESULTS_FILE} of the model, where the verification script has kept one.",
+)
+operating_points_option = click.option(
+    "--operating_points",
+    metavar="FILE",
+    help="What redimnet2 calibrate has written; by default the "
+    f"{OWN_FILE} of the model, if it has one.",
 )
 
 
@@ -160,32 +169,79 @@ def load_encoder(
     return model, encoder
 
 
-def find_operating_point(
-    given: float | None, model: str, encoder: Encoder, space: str, vad: bool
-) -> OperatingPoint:
-    """The threshold that is given, or else that of the model.
+def find_own_operating_points(
+    given: str | None, store: str | None, model: str, space: str
+) -> OperatingPoints | None:
+    """Those of a file, or else of a store of voices, or else of the model."""
+    from redimnet2_lobes import door
+    from redimnet2_lobes.files.same_space import check_same_space
 
-    The model's is of all audio, which its origin says where that is compared
-    with scores of speech alone.
+    if given is None:
+        if store is not None and (kept := points_of_store(store)):
+            return kept
+        if door.is_onnx(model):
+            return None
+        return own_operating_points(model, space)
+    from redimnet2_lobes.scoring.operating_points import read_operating_points
+
+    found = read_operating_points(given)
+    check_same_space(given, found.embedding_space, "the model", space)
+    return found
+
+
+def points_of_store(store: str) -> OperatingPoints | None:
+    """The operating points that a store of voices keeps, or None."""
+    from redimnet2_lobes.scoring.operating_points import from_json
+    from redimnet2_lobes.voices.store import VoiceStore
+
+    with VoiceStore(store) as opened:
+        content = opened.read_operating_points()
+    return None if content is None else from_json(content, store)
+
+
+def find_operating_point(
+    given: float | None,
+    own: OperatingPoints | None,
+    model: str,
+    encoder: Encoder,
+    space: str,
+    vad: bool,
+) -> OperatingPoint:
+    """The threshold that is given, of own recordings, or else of the model.
+
+    Its origin says where it is of all audio and scores are of speech alone, or
+    the other way round.
     """
     if given is not None:
         return OperatingPoint(given, "given by --threshold")
+    if own is not None:
+        return _unless_alike(own.operating_point, own.speech_only, vad)
     from redimnet2_lobes import door
 
     if door.is_onnx(model):
         operating_point = encoder.operating_point
         holder = os.path.basename(model)
     else:
-        operating_point = operating_point_of(model, space)
+        operating_point = evaluated_operating_point(model, space)
         if os.path.isabs(model):  # where it lies is the user's business
             model = os.path.basename(model)
         holder = f"{RESULTS_FILE} of {model}"
     if operating_point.value is None:
         return operating_point
-    if vad:
-        operating_point = operating_point.but("of all audio, not speech alone")
+    # Verification scripts embed all audio.
+    operating_point = _unless_alike(operating_point, False, vad)
     origin = f"{operating_point.origin}; {holder}"
     return operating_point._replace(origin=origin)
+
+
+def _unless_alike(
+    operating_point: OperatingPoint, speech_only: bool, vad: bool
+) -> OperatingPoint:
+    if speech_only == vad:
+        return operating_point
+    kinds = "speech alone", "all audio"
+    of, not_of = kinds if speech_only else kinds[::-1]
+    return operating_point.but(f"of {of}, not {not_of}")
 
 
 def describe_threshold(operating_point: OperatingPoint) -> str:
@@ -252,6 +308,13 @@ def _note_little_speech(speech: dict[str, Speech]) -> None:
             f"scores of less than {LITTLE_SPEECH:g} s of speech are uncertain: "
             f"{', '.join(shown)}"
         )
+
+
+def embedded_seconds(path: str, speech: dict[str, Speech] | None) -> float:
+    """The seconds of a recording that were embedded."""
+    from redimnet2_lobes.inference.long_files import file_seconds
+
+    return file_seconds(path) if speech is None else speech[path].seconds
 
 
 def seconds_of(

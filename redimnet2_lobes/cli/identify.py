@@ -18,7 +18,9 @@ from redimnet2_lobes.cli.encoder import (
     embed_files,
     embedding_options,
     find_operating_point,
+    find_own_operating_points,
     load_encoder,
+    operating_points_option,
     seconds_of,
     space_of,
     threshold_option,
@@ -28,11 +30,11 @@ from redimnet2_lobes.cli.group import (
     LeftOut,
     command,
     json_option,
-    note,
     number,
 )
 from redimnet2_lobes.cli.recordings import (
     check_files,
+    enrolled_speakers,
     files_argument,
     find_files,
     strict_option,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     help="The speakers, in place of --enrol: a store of voices.",
 )
 @threshold_option
+@operating_points_option
 @click.option(
     "--top",
     default=3,
@@ -83,6 +86,7 @@ def identify(
     enrol: str | None,
     store: str | None,
     threshold: float | None,
+    operating_points: str | None,
     top: int,
     strict: bool,
     as_json: bool,
@@ -111,7 +115,7 @@ def identify(
         enrolled = read_embeddings(source)
         known_space = enrolled.space
     else:
-        speakers = enrolled_speakers(source, faults)
+        speakers = enrolled_speakers(source, "--enrol", faults)
     tests = find_files(files)
     paths = [path for paths in speakers.values() for path in paths]
     paths = list(dict.fromkeys([*paths, *tests]))
@@ -121,8 +125,9 @@ def identify(
     model, encoder = load_encoder(model, device, threads, engine_cache)
     space = space_of(encoder)
     check_same_space(source, known_space, model, space)
+    own = find_own_operating_points(operating_points, store, model, space)
     operating_point = find_operating_point(
-        threshold, model, encoder, space, vad
+        threshold, own, model, encoder, space, vad
     )
     speech = {} if vad else None
     embeddings = embed_files(encoder, paths, seconds_per_piece, faults, speech)
@@ -195,66 +200,6 @@ def identify(
     if faults:
         raise LeftOut(faults, text)
     return text
-
-
-def enrolled_speakers(
-    folder: str, faults: Faults | None
-) -> dict[str, list[str]]:
-    """The recordings of each speaker; none of one with an empty folder."""
-    from redimnet2_lobes.data.audio import (
-        AudioError,
-        audio_rank,
-        find_audio,
-        leads_back,
-        utterance_name,
-    )
-
-    speakers, others, notes = {}, [], []
-    for entry in sorted(os.listdir(folder)):
-        path = os.path.join(folder, entry)
-        if entry[0] == ".":
-            continue
-        if os.path.isdir(path):
-            speaker = entry
-            is_other = os.path.islink(path) and leads_back(path)
-        else:  # a link to nowhere may be of a speaker's folder
-            speaker = utterance_name(entry)
-            is_other = audio_rank(entry) is None and os.path.exists(path)
-        if is_other:
-            others.append(entry)
-            continue
-        if speaker in speakers:
-            raise ValueError(
-                f"--enrol: {path}: there is a speaker {speaker} already; "
-                "rename one, or put all recordings into one folder"
-            )
-        speakers[speaker] = [path]
-        if not os.path.isdir(path):
-            continue
-        try:
-            speakers[speaker], left_out = find_audio(path)
-            notes += [left_out] * bool(left_out)
-        except AudioError as error:
-            if faults is None:
-                raise
-            speakers[speaker] = []
-            faults[f"speaker {speaker}"] = error
-    if notes:
-        more = len(notes) - 1
-        others_too = f"; the like in {more} more folder{'s' * (more > 1)}"
-        note(notes[0] + others_too * bool(more))
-    if others:
-        shown = others[:5] + ["..."] * (len(others) > 5)
-        note(
-            f"--enrol: {len(others)} left out, neither recordings nor folders "
-            f"of a speaker's own: {', '.join(shown)}"
-        )
-    if not speakers:
-        raise ValueError(
-            f"--enrol: {folder} holds no speakers; it needs a folder with "
-            "recordings, or a recording, for each"
-        )
-    return speakers
 
 
 def mean_voices(

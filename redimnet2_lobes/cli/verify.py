@@ -14,9 +14,12 @@ from redimnet2_lobes.cli.encoder import (
     cosines,
     describe_threshold,
     embed_files,
+    embedded_seconds,
     embedding_options,
     find_operating_point,
+    find_own_operating_points,
     load_encoder,
+    operating_points_option,
     seconds_of,
     space_of,
     threshold_option,
@@ -24,6 +27,7 @@ from redimnet2_lobes.cli.encoder import (
 )
 from redimnet2_lobes.cli.group import command, json_option
 from redimnet2_lobes.cli.recordings import check_file
+from redimnet2_lobes.cli.score_meaning import score_meaning
 from redimnet2_lobes.cli.voices import kept_voice
 from redimnet2_lobes.files.same_space import KEY, check_same_space
 
@@ -39,6 +43,7 @@ from redimnet2_lobes.files.same_space import KEY, check_same_space
     help="A store of voices, of which the enrolment is a name.",
 )
 @threshold_option
+@operating_points_option
 @json_option
 def verify(
     enrolment: str,
@@ -51,13 +56,14 @@ def verify(
     vad: bool,
     store: str | None,
     threshold: float | None,
+    operating_points: str | None,
     as_json: bool,
 ) -> str:
     """Says whether two recordings are of the same speaker."""
     paths = [enrolment, test]
-    space_of_voice, voice = None, None
+    space_of_voice, voice, seconds = None, None, None
     if store is not None:
-        space_of_voice, voice = kept_voice(store, enrolment)
+        space_of_voice, voice, seconds = kept_voice(store, enrolment)
         paths = [test]
     for path in paths:
         check_file(path)
@@ -65,18 +71,23 @@ def verify(
     space = space_of(encoder)
     if store is not None:
         check_same_space(store, space_of_voice, model, space)
+    own = find_own_operating_points(operating_points, store, model, space)
     operating_point = find_operating_point(
-        threshold, model, encoder, space, vad
+        threshold, own, model, encoder, space, vad
     )
     speech = {} if vad else None
     embeddings = embed_files(encoder, paths, seconds_per_piece, speech=speech)
     if voice is None:
         voice = embeddings[enrolment]
+        seconds = embedded_seconds(enrolment, speech)
     score = cosines([voice], [embeddings[test]]).item()
     decision, words = None, "none, without a threshold"
     if operating_point.value is not None:
         decision = score > operating_point.value
         words = "same speaker" if decision else "different speakers"
+    meaning = score_meaning(
+        own, score, [seconds, embedded_seconds(test, speech)]
+    )
     if as_json:
         result = {
             "enrolment": enrolment,
@@ -88,6 +99,7 @@ def verify(
             "threshold_origin": operating_point.origin,
             "same_speaker": decision,
             KEY: space,
+            **meaning.values,
         }
         return json.dumps(result, indent=2)
     lines = []
@@ -99,4 +111,4 @@ def verify(
         describe_threshold(operating_point),
         f"decision   {words}",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *meaning.lines])

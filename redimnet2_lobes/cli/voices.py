@@ -36,13 +36,17 @@ def space_of_store(store: str) -> str:
         return opened.space
 
 
-def kept_voice(store: str, name: str) -> tuple[str, torch.Tensor]:
-    """The space of a store, and the mean of a voice's prototypes in it."""
+def kept_voice(store: str, name: str) -> tuple[str, torch.Tensor, float]:
+    """The space of a store, and a voice: its mean and its seconds of speech."""
     from redimnet2_lobes.voices.search import mean_voice
     from redimnet2_lobes.voices.store import VoiceStore
 
     with VoiceStore(store) as opened:
-        return opened.space, mean_voice(opened.prototypes(name))
+        mean = mean_voice(opened.prototypes(name))
+        seconds = sum(
+            each.seconds for each in opened.voices() if each.name == name
+        )
+        return opened.space, mean, seconds
 
 
 @command("--store=voices.sqlite", voices)

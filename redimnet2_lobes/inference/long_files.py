@@ -104,7 +104,7 @@ def encode_files(
 
     whole, long = [], []
     with loading_threads() as pool:
-        for path, seconds in prefetch(pool, _seconds, dict.fromkeys(paths)):
+        for path, seconds in prefetch(pool, file_seconds, dict.fromkeys(paths)):
             with noted(faults, path):
                 is_long = seconds.result() > seconds_per_piece
                 (long if is_long else whole).append(path)
@@ -167,6 +167,30 @@ def read_pieces(
         raise unreadable(path, error) from None
     except AudioError as error:
         raise AudioError(error.reason, error.remedy, path) from None
+
+
+def file_seconds(path: str) -> float:
+    """Seconds of a file by its header, which must not promise more.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmp_path") / "a.wav")
+    >>> soundfile.write(path, torch.rand(12000).numpy(), 8000)
+    >>> file_seconds(path)
+    1.5
+    """
+    try:
+        with thread_safe_open(
+            lambda: soundfile.SoundFile(open_descriptor(path))
+        ) as file:
+            check_whole(file, path)
+            frames, rate = file.frames, file.samplerate
+    except (soundfile.LibsndfileError, OSError):
+        # `load_waveform` knows better what is wrong.
+        return len(load_waveform(path)) / SAMPLE_RATE
+    if rate < LOWEST_RATE:
+        return 0.0  # `load_waveform` refuses it
+    return frames / rate
 
 
 class _InOrder(soundfile.SoundFile):
@@ -292,26 +316,10 @@ def _speech_pieces(
         yield held
 
 
-def _seconds(path: str) -> float:
-    """Seconds of a file by its header, which must not promise more."""
-    try:
-        with thread_safe_open(
-            lambda: soundfile.SoundFile(open_descriptor(path))
-        ) as file:
-            check_whole(file, path)
-            frames, rate = file.frames, file.samplerate
-    except (soundfile.LibsndfileError, OSError):
-        # `load_waveform` knows better what is wrong.
-        return len(load_waveform(path)) / SAMPLE_RATE
-    if rate < LOWEST_RATE:
-        return 0.0  # `load_waveform` refuses it
-    return frames / rate
-
-
 def _load(path: str) -> torch.Tensor:
     """The waveform of a short file, which must not be cut."""
     waveform = load_waveform(path)
-    if len(waveform) < LEAST_SHARE * _seconds(path) * SAMPLE_RATE:
+    if len(waveform) < LEAST_SHARE * file_seconds(path) * SAMPLE_RATE:
         raise AudioError(*CUT_SHORT, path)
     return waveform
 

@@ -134,6 +134,57 @@ def train_calibration(
     return Calibration(offset, dict(named))
 
 
+def held_out_ratios(
+    features: dict[str, torch.Tensor],
+    labels: torch.Tensor,
+    speakers: torch.Tensor,
+    folds: int = 5,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Log-likelihood ratios [trials] by calibrations that know neither speaker.
+
+    The speakers are split into so many folds. The trials between two of these,
+    or within one, get the ratios of a calibration that is trained on trials of
+    the other folds alone. So their cost is what to expect of other people.
+
+    Arguments
+    ---------
+    features, labels
+        As for ``train_calibration``.
+    speakers
+        The numbers, from 0 on, of the two speakers of each trial [trials, 2].
+    folds
+        At least 3. It is a ValueError if those for the training of one have not
+        both kinds of trials.
+    seed
+        Of the split.
+
+    Example
+    -------
+    >>> speakers = torch.combinations(torch.arange(9), with_replacement=True)
+    >>> labels = speakers[:, 0] == speakers[:, 1]
+    >>> scores = labels + 0.9 * torch.rand(45)
+    >>> ratios = held_out_ratios({"score": scores}, labels, speakers, folds=3)
+    >>> torch.equal(ratios > 0, labels)
+    True
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(int(speakers.max()) + 1, generator=generator)
+    fold_of = (order % folds)[speakers].sort(dim=1).values  # [trials, 2]
+    ratios = torch.empty(len(labels), dtype=torch.float64)
+    for pair in fold_of.unique(dim=0):
+        tested = (fold_of == pair).all(dim=1)
+        apart = ~torch.isin(fold_of, pair).any(dim=1)
+        calibration = train_calibration(
+            {name: values[apart] for name, values in features.items()},
+            labels[apart],
+        )
+        ratios[tested] = calibration(
+            {name: values[tested].double() for name, values in features.items()}
+        )
+    return ratios
+
+
 def save_calibrations(
     calibrations: dict[str, Calibration], path: str | os.PathLike
 ) -> None:
@@ -156,14 +207,7 @@ def load_calibrations(path: str | os.PathLike) -> dict[str, Calibration]:
     """
     try:
         return {
-            name: Calibration(
-                _finite("offset", entry["offset"]),
-                {
-                    key: _finite(key, value)
-                    for key, value in entry["weights"].items()
-                },
-                _text(entry.get("embedding_space")),
-            )
+            name: calibration_from(entry)
             for name, entry in read_json(path).items()
         }
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -171,6 +215,24 @@ def load_calibrations(path: str | os.PathLike) -> dict[str, Calibration]:
             f"calibration: {path} is not a calibration.json of a verification, "
             f"or it is damaged ({one_line(error)})"
         ) from error
+
+
+def calibration_from(entry: dict) -> Calibration:
+    """The calibration that a JSON object has the fields of.
+
+    If it is anything else, it is one of the errors that say so: ValueError,
+    TypeError, LookupError or AttributeError.
+
+    Example
+    -------
+    >>> calibration_from({"offset": 1, "weights": {"score": 2}}).offset
+    1.0
+    """
+    return Calibration(
+        _finite("offset", entry["offset"]),
+        {key: _finite(key, value) for key, value in entry["weights"].items()},
+        _text(entry.get("embedding_space")),
+    )
 
 
 def _text(value: object) -> str | None:

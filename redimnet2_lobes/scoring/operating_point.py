@@ -1,4 +1,7 @@
-"""The operating point that an evaluation has left with a model.
+"""The operating point that is kept with a model.
+
+One of one's own recordings, which ``redimnet2 calibrate`` has left, goes before
+that of an evaluation.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -8,7 +11,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redimnet2_lobes.files.same_space import KEY, check_same_space
 from redimnet2_lobes.scoring.results import (
@@ -17,6 +20,11 @@ from redimnet2_lobes.scoring.results import (
     plain_cosine,
     read_results,
 )
+
+if TYPE_CHECKING:
+    from redimnet2_lobes.scoring.operating_points import OperatingPoints
+
+OWN_FILE = "operating_points.json"  # its name in a model folder
 
 
 class OperatingPoint(NamedTuple):
@@ -47,13 +55,15 @@ class OperatingPoint(NamedTuple):
 def operating_point_of(
     model: str, space: str, **hub_options: Any
 ) -> OperatingPoint:
-    """Finds the threshold at the EER of a model's first trial list.
+    """Finds the threshold of a model.
 
-    The model is a folder or a hub name, see ``loading.find_model``, whose
-    embeddings are of ``space``; ``hub_options`` are those of
-    ``hf_hub_download``, such as ``revision``. There is no value where it has no
-    results of plain cosine. If they cannot be downloaded, a note on stderr says
-    so; if they are damaged, or of another space, it is a ValueError.
+    It is that of one's own recordings, see ``own_operating_points``, or else
+    that at the EER of the model's first trial list. The model is a folder or a
+    hub name, see ``loading.find_model``, whose embeddings are of ``space``;
+    ``hub_options`` are those of ``hf_hub_download``, such as ``revision``.
+    There is no value where it has neither those nor results of plain cosine. If
+    they cannot be downloaded, a note on stderr says so; if they are damaged, or
+    of another space, it is a ValueError.
 
     Example
     -------
@@ -68,6 +78,44 @@ def operating_point_of(
     >>> _ = (folder / RESULTS_FILE).write_text(json.dumps(results))
     >>> operating_point_of(folder, "redimnet2-b3-1").origin
     'that of the EER on O, 37,611 trials'
+    """
+    if own := own_operating_points(model, space):
+        return own.operating_point
+    return evaluated_operating_point(model, space, **hub_options)
+
+
+def own_operating_points(model: str, space: str) -> "OperatingPoints | None":
+    """The operating points of one's own recordings that a model has, or None.
+
+    Only a folder has them: what is of one's own is not on the hub. If they are
+    damaged, or of another space, it is a ValueError.
+
+    Example
+    -------
+    >>> own_operating_points(getfixture("tmp_path"), "redimnet2-b3-1") is None
+    True
+    """
+    path = Path(model) / OWN_FILE
+    if not path.is_file():
+        return None
+    # It needs SciPy and torch: not before it is needed.
+    from redimnet2_lobes.scoring.operating_points import read_operating_points
+
+    found = read_operating_points(path)
+    check_same_space(path, found.embedding_space, "the model", space)
+    return found
+
+
+def evaluated_operating_point(
+    model: str, space: str, **hub_options: Any
+) -> OperatingPoint:
+    """The threshold of an evaluation alone; see ``operating_point_of``.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> evaluated_operating_point(folder, "redimnet2-b3-1").value is None
+    True
     """
     path = _find_results(model, hub_options)
     if path is None:

@@ -8,9 +8,10 @@ Authors
 """
 
 import contextlib
+import itertools
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from scipy.special import ndtr, ndtri
 
 from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.scoring.bootstrap import Interval
 from redimnet2_lobes.scoring.metrics import equal_error_index
 
 # The error rates in percent that a DET plot labels, those of NIST's plots.
@@ -33,6 +35,7 @@ DET_TICKS = (
 def plot_det(
     curves: dict[str, tuple[torch.Tensor, torch.Tensor]],
     path: str | os.PathLike,
+    bands: Mapping[str, tuple[np.ndarray, Interval]] | None = None,
 ) -> None:
     """Plots detection error trade-off curves, with their equal error rates.
 
@@ -42,6 +45,8 @@ def plot_det(
 
     ``curves`` has for each name in the legend the false acceptance and the
     false rejection rates, which `det_curve` gives; ``path`` is a PNG file.
+    ``bands`` has for names of curves false acceptance rates, and of the false
+    rejection rates there the confidence intervals, all [rates].
 
     Example
     -------
@@ -70,6 +75,17 @@ def plot_det(
             *_as_array(torch.stack([far, frr])).clip(low, DET_TICKS[-1] / 100),
             label=f"{name}: EER {100 * rate:.2f} %",
         )
+        if name in (bands or {}):
+            rates, interval = (bands or {})[name]
+            axes.fill_between(
+                rates,
+                *(
+                    np.clip(limit, low, DET_TICKS[-1] / 100)
+                    for limit in interval[1:]
+                ),
+                alpha=0.2,
+                linewidth=0,
+            )
         marked = np.clip(rate, low, high)
         axes.plot(marked, marked, "o", color=line.get_color(), clip_on=False)
 
@@ -148,6 +164,56 @@ def plot_score_histogram(
     axes.set_ylabel("share of the trials of each kind (% per bar)")
     axes.set_title(title)
     figure.legend(loc="outside lower center")
+    _save(figure, path)
+
+
+def plot_error_rates(
+    scores: Sequence[float],
+    far: Sequence[Interval],
+    frr: Sequence[Interval],
+    thresholds: Mapping[str, float],
+    path: str | os.PathLike,
+) -> None:
+    """Plots both error rates over the threshold, with confidence intervals.
+
+    The rates are those at ``scores``, ascending [scores]; ``thresholds`` are
+    marked by their names. Rates are on a logarithmic scale, where 0 is not
+    seen. ``path`` is a PNG file.
+
+    Example
+    -------
+    >>> rates = [Interval(0.5, 0.4, 0.6), Interval(0.1, 0.0, 0.2)]
+    >>> path = getfixture("tmp_path") / "error_rates.png"
+    >>> plot_error_rates([0.1, 0.9], rates, rates[::-1], {"EER": 0.5}, path)
+    >>> path.exists()
+    True
+    """
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for rates, kind, colour in (
+        (far, "false acceptance rate", "tab:orange"),
+        (frr, "false rejection rate", "tab:blue"),
+    ):
+        value, low, high = 100 * np.array(rates).T
+        axes.plot(scores, value, color=colour, label=kind)
+        axes.fill_between(
+            scores, low, high, color=colour, alpha=0.2, linewidth=0
+        )
+    for (name, threshold), style in zip(
+        thresholds.items(), itertools.cycle(("--", "-.", ":"))
+    ):
+        label = f"{name}: threshold {threshold:.4f}"
+        axes.axvline(threshold, color="black", linestyle=style, label=label)
+    axes.set_yscale("log")
+    smallest = min(rate.value for rate in [*far, *frr] if rate.value > 0)
+    axes.set_ylim(50 * smallest, 110)
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("threshold (higher: stricter)")
+    axes.set_ylabel("error rate (%), with its confidence interval")
+    axes.set_title("Error rates over the threshold")
+    figure.legend(loc="outside lower center", ncols=2)
     _save(figure, path)
 
 

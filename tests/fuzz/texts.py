@@ -7,6 +7,7 @@ import math
 import os
 import re
 
+import torch
 from hypothesis import strategies as st
 
 from fuzz.inputs import json_of, text
@@ -18,6 +19,10 @@ from redimnet2_lobes.data.utterances import read_utterances
 from redimnet2_lobes.inference.embedding_files import read_embeddings
 from redimnet2_lobes.scoring.calibration import load_calibrations
 from redimnet2_lobes.scoring.operating_point import operating_point_of
+from redimnet2_lobes.scoring.operating_points import (
+    describe_operating_points,
+    read_operating_points,
+)
 from redimnet2_lobes.scoring.results import (
     ENTRIES,
     embedded_part,
@@ -121,6 +126,56 @@ def results(path):
     assert found == json.loads(path.read_bytes())
     results_table(found["results"], ENTRIES)
     assert embedded_part(found) + in_precision(found)
+
+
+OPERATING_POINTS = {
+    "embedding_space": "b3-1",
+    "date": "2026-11-27",
+    "speech_only": True,
+    "speakers": 2,
+    "recordings": 4,
+    "enrolment_utterances": 1,
+    "same_speaker_trials": 2,
+    "different_speakers_trials": 4,
+    "eer": [0.25, 0, 0.5],
+    "points": [
+        {
+            "name": "EER",
+            "threshold": [0.25, -0.5, 0.75],
+            "far": [0.25, 0.0, 0.5],
+            "frr": [0.25, 0.125, 1],
+        }
+    ],
+    "scores": [-0.5, 0.25],
+    "far": [[1.0, 1.0, 1.0], [0.25, 0.0, 0.5]],
+    "frr": [[0.0, 0.0, 0.0], [0.25, 0.125, 1]],
+    "ratio": {
+        "calibration": {
+            "offset": -2.0,
+            "weights": {
+                "score": 10.0,
+                "lower duration": 1,
+                "higher duration": 0.5,
+            },
+        },
+        "shortest": 1.5,
+        "longest": 4,
+        "cllr": [0.5, 0.25, 1.5],
+    },
+    "shortfalls": ["too few"],
+}
+
+
+def operating_points(path):
+    found = read_operating_points(path)
+    assert math.isfinite(found.operating_point.value)
+    assert describe_operating_points(found)
+    for score in (-1.0, 0.0, 1.0):
+        if known := found.false_accepts(score):
+            assert 0 <= known[0].low <= known[0].high <= 1
+    if found.ratio is not None:
+        ratio = found.ratio(torch.zeros(1), torch.ones(1, 2))
+        assert not ratio.isnan()
 
 
 SPEAKERS = "'anna' => 0\n'bert' => 1\n'1' => 2\n" + 16 * "=" + "\n"
@@ -280,6 +335,12 @@ TARGETS = (
         "results.json",
         lambda: json_of(RESULTS, {**RESULTS, "crops": None}),
         results,
+    ),
+    Target(
+        "operating-points",
+        "operating_points.json",
+        lambda: json_of(OPERATING_POINTS, {**OPERATING_POINTS, "ratio": None}),
+        operating_points,
     ),
     Target(
         "embeddings-json",

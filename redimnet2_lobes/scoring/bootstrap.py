@@ -1,0 +1,248 @@
+"""Confidence intervals of error rates, by bootstrap over speakers.
+
+The trials of a list share speakers, so they are not independent: a voice that
+is taken for others is so in many of them. Drawing trials, as
+``scipy.stats.bootstrap`` does with samples, would give intervals that are far
+too narrow. Speakers are drawn instead, with replacement, each with all that is
+theirs: Bolle, Ratha and Pankanti, "Error analysis of pattern recognition
+systems: the subsets bootstrap", Computer Vision and Image Understanding, 2004;
+for authentication Poh and Bengio, "Estimating the confidence interval of
+expected performance curve in biometric authentication using joint bootstrap",
+ICASSP 2007.
+
+A speaker that is drawn m times brings its trials of one speaker m times. A
+trial of two speakers counts the product of their numbers, as in Snijders and
+Borgatti, "Non-parametric standard errors and tests for network statistics",
+Connections, 1999, and Owen, "The pigeonhole bootstrap", Annals of Applied
+Statistics, 2007: what is due to speakers gets the variance that it has, what is
+due to single pairs of them up to three times as much, so that such intervals
+are rather too wide. Two copies of a speaker make no trial of two speakers.
+
+Scores are sorted once. Each resample is a set of weights, with cumulative sums
+in that order.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+
+
+class Curve(NamedTuple):
+    """Weighted trials, and their error rates at each of their scores.
+
+    A trial is accepted if its score is above the threshold.
+    """
+
+    labels: np.ndarray  # [trials], True for trials of one speaker
+    weights: np.ndarray  # [trials], whole numbers
+    nats: np.ndarray  # [trials], what each costs as a log-likelihood ratio
+    thresholds: np.ndarray  # [thresholds], the distinct scores
+    far: np.ndarray  # [thresholds], false acceptance rates
+    frr: np.ndarray  # [thresholds], false rejection rates
+
+
+class Interval(NamedTuple):
+    """A figure of all trials, and the limits of its confidence interval."""
+
+    value: Any  # a number, or an array of them, as are the limits
+    low: Any
+    high: Any
+
+
+Figure = Callable[[Curve], Any]  # a number or an array of always one shape
+
+
+def bootstrap(
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    speakers: np.ndarray | Sequence[Sequence[object]],
+    figures: Mapping[str, Figure],
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Gives figures of trials, with intervals that hold for other speakers.
+
+    Limits are quantiles of the resamples, further out for few speakers
+    (`expanded_level`). Resamples without trials of both kinds are drawn again.
+
+    Arguments
+    ---------
+    scores, labels
+        Of each trial [trials]; labels are True for trials of one speaker.
+    speakers
+        The two of each trial, names or numbers [trials, 2].
+    figures
+        What to compute of a `Curve`, by name, such as ``eer``.
+    resamples, confidence, seed
+        The same seed gives the same intervals.
+
+    Raises
+    ------
+    ValueError
+        If there are not both kinds of trials, a score is not finite, or a label
+        does not fit the speakers.
+
+    Example
+    -------
+    >>> scores = torch.tensor([0.9, 0.4, 0.8, 0.1, 0.5, 0.3])
+    >>> pairs = ["aa", "bb", "cc", "ab", "ac", "bc"]
+    >>> labels = torch.tensor([True] * 3 + [False] * 3)
+    >>> found = bootstrap(scores, labels, pairs, {"FAR": far_at(0.35)})["FAR"]
+    >>> print(f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})")
+    0.33 (0.00 to 1.00)
+    """
+    values = torch.as_tensor(scores).double().cpu().numpy().ravel()
+    targets = torch.as_tensor(labels).bool().cpu().numpy().ravel()
+    if not np.isfinite(values).all():
+        raise ValueError("scores: not all are finite")
+    if targets.all() or not targets.any():
+        raise ValueError("labels: error rates need both kinds of trials")
+    names, numbers = np.unique(
+        np.array([*map(tuple, speakers)]), return_inverse=True
+    )
+    first, second = numbers.reshape(-1, 2).T
+    if not np.array_equal(first == second, targets):
+        raise ValueError(
+            "labels: they must be True where both speakers are the same, and "
+            "only there"
+        )
+    order = np.argsort(values, kind="stable")
+    values, targets = values[order], targets[order]
+    first = first[order]
+    # A trial of one speaker has no second: a number that always counts once.
+    second = np.where(targets, len(names), second[order])
+    ends = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
+    nats = np.logaddexp(0, np.where(targets, -values, values))
+
+    def curve_of(weights: np.ndarray) -> Curve:
+        # Whole numbers: sums are exact, and rates do not waver by rounding.
+        missed = np.cumsum(weights * targets)[ends]
+        rejected = np.cumsum(weights * ~targets)[ends]
+        far = (rejected[-1] - rejected) / rejected[-1]
+        frr = missed / missed[-1]
+        return Curve(targets, weights, nats, values[ends], far, frr)
+
+    whole = curve_of(np.ones(len(values), np.int64))
+    found = {name: figure(whole) for name, figure in figures.items()}
+    drawn = {name: [] for name in figures}
+    random = np.random.default_rng(seed)
+    shares = np.full(len(names), 1 / len(names))
+    for _ in range(resamples):
+        while True:
+            times = np.append(random.multinomial(len(names), shares), 1)
+            weights = times[first] * times[second]
+            if weights[targets].any() and weights[~targets].any():
+                break
+        curve = curve_of(weights)
+        for name, figure in figures.items():
+            drawn[name].append(figure(curve))
+    outside = expanded_level((1 - confidence) / 2, len(names))
+    return {
+        name: Interval(
+            found[name],
+            *np.quantile(drawn[name], [outside, 1 - outside], axis=0),
+        )
+        for name in figures
+    }
+
+
+def expanded_level(outside: float, count: int) -> float:
+    """How far out a quantile must be for few samples, as Student's t is wider.
+
+    Hesterberg, "What teachers should know about the bootstrap", The American
+    Statistician, 2015: the expanded percentile interval. ``outside`` is what is
+    left on one side of it for many samples.
+
+    Example
+    -------
+    >>> [round(expanded_level(0.025, count), 4) for count in (10, 100, 10_000)]
+    [0.0086, 0.0231, 0.025]
+    """
+    if count < 2:
+        return 0.0
+    reach = stats.t.ppf(outside, count - 1) * math.sqrt(count / (count - 1))
+    return float(stats.norm.cdf(reach))
+
+
+def eer(curve: Curve) -> float:
+    """The equal error rate, by the definition of ``metrics.EER``."""
+    index = _equal_error(curve)
+    return (curve.far[index] + curve.frr[index]) / 2
+
+
+def eer_threshold(curve: Curve) -> float:
+    """The score where both error rates are closest."""
+    return curve.thresholds[_equal_error(curve)]
+
+
+def _equal_error(curve: Curve) -> int:
+    gap = curve.frr - curve.far  # never falls, and is 1 at the highest score
+    after = int(np.searchsorted(gap, 0))
+    before = max(after - 1, 0)
+    return before if -gap[before] <= gap[after] else after
+
+
+def far_at(thresholds: float | np.ndarray) -> Figure:
+    """The false acceptance rates at thresholds."""
+    return lambda curve: _rate(curve, curve.far, 1.0, thresholds)
+
+
+def frr_at(thresholds: float | np.ndarray) -> Figure:
+    """The false rejection rates at thresholds."""
+    return lambda curve: _rate(curve, curve.frr, 0.0, thresholds)
+
+
+def _rate(
+    curve: Curve,
+    rates: np.ndarray,
+    below_all: float,
+    thresholds: float | np.ndarray,
+) -> np.ndarray:
+    above = np.searchsorted(curve.thresholds, thresholds, side="right")
+    return np.where(above > 0, rates[above - 1], below_all)[()]
+
+
+def threshold_at_far(rates: float | np.ndarray) -> Figure:
+    """The lowest scores above which no more than these shares are accepted."""
+    return lambda curve: curve.thresholds[_at_far(curve, rates)]
+
+
+def frr_at_far(rates: float | np.ndarray) -> Figure:
+    """The false rejection rates at such thresholds: points of a DET curve."""
+    return lambda curve: curve.frr[_at_far(curve, rates)]
+
+
+def _at_far(curve: Curve, rates: float | np.ndarray) -> np.ndarray:
+    return np.searchsorted(-curve.far, -np.asarray(rates))
+
+
+def min_dcf(
+    c_miss: float = 1.0, c_fa: float = 1.0, p_target: float = 0.01
+) -> Figure:
+    """The least detection cost, by the definition of ``metrics.minDCF``."""
+
+    def figure(curve: Curve) -> float:
+        miss, false_alarm = c_miss * p_target, c_fa * (1 - p_target)
+        return (miss * curve.frr + false_alarm * curve.far).min()
+
+    return figure
+
+
+def cllr(curve: Curve) -> float:
+    """The cost of log-likelihood ratios in bits, as ``metrics.Cllr``."""
+    nats = sum(
+        np.average(curve.nats[kind], weights=curve.weights[kind])
+        for kind in (curve.labels, ~curve.labels)
+    )
+    return float(nats / (2 * math.log(2)))
