@@ -47,8 +47,8 @@ import click
 from redimnet2_lobes.cli.group import redimnet2
 
 COMMANDS = (
-    *("check", "convert", "embed", "export", "hparams", "identify", "push"),
-    "verify",
+    *("check", "convert", "embed", "enrol", "export", "hparams", "identify"),
+    *("push", "verify"),
 )
 for name in COMMANDS:
     import_module(f"{__name__}.{name}")
