@@ -122,7 +122,9 @@ def enrol(
         raise LeftOut(faults or {})
     model, encoder = load_encoder(model, device, threads, engine_cache)
     space = space_of(encoder)
-    operating_point = find_operating_point(threshold, model, encoder, space)
+    operating_point = find_operating_point(
+        threshold, model, encoder, space, vad
+    )
 
     from redimnet2_lobes.voices.enrolment import VOICE_LIMIT, Enrolment
     from redimnet2_lobes.voices.store import VoiceStore
@@ -210,6 +212,7 @@ def _feed(
     """Feeds each file that can be read, and says what was heard of it."""
     from tqdm import tqdm
 
+    from redimnet2_lobes.data.speech import at_usual_level
     from redimnet2_lobes.inference.encode import noted
     from redimnet2_lobes.inference.long_files import read_in_order
     from redimnet2_lobes.models.front_end import SAMPLE_RATE
@@ -225,7 +228,7 @@ def _feed(
                 continue
             first = len(enrolment.pieces)
             for waveform in waveforms:
-                enrolment.feed(waveform)
+                enrolment.feed(at_usual_level(waveform))
             percent = enrolment.finish().percent
             progress.set_description(f"{percent} % enrolled")
             seconds = sum(map(len, waveforms)) / SAMPLE_RATE
