@@ -25,7 +25,7 @@ from redimnet2_lobes.inference.encode import EncodeBatch, check_finite
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
 # What the figures are from: docs/enrolment.md.
-ENOUGH_SECONDS = 9.0  # of speech in an enrolment
+ENOUGH_SECONDS = 12.0  # of speech in an enrolment
 PIECE_SECONDS = 3.0  # of speech in a piece
 LEAST_SECONDS = 2.0  # of speech in the last piece of an utterance
 LONGEST_SECONDS = 10.0  # of audio in a piece, however little speech it holds
