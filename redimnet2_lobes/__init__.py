@@ -70,6 +70,7 @@ HOMES = {
     "read_operating_points": "scoring.operating_points",
     "ModelPretrainer": "pretrained.loading",
     "SpeakerRecognition": "pretrained.speaker_recognition",
+    "Enrolment": "voices.enrolment",
     "load": "door",
     "space_of": "door",
     "check_same_space": "files.same_space",

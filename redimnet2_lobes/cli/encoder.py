@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from redimnet2_lobes.cli.group import Faults
     from redimnet2_lobes.data.speech import Speech
+    from redimnet2_lobes.inference.encode import EncodeBatch
     from redimnet2_lobes.onnx.encoder import OnnxEncoder
     from redimnet2_lobes.scoring.operating_points import OperatingPoints
 
@@ -251,6 +252,22 @@ def describe_threshold(operating_point: OperatingPoint) -> str:
     return f"threshold  {operating_point.value:.4f} ({operating_point.origin})"
 
 
+def any_length(encoder: Encoder) -> EncodeBatch:
+    """What embeds waveforms of any length, whatever the encoder takes."""
+    from redimnet2_lobes.inference.encode import AveragedCrops
+    from redimnet2_lobes.models.front_end import SAMPLE_RATE
+
+    samples = getattr(encoder, "fixed_samples", None)
+    if not samples:
+        return encoder.encode_batch
+    seconds = samples / SAMPLE_RATE
+    note(
+        f"the .onnx file takes {seconds:g} s: of longer recordings the "
+        "embeddings of pieces are averaged, shorter ones are repeated"
+    )
+    return AveragedCrops(encoder.encode_batch, seconds, None, repeat=True)
+
+
 def embed_files(
     encoder: Encoder,
     paths: list[str],
@@ -263,20 +280,10 @@ def embed_files(
     Those with faults have none, which are kept if there is where to. ``speech``
     is that of `encode_files`.
     """
-    from redimnet2_lobes.inference.encode import AveragedCrops
     from redimnet2_lobes.inference.long_files import encode_files
-    from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
-    encode_batch = encoder.encode_batch
-    if samples := getattr(encoder, "fixed_samples", None):
-        seconds = samples / SAMPLE_RATE
-        note(
-            f"the .onnx file takes {seconds:g} s: of longer recordings the "
-            "embeddings of pieces are averaged, shorter ones are repeated"
-        )
-        encode_batch = AveragedCrops(encode_batch, seconds, None, repeat=True)
     embeddings, pieces = encode_files(
-        encode_batch,
+        any_length(encoder),
         [path for path in paths if path not in (faults or {})],
         seconds_per_piece,
         faults,

@@ -193,6 +193,25 @@ def file_seconds(path: str) -> float:
     return frames / rate
 
 
+def read_in_order(path: str, seconds: float) -> Iterator[torch.Tensor]:
+    """Yields the waveform of a file of any length [samples].
+
+    It is whole, or as by `read_pieces` where it is longer than ``seconds``; an
+    AudioError if the file cannot be used.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmp_path") / "short.wav")
+    >>> soundfile.write(path, torch.rand(8000).numpy(), 8000)
+    >>> [len(waveform) for waveform in read_in_order(path, seconds=60.0)]
+    [16000]
+    """
+    if file_seconds(path) > seconds:
+        yield from read_pieces(path, seconds)
+    else:
+        yield _load(path)
+
+
 class _InOrder(soundfile.SoundFile):
     """A file that is never sought in.
 
