@@ -2,17 +2,17 @@
 
 ``redimnet2 verify a.wav b.wav`` says whether two recordings are of one speaker,
 ``redimnet2 embed FILES`` writes embeddings, and ``redimnet2 identify --enrol
-FOLDER FILES`` says who speaks. ``convert``, ``push`` and ``export`` take models
-from one form to another, ``check`` runs an exported one. ``--help`` explains
-each.
+FOLDER FILES`` says who speaks, ``redimnet2 diarize FILES`` who speaks when.
+``convert``, ``push`` and ``export`` take models from one form to another,
+``check`` runs an exported one. ``--help`` explains each.
 
 Results go to stdout, everything else to stderr. The exit code is 0 if there is
 a result, whatever it is; 1 with one line on stderr if something is wrong with
 the input; 2 if the command line itself is wrong; 130 after Ctrl-C.
 
-``embed`` and ``identify`` go on where a recording cannot be used. They print
-the results of the others, then a line on stderr for each that was left out,
-with the reason, and the exit code is 1. ``--strict`` stops at the first.
+``embed``, ``identify`` and ``diarize`` go on where a recording cannot be used.
+They print the results of the others, then a line on stderr for each that was
+left out, with the reason, and the exit code is 1. ``--strict`` stops at the first.
 ``embed --output=x.npz`` also writes ``x.left_out.csv``, with the columns ID,
 wav, spk_id (empty) and reason.
 
@@ -28,7 +28,13 @@ With ``--json`` the results are one JSON value, floats in full precision:
   (null if it is none of the enrolled) and ``candidates``, a list of objects
   with ``speaker`` and ``score``, the best first, and ``left_out``, a list of
   objects with ``name`` and ``reason``. Its names are those of recordings, or
-  ``speaker NAME`` for a speaker without any that can be used.
+  ``speaker NAME`` for a speaker without any that can be used;
+- diarize: an object with ``threshold``, ``threshold_origin`` (both null
+  without a store), ``embedding_space``, ``files``, a list of objects with
+  ``name``, ``seconds``, ``speech_seconds``, ``speakers``, a list of objects
+  with ``speaker``, ``seconds`` and ``score`` (null without a store), and
+  ``turns``, a list of objects with ``start``, ``end`` and ``speaker``, and
+  ``left_out`` as of identify.
 
 If no recording can be used, nothing is printed on stdout, and of the files of
 ``--output`` only that list is written.
@@ -47,8 +53,8 @@ import click
 from redimnet2_lobes.cli.group import redimnet2
 
 COMMANDS = (
-    *("check", "convert", "embed", "export", "hparams", "identify", "push"),
-    "verify",
+    *("check", "convert", "diarize", "embed", "export", "hparams"),
+    *("identify", "push", "verify"),
 )
 for name in COMMANDS:
     import_module(f"{__name__}.{name}")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from speechbrain.inference.classifiers import EncoderClassifier
 
     from redimnet2_lobes.cli.group import Faults
+    from redimnet2_lobes.inference.encode import EncodeBatch
     from redimnet2_lobes.onnx.encoder import OnnxEncoder
 
     Encoder = EncoderClassifier | OnnxEncoder
@@ -189,20 +190,10 @@ def embed_files(
 
     Those with faults have none, which are kept if there is where to.
     """
-    from redimnet2_lobes.inference.encode import AveragedCrops
     from redimnet2_lobes.inference.long_files import encode_files
-    from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
-    encode_batch = encoder.encode_batch
-    if samples := getattr(encoder, "fixed_samples", None):
-        seconds = samples / SAMPLE_RATE
-        note(
-            f"the .onnx file takes {seconds:g} s: of longer recordings the "
-            "embeddings of pieces are averaged, shorter ones are repeated"
-        )
-        encode_batch = AveragedCrops(encode_batch, seconds, None, repeat=True)
     embeddings, pieces = encode_files(
-        encode_batch,
+        encode_batch_of(encoder),
         [path for path in paths if path not in (faults or {})],
         seconds_per_piece,
         faults,
@@ -213,6 +204,22 @@ def embed_files(
             f"embeddings of {count} pieces were averaged"
         )
     return {path: embeddings[path] for path in paths if path in embeddings}
+
+
+def encode_batch_of(encoder: Encoder) -> EncodeBatch:
+    """What embeds audio of any length, be the encoder's of one only."""
+    samples = getattr(encoder, "fixed_samples", None)
+    if not samples:
+        return encoder.encode_batch
+    from redimnet2_lobes.inference.encode import AveragedCrops
+    from redimnet2_lobes.models.front_end import SAMPLE_RATE
+
+    seconds = samples / SAMPLE_RATE
+    note(
+        f"the .onnx file takes {seconds:g} s: of longer recordings the "
+        "embeddings of pieces are averaged, shorter ones are repeated"
+    )
+    return AveragedCrops(encoder.encode_batch, seconds, None, repeat=True)
 
 
 def cosines(

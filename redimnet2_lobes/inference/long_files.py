@@ -109,16 +109,18 @@ def encode_files(
     return embeddings, pieces
 
 
-def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
+def read_pieces(
+    path: str, seconds: float, silence: bool = False
+) -> Iterator[torch.Tensor]:
     """Yields pieces [samples] of an audio file, mono, 16 kHz, float32.
 
     They are of about the same length, so many ``seconds`` at most, and together
     what `load_waveform` gives, without gap or overlap: before a piece is
     resampled, it gets what surrounds it. The file is read once, in order, since
     seeking is not exact in every format. Silent pieces (all samples equal) are
-    left out. It is an AudioError if the file cannot be decoded, is cut short or
-    silent all over, its channels cancel each other in a piece, or
-    `CheckedAudioNormalizer` refuses a piece of it.
+    left out, or with ``silence`` zeros. It is an AudioError if the file cannot
+    be decoded, is cut short or silent all over, its channels cancel each other
+    in a piece, or `CheckedAudioNormalizer` refuses a piece of it.
 
     Example
     -------
@@ -132,8 +134,9 @@ def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
     try:
         with thread_safe_open(lambda: _InOrder(open_descriptor(path))) as file:
             for waveform in _normalized_pieces(file, seconds, normalizer):
-                if waveform is not None:
-                    sounding = True
+                sounds = bool(waveform.any())
+                sounding = sounding or sounds
+                if sounds or silence:
                     yield waveform
         if not sounding:
             raise AudioError(
@@ -161,8 +164,8 @@ def _normalized_pieces(
     file: soundfile.SoundFile,
     seconds: float,
     normalizer: CheckedAudioNormalizer,
-) -> Iterator[torch.Tensor | None]:
-    """Yields the pieces of an open file at 16 kHz, None for silent ones."""
+) -> Iterator[torch.Tensor]:
+    """Yields the pieces of an open file at 16 kHz, zeros for silent ones."""
     ratio = Fraction(file.samplerate, SAMPLE_RATE)
     ratio = ratio.limit_denominator(LARGEST_DENOMINATOR)
     # A piece that begins at a multiple of `step` is resampled as in the whole.
@@ -188,7 +191,7 @@ def _normalized_pieces(
         if start and samples < WINDOW:  # a little less than expected
             return
         if core.min() == core.max():
-            yield None
+            yield torch.zeros(samples)
         else:
             before = int((start - held_from) / ratio)
             waveform = normalizer(held, file.samplerate)
