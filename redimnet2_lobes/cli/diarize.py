@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 def _bounds(text: str) -> tuple[int, int]:
     with contextlib.suppress(ValueError):
-        fewest, _, most = text.partition("-")
-        bounds = int(fewest), int(most or fewest)
+        fewest, dash, most = text.partition("-")
+        bounds = int(fewest), int(most if dash else fewest)
         if 1 <= bounds[0] <= bounds[1]:
             return bounds
     raise click.BadParameter(

@@ -22,7 +22,9 @@ from torch.nn.functional import normalize
 KEPT = 0.1  # share of the cosines that each window keeps
 FEWEST_KEPT = 10
 ONE_VOICE = 0.72  # cosine of two halves that are one speaker
-CHANGE = 0.3  # what a change of the speaker costs, in cosines
+# What a change of the speaker costs, as a share of how much more alike windows
+# are to their speaker than to all.
+CHANGE = 0.8
 MOST_WINDOWS = 2000  # the time of eigenvalues grows with their third power
 MOST_SPEAKERS = 10
 
@@ -129,13 +131,14 @@ def _speakers_in_time(
     Viterbi's algorithm: the sum of cosines, less what the changes cost.
     """
     scores = (embeddings @ means.T).numpy()
+    cost = CHANGE * (scores.max(axis=1) - scores.mean(axis=1)).mean()
     best = scores[0]
     came_from = []
     for score in scores[1:]:
         changed = best.argmax()
-        stays = best >= best[changed] - CHANGE
+        stays = best >= best[changed] - cost
         came_from.append(np.where(stays, np.arange(len(best)), changed))
-        best = score + np.maximum(best, best[changed] - CHANGE)
+        best = score + np.maximum(best, best[changed] - cost)
     path = [int(best.argmax())]
     for before in reversed(came_from):
         path.append(int(before[path[-1]]))
