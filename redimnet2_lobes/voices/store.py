@@ -1,0 +1,507 @@
+"""The voices of people in one file, which knows them again.
+
+It is a file of SQLite. Several processes may use it at once, and a process
+that is killed leaves whole entries only. What is removed is overwritten.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from redimnet2_lobes.files.same_space import KEY, check_same_space
+from redimnet2_lobes.files.settings import check_choices
+from redimnet2_lobes.voices.checks import (
+    LONGEST_NOTE,
+    check_seconds,
+    checked_embeddings,
+    checked_text,
+)
+from redimnet2_lobes.voices.search import INDEXES, Search
+
+APPLICATION = int.from_bytes(b"RDNv", "big")  # in the header of the file
+FORMAT = 1
+PATIENCE = 30  # seconds to wait for another process that writes
+READ_AT_ONCE = 65536  # prototypes, 50 MB of 192 values
+TABLES = """
+CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE voices (
+    voice INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    consent TEXT,
+    added TEXT NOT NULL,
+    changed TEXT NOT NULL
+);
+CREATE TABLE prototypes (
+    prototype INTEGER PRIMARY KEY,
+    voice INTEGER NOT NULL REFERENCES voices ON DELETE CASCADE,
+    embedding BLOB NOT NULL,
+    seconds REAL NOT NULL,
+    added TEXT NOT NULL
+);
+CREATE INDEX prototypes_of_voice ON prototypes (voice);
+"""
+# What is deleted is overwritten, and stays so when the power fails; nothing
+# goes to files elsewhere; a damaged or forged file does no harm.
+PRAGMAS = """
+PRAGMA secure_delete = ON;
+PRAGMA synchronous = EXTRA;
+PRAGMA temp_store = MEMORY;
+PRAGMA foreign_keys = ON;
+PRAGMA cell_size_check = ON;
+PRAGMA trusted_schema = OFF;
+"""
+
+
+class Voice(NamedTuple):
+    """What a store tells of a voice."""
+
+    name: str
+    prototypes: int
+    seconds: float  # of speech, of all prototypes
+    added: str  # dates in ISO 8601, UTC
+    changed: str
+    consent: str | None
+
+
+class Identification(NamedTuple):
+    """Whose voice one is."""
+
+    name: str | None  # None is nobody in the store
+    score: float  # the cosine of the best name, known or not
+    margin: float | None  # to that of the second name; None without one
+    candidates: list[tuple[str, float]]  # names and scores, the best first
+
+
+class Known(NamedTuple):
+    """What is kept in memory of a file as it was."""
+
+    version: int  # of the file, as this connection counts
+    names: list[str]
+    size: int  # values of an embedding
+    search: Search  # among the means of the names
+
+
+class VoiceStore:
+    """Names, and the prototypes of their voices, in one file.
+
+    A voice is compared by the cosine of the test embedding with the mean of
+    its prototypes, each of length 1.
+
+    Arguments
+    ---------
+    path
+        The file.
+    space
+        Of the embeddings, see ``redimnet2_lobes.space_of``. The file is made if
+        there is none, and refused if it is of another space. None opens what
+        there is.
+    index
+        How the nearest voices are found: "exact" compares with all of them,
+        "faiss" (the package faiss-cpu) with those of the nearest cells, which
+        is faster for a million and may miss one.
+
+    Raises
+    ------
+    ValueError
+        If the file is another one, damaged, of another space or of a newer
+        format. Here and of all methods, it is one line.
+    OSError
+        If it cannot be opened; of methods, if it cannot be written, or another
+        process has been writing for 30 s.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "voices.sqlite"
+    >>> with VoiceStore(path, "redimnet2-b0-1") as store:
+    ...     store.add("anna", torch.tensor([[3.0, 0.0], [4.0, 0.0]]), [2.5, 3])
+    ...     store.add("bert", torch.tensor([[0.0, 1.0]]), [2.0])
+    ...     store.identify(torch.tensor([[0.8, 0.6]]), threshold=0.5)[0].name
+    'anna'
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        space: str | None = None,
+        index: str = "exact",
+    ):
+        check_choices({"index": index}, index=INDEXES)
+        self.path = os.fspath(path)
+        self._index = INDEXES[index]
+        self._lock = threading.RLock()
+        self._known: Known | None = None
+        if not os.path.isfile(self.path):
+            if space is None:
+                raise ValueError(
+                    f"{self.path}: no such store; enrol a voice first"
+                )
+            # Voices are nobody else's business.
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
+        with self._plain_errors():
+            self._file = sqlite3.connect(
+                f"{Path(self.path).absolute().as_uri()}?mode=rw",
+                timeout=PATIENCE,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
+            )
+        try:
+            with self._plain_errors():
+                self._file.executescript(PRAGMAS)
+            if space is not None:
+                self._make_if_empty(checked_text(KEY, space))
+            self.space = self._read_space()
+            if space is not None:
+                check_same_space(self.path, self.space, "the model", space)
+            with self._reading():
+                half_removed = self._fact("removing") is not None
+            if half_removed:  # by a process that was killed
+                self._overwrite_removed()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "VoiceStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def add(
+        self,
+        name: str,
+        prototypes: torch.Tensor,
+        seconds: Sequence[float],
+        consent: str | None = None,
+    ) -> None:
+        """Adds prototypes to a voice, which is new or known.
+
+        Arguments
+        ---------
+        name
+            One line of printable characters.
+        prototypes
+            Embeddings [prototypes, embedding].
+        seconds
+            Of speech, of each.
+        consent
+            A note of one line, such as where a signed one is; it replaces an
+            earlier one, None keeps that.
+        """
+        name = checked_text("name", name)
+        if consent is not None:
+            consent = checked_text("consent", consent, LONGEST_NOTE)
+        prototypes = checked_embeddings("prototypes", prototypes)
+        check_seconds(seconds, len(prototypes))
+        now = _now()
+        with self._writing() as file:
+            self._check_size("prototypes", prototypes)
+            file.execute(
+                "INSERT INTO voices (name, consent, added, changed) "
+                "VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+                "changed = excluded.changed, "
+                "consent = coalesce(excluded.consent, consent)",
+                (name, consent, now, now),
+            )
+            voice = self._number_of(name)
+            file.executemany(
+                "INSERT INTO prototypes (voice, embedding, seconds, added) "
+                "VALUES (?, ?, ?, ?)",
+                [
+                    (voice, _bytes(row), float(each), now)
+                    for row, each in zip(prototypes, seconds, strict=True)
+                ],
+            )
+
+    def remove(self, name: str) -> None:
+        """Removes a voice, of which no byte stays in the file.
+
+        For that the file is written anew, in memory first, which is a matter of
+        seconds for a million prototypes.
+        """
+        with self._writing() as file:
+            voice = self._number_of(name)
+            file.execute("DELETE FROM voices WHERE voice = ?", (voice,))
+            self._write_fact("removing", "")
+        try:
+            self._overwrite_removed()
+        except OSError as error:
+            raise OSError(
+                f"{error}; the voice is removed, but its bytes are not "
+                "overwritten before the store is opened the next time"
+            ) from None
+
+    def names(self) -> list[str]:
+        """The names, in the order in which they were added."""
+        return [voice.name for voice in self.voices()]
+
+    def voices(self) -> list[Voice]:
+        """What is kept of each voice, in the order of their addition."""
+        with self._reading() as file:
+            rows = file.execute(
+                "SELECT name, count(*), total(seconds), voices.added, changed, "
+                "consent FROM voices JOIN prototypes USING (voice) "
+                "GROUP BY voice ORDER BY voice"
+            ).fetchall()
+        voices = [Voice(*row) for row in rows]
+        for voice in voices:
+            self._check_texts(*voice[:1], *voice[3:5], voice.consent or "-")
+        return voices
+
+    def prototypes(self, name: str) -> torch.Tensor:
+        """The prototypes of a voice [prototypes, embedding]."""
+        with self._reading() as file:
+            rows = file.execute(
+                "SELECT embedding FROM prototypes WHERE voice = ? "
+                "ORDER BY prototype",
+                (self._number_of(name),),
+            ).fetchall()
+        return self._embeddings_of([blob for (blob,) in rows])
+
+    def identify(
+        self,
+        embeddings: torch.Tensor,
+        threshold: float | None = None,
+        top: int = 3,
+    ) -> list[Identification]:
+        """Finds whose voices embeddings [tests, embedding] are of.
+
+        Without a score above the threshold nobody is named; None names the
+        best, however far. ``top`` is how many candidates are given. Thousands
+        of names take milliseconds; where the file has changed since the last
+        time, it is read again first.
+        """
+        tests = checked_embeddings("embeddings", embeddings)
+        _, names, size, search = self._voices_to_compare()
+        tests = normalize(checked_embeddings("embeddings", tests, size), dim=1)
+        scores, nearest = search(tests, min(max(top, 2), len(names)))
+        found = []
+        for row, voices in zip(scores.tolist(), nearest.tolist(), strict=True):
+            candidates = [
+                (names[voice], score)
+                for voice, score in zip(voices, row, strict=True)
+                if voice >= 0  # where faiss finds fewer
+            ]
+            (best, score), *others = candidates
+            margin = score - others[0][1] if others else None
+            if threshold is not None and not score > threshold:
+                best = None
+            found.append(Identification(best, score, margin, candidates[:top]))
+        return found
+
+    def read_operating_points(self) -> dict | None:
+        """What `write_operating_points` has kept, or None."""
+        with self._reading():
+            text = self._fact("operating_points")
+        try:
+            return None if text is None else json.loads(text)
+        except (ValueError, RecursionError, TypeError):
+            raise self._damaged("its operating points are no JSON") from None
+
+    def write_operating_points(self, operating_points: dict) -> None:
+        """Keeps a JSON object: what scores of these voices mean."""
+        text = json.dumps(operating_points, allow_nan=False)
+        with self._writing():
+            self._write_fact("operating_points", text)
+
+    def _voices_to_compare(self) -> Known:
+        """The names and the search among their means, as the file is now."""
+        with self._reading() as file:
+            ((version,),) = file.execute("PRAGMA data_version")
+            if self._known is None or self._known.version != version:
+                names, means = self._read_means(file)
+                search = self._index(means)
+                self._known = Known(version, names, means.shape[1], search)
+            return self._known
+
+    def _read_means(
+        self, file: sqlite3.Connection
+    ) -> tuple[list[str], torch.Tensor]:
+        """The names, and of each the mean of its prototypes, of length 1."""
+        cursor = file.execute(
+            "SELECT name, embedding FROM prototypes JOIN voices USING (voice) "
+            "ORDER BY voice, prototype"
+        )
+        numbers: dict[str, int] = {}
+        means = torch.zeros(0, 0)
+        while rows := cursor.fetchmany(READ_AT_ONCE):
+            names, blobs = zip(*rows, strict=True)
+            embeddings = self._embeddings_of(blobs)
+            if not numbers:
+                ((count,),) = file.execute("SELECT count(*) FROM voices")
+                means = torch.zeros(count, embeddings.shape[1])
+            owners = [numbers.setdefault(name, len(numbers)) for name in names]
+            means.index_add_(
+                0, torch.tensor(owners), normalize(embeddings, dim=1)
+            )
+        if not numbers:
+            raise ValueError(f"{self.path}: holds no voices; enrol one first")
+        self._check_texts(*numbers)
+        return [*numbers], normalize(means, dim=1)
+
+    def _embeddings_of(self, blobs: Sequence[Any]) -> torch.Tensor:
+        """Embeddings [prototypes, embedding] of what the file has."""
+        size = len(blobs[0]) if isinstance(blobs[0], bytes) else 0
+        if size % 4 or any(
+            not isinstance(blob, bytes) or len(blob) != size for blob in blobs
+        ):
+            raise self._damaged("its embeddings have several lengths")
+        values = np.frombuffer(bytearray().join(blobs), "<f4")
+        rows = values.astype(np.float32, copy=False).reshape(len(blobs), -1)
+        try:
+            return checked_embeddings("embeddings", torch.from_numpy(rows))
+        except ValueError as error:
+            raise self._damaged(error) from None
+
+    def _check_texts(self, *texts: Any) -> None:
+        """Refuses names, notes and dates that no store would have written."""
+        try:
+            for text in texts:
+                checked_text("text", text, LONGEST_NOTE)
+        except ValueError as error:
+            raise self._damaged(error) from None
+
+    def _number_of(self, name: str) -> int:
+        """The number of a voice; a ValueError if there is none."""
+        found = self._file.execute(
+            "SELECT voice FROM voices WHERE name = ?",
+            (checked_text("name", name),),
+        ).fetchone()
+        if found is None:
+            raise ValueError(
+                f"{self.path}: no voice {name!r}; redimnet2 voices list shows "
+                "the names"
+            )
+        return found[0]
+
+    def _check_size(self, key: str, embeddings: torch.Tensor) -> None:
+        """Refuses embeddings of another number of values than the others."""
+        found = self._file.execute(
+            "SELECT embedding FROM prototypes LIMIT 1"
+        ).fetchone()
+        if found is not None:
+            size = self._embeddings_of(found).shape[1]
+            checked_embeddings(f"{self.path}: {key}", embeddings, size)
+
+    def _fact(self, key: str) -> Any:
+        found = self._file.execute(
+            "SELECT value FROM facts WHERE key = ?", (key,)
+        ).fetchone()
+        return found and found[0]
+
+    def _write_fact(self, key: str, value: str) -> None:
+        self._file.execute("REPLACE INTO facts VALUES (?, ?)", (key, value))
+
+    def _overwrite_removed(self) -> None:
+        """Writes the file anew.
+
+        secure_delete overwrites what is deleted, but not the copies of it that
+        SQLite has left in pages when it moved rows from one to another.
+        """
+        with self._lock, self._plain_errors():
+            self._file.execute("VACUUM")
+        with self._writing() as file:
+            file.execute("DELETE FROM facts WHERE key = 'removing'")
+
+    def _make_if_empty(self, space: str) -> None:
+        """Makes the tables of a new file."""
+        if self._header("page_count"):
+            return  # which others may be reading
+        with self._writing() as file:
+            if self._header("application_id"):
+                return  # another process was first
+            for statement in TABLES.split(";"):
+                file.execute(statement)
+            file.execute(f"PRAGMA application_id = {APPLICATION}")
+            file.execute(f"PRAGMA user_version = {FORMAT}")
+            self._write_fact(KEY, space)
+
+    def _read_space(self) -> str:
+        """The space of a store that can be read; refuses other files."""
+        with self._reading():
+            if self._header("application_id") != APPLICATION:
+                raise ValueError(
+                    f"{self.path}: no store of voices; name another file"
+                )
+            if (version := self._header("user_version")) != FORMAT:
+                raise ValueError(
+                    f"{self.path}: of format {version}, not {FORMAT}; a newer "
+                    "version of redimnet2-lobes may read it"
+                )
+            space = self._fact(KEY)
+        self._check_texts(space)
+        return space
+
+    def _header(self, name: str) -> int:
+        """A number that the file has of itself."""
+        with self._plain_errors():
+            return self._file.execute(f"PRAGMA {name}").fetchone()[0]
+
+    def _damaged(self, reason: object) -> ValueError:
+        return ValueError(
+            f"{self.path}: damaged ({reason}); take a copy or an export of it"
+        )
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """All that is read within it is of one moment."""
+        with self._transaction("DEFERRED"):
+            yield self._file
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """What is written within it is there as a whole, or not at all."""
+        with self._transaction("IMMEDIATE"):
+            yield self._file
+        self._known = None
+
+    @contextlib.contextmanager
+    def _transaction(self, kind: str) -> Iterator[None]:
+        with self._lock, self._plain_errors():
+            self._file.execute(f"BEGIN {kind}")
+            try:
+                yield
+                self._file.execute("COMMIT")
+            except BaseException:
+                # SQLite has done so itself where the disk is full.
+                if self._file.in_transaction:
+                    self._file.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        """What SQLite says, in one line that names the file."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OSError(
+                f"{self.path}: {error}; nothing is changed"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
+
+
+def _bytes(embedding: torch.Tensor) -> bytes:
+    return embedding.numpy().astype("<f4").tobytes()
+
+
+def _now() -> str:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return now.isoformat(timespec="seconds")
