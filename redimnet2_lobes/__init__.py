@@ -67,6 +67,7 @@ HOMES = {
     "evaluate": "scoring.evaluate",
     "ModelPretrainer": "pretrained.loading",
     "SpeakerRecognition": "pretrained.speaker_recognition",
+    "Enrolment": "voices.enrolment",
     "load": "door",
     "space_of": "door",
     "check_same_space": "files.same_space",

@@ -119,7 +119,7 @@ def test_any_format_is_verified_as_by_speechbrain(
     path = tmp_path / name
     soundfile.write(path, buzz(200, 1.2, rate, channels), rate)
     other = speakers / "carl" / "1.wav"
-    found = json.loads(run("verify", path, other, "--json"))
+    found = json.loads(run("verify", "--no_vad", path, other, "--json"))
     expected = cosine(
         *(encoder.encode_batch(load_waveform(file)) for file in (path, other))
     )
@@ -127,6 +127,10 @@ def test_any_format_is_verified_as_by_speechbrain(
     assert found == {
         "enrolment": str(path),
         "test": str(other),
+        "enrolment_speech_seconds": None,
+        "enrolment_seconds": None,
+        "test_speech_seconds": None,
+        "test_seconds": None,
         "threshold": None,
         "threshold_origin": None,
         "same_speaker": None,
@@ -140,8 +144,8 @@ def pair(speakers):
 
 
 def test_the_decision_is_by_the_threshold(run, model, pair):
-    score = json.loads(run("verify", *pair, "--json"))["score"]
-    lines = run("verify", *pair).splitlines()
+    score = json.loads(run("verify", "--no_vad", *pair, "--json"))["score"]
+    lines = run("verify", "--no_vad", *pair).splitlines()
     assert lines[0] == f"score      {score:.4f}"
     assert "none known" in lines[1]
     assert lines[2] == "decision   none, without a threshold"
@@ -150,9 +154,9 @@ def test_the_decision_is_by_the_threshold(run, model, pair):
         (score, "different speakers"),
     ):
         given = f"--threshold={threshold!r}"
-        lines = run("verify", *pair, given).splitlines()
+        lines = run("verify", "--no_vad", *pair, given).splitlines()
         assert lines[2] == f"decision   {words}"
-        found = json.loads(run("verify", *pair, given, "--json"))
+        found = json.loads(run("verify", "--no_vad", *pair, given, "--json"))
         assert found["threshold"] == threshold
         assert found["same_speaker"] is (words == "same speaker")
 
@@ -173,14 +177,18 @@ def test_the_threshold_of_the_evaluation_is_found(
     trained = tmp_path / "trained"
     shutil.copytree(model, trained / "model")
     keep_results(trained / "model", *thresholds, **keys)
-    found = json.loads(run("verify", *pair, f"--model={trained}", "--json"))
+    found = json.loads(
+        run("verify", "--no_vad", *pair, f"--model={trained}", "--json")
+    )
     assert found["threshold"] == 0.125
     assert found["same_speaker"] is (found["score"] > 0.125)
     assert words in found["threshold_origin"]
     assert str(tmp_path) not in found["threshold_origin"]
-    shown = run("verify", *pair, f"--model={trained}")
+    shown = run("verify", "--no_vad", *pair, f"--model={trained}")
     assert f"threshold  0.1250 ({found['threshold_origin']})" in shown
-    given = run("verify", *pair, f"--model={trained}", "--threshold=0.5")
+    given = run(
+        "verify", "--no_vad", *pair, f"--model={trained}", "--threshold=0.5"
+    )
     assert "threshold  0.5000 (given by --threshold)" in given
 
 
@@ -188,7 +196,7 @@ def test_damaged_results_are_an_error(model, pair, tmp_path, error_of):
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     (folder / "results.json").write_text('{"results": [')
-    line = error_of("verify", *pair, f"--model={folder}")
+    line = error_of("verify", "--no_vad", *pair, f"--model={folder}")
     assert "results.json: not the results of a verification" in line
 
 
@@ -209,7 +217,7 @@ def test_the_threshold_of_a_model_on_the_hub(
         return answer
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    command = ["verify", *map(str, pair), "--model=user/name"]
+    command = ["verify", "--no_vad", *map(str, pair), "--model=user/name"]
     answers = [str(path)]
     shown = run(*command)
     assert "0.2500 (that of the EER on list0" in shown
@@ -231,14 +239,20 @@ def test_a_file_of_onnx_gives_the_same(run, model, pair, tmp_path, error_of):
     path = tmp_path / "small.onnx"
     network = loading.load_model(model).mods.embedding_model
     export_onnx(network, path)
-    expected = json.loads(run("verify", *pair, "--json"))["score"]
-    found = json.loads(run("verify", *pair, f"--model={path}", "--json"))
+    expected = json.loads(run("verify", "--no_vad", *pair, "--json"))["score"]
+    found = json.loads(
+        run("verify", "--no_vad", *pair, f"--model={path}", "--json")
+    )
     assert found["score"] == pytest.approx(expected, abs=1e-4)
     assert found["threshold"] is None
-    line = error_of("verify", *pair, f"--model={path}", "--device=cuda")
+    line = error_of(
+        "verify", "--no_vad", *pair, f"--model={path}", "--device=cuda"
+    )
     assert "device 'cuda': not in this onnxruntime" in line
     path.write_bytes(b"no graph")
-    assert f"{path}: not " in error_of("verify", *pair, f"--model={path}")
+    assert f"{path}: not " in error_of(
+        "verify", "--no_vad", *pair, f"--model={path}"
+    )
 
 
 @pytest.mark.parametrize("options", [[], ["--int8"]])
@@ -251,13 +265,17 @@ def test_a_file_of_onnx_holds_the_threshold_of_the_evaluation(
     path = tmp_path / "small.onnx"
     main(["export", str(trained), f"--output={path}", *options])
     shutil.rmtree(trained)
-    found = json.loads(run("verify", *pair, f"--model={path}", "--json"))
+    found = json.loads(
+        run("verify", "--no_vad", *pair, f"--model={path}", "--json")
+    )
     assert found["threshold"] == 0.1 + 0.2
     assert found["same_speaker"] is (found["score"] > 0.1 + 0.2)
     origin = "that of the EER on list0, 37,611 trials, the first of 2 lists"
     origin += ", before quantization" if options else ""
     assert found["threshold_origin"] == f"{origin}; small.onnx"
-    shown = run("verify", *pair, f"--model={path}", "--threshold=0.5")
+    shown = run(
+        "verify", "--no_vad", *pair, f"--model={path}", "--threshold=0.5"
+    )
     assert "threshold  0.5000 (given by --threshold)" in shown
 
 
@@ -421,7 +439,9 @@ def test_strict_stops_at_the_first(model, calls, speakers, tmp_path, error_of):
     line = error_of("embed", *good, folder / "nan.wav", "--strict")
     assert line.startswith(f"error: {folder / 'nan.wav'}: not finite; ")
     enrol = f"--enrol={speakers}"
-    line = error_of("identify", enrol, *good, folder / "0.wav", "--strict")
+    line = error_of(
+        "identify", "--no_vad", enrol, *good, folder / "0.wav", "--strict"
+    )
     assert line.startswith(f"error: {folder / '0.wav'}: empty; ")
 
 
@@ -494,7 +514,7 @@ def test_identify_goes_on_without_what_is_bad(
     for name in ("anna", "carl"):
         (enrol / name / "notes.txt").write_text("text")
     tests = [good[0], folder / "0.wav", good[1]]
-    command = ["identify", f"--enrol={enrol}", *tests]
+    command = ["identify", "--no_vad", f"--enrol={enrol}", *tests]
     printed, lines = outcome_of(*command, "--json")
     assert lines[:2] == [
         f"note: {enrol / 'anna'}: 1 left out: 1 file without an ending of "
@@ -528,7 +548,9 @@ def test_identify_goes_on_without_what_is_bad(
     clean = tmp_path / "clean"
     for name in ("anna", "carl"):
         shutil.copytree(speakers / name, clean / name)
-    wanted = json.loads(run("identify", f"--enrol={clean}", *good, "--json"))
+    wanted = json.loads(
+        run("identify", "--no_vad", f"--enrol={clean}", *good, "--json")
+    )
     assert wanted["left_out"] == []
     for row, other in zip(found["files"], wanted["files"], strict=True):
         assert row["name"] == other["name"]
@@ -538,7 +560,7 @@ def test_identify_goes_on_without_what_is_bad(
             assert one["speaker"] == two["speaker"]
             assert one["score"] == pytest.approx(two["score"], abs=1e-5)
     text, lines = outcome_of(*command)
-    assert text == run("identify", f"--enrol={clean}", *good)
+    assert text == run("identify", "--no_vad", f"--enrol={clean}", *good)
     assert len(lines) == 2 + len(expected)
 
 
@@ -547,14 +569,16 @@ def test_identify_with_nothing_to_go_on_with(
 ):
     folder, good = calls
     enrol = f"--enrol={speakers}"
-    line = error_of("identify", enrol, tmp_path / "lost.wav")
+    line = error_of("identify", "--no_vad", enrol, tmp_path / "lost.wav")
     assert line == f"error: {tmp_path / 'lost.wav'}: missing; check the path"
-    line = error_of("identify", enrol, folder / "silent.wav")
+    line = error_of("identify", "--no_vad", enrol, folder / "silent.wav")
     assert line.startswith(f"error: {folder / 'silent.wav'}: silent; ")
     only = tmp_path / "only"
     only.mkdir()
     (only / "anna.wav").touch()
-    printed, lines = outcome_of("identify", f"--enrol={only}", *pair, "--json")
+    printed, lines = outcome_of(
+        "identify", "--no_vad", f"--enrol={only}", *pair, "--json"
+    )
     assert printed == ""
     assert [line.split(": ")[1] for line in lines] == [
         *(str(only / "anna.wav"), "speaker anna"),
@@ -627,9 +651,9 @@ def test_a_lack_of_permission(model, pair, tmp_path, error_of):
     folder.mkdir()
     folder.chmod(0o500)
     with without_privileges():
-        line = error_of("verify", path, path)
+        line = error_of("verify", "--no_vad", path, path)
         assert line == f"error: {path}: Permission denied"
-        line = error_of("identify", f"--enrol={tmp_path}", *pair)
+        line = error_of("identify", "--no_vad", f"--enrol={tmp_path}", *pair)
         assert line.endswith(": Permission denied")
 
 
@@ -647,7 +671,7 @@ def test_speakers_are_identified(run, model, encoder, speakers, tmp_path):
     expected = {name: cosine(embedding, voices[name]) for name in voices}
     order = sorted(expected, key=expected.get, reverse=True)
 
-    command = ["identify", f"--enrol={speakers}", test]
+    command = ["identify", "--no_vad", f"--enrol={speakers}", test]
     found = json.loads(run(*command, "--json"))
     assert found["threshold"] is None
     (row,) = found["files"]
@@ -672,19 +696,23 @@ def test_speakers_may_be_single_files(run, model, pair, tmp_path, error_of):
     for name, path in zip(("anna", "bea"), pair, strict=True):
         shutil.copy(path, tmp_path / f"{name}.wav")
     (tmp_path / "read_me.txt").write_text("two speakers")
-    found = json.loads(run("identify", f"--enrol={tmp_path}", *pair, "--json"))
+    found = json.loads(
+        run("identify", "--no_vad", f"--enrol={tmp_path}", *pair, "--json")
+    )
     for name, row in zip(("anna", "bea"), found["files"], strict=True):
         assert row["speaker"] == name
         assert row["candidates"][0]["score"] == pytest.approx(1, abs=1e-5)
     (tmp_path / "read_me.txt").unlink()
     (tmp_path / "carl").mkdir()
-    line = error_of("identify", f"--enrol={tmp_path}", *pair, "--strict")
+    line = error_of(
+        "identify", "--no_vad", f"--enrol={tmp_path}", *pair, "--strict"
+    )
     assert f"{tmp_path / 'carl'}: there is no audio" in line
     (tmp_path / "bea").mkdir()
-    line = error_of("identify", f"--enrol={tmp_path}", *pair)
+    line = error_of("identify", "--no_vad", f"--enrol={tmp_path}", *pair)
     assert "there is a speaker bea already" in line
     shutil.copy(pair[0], tmp_path / "bea" / "1.wav")
-    line = error_of("identify", f"--enrol={tmp_path}", *pair)
+    line = error_of("identify", "--no_vad", f"--enrol={tmp_path}", *pair)
     assert "there is a speaker bea already" in line
 
 
@@ -855,7 +883,7 @@ def test_bad_files_are_named(
     soundfile.write(path, buzz(200, 5.0), 16000)
     damage(path)
     piece = f"--seconds_per_piece={seconds}"
-    line = error_of("verify", pair[0], path, piece)
+    line = error_of("verify", "--no_vad", pair[0], path, piece)
     assert line.startswith(f"error: {path}: {words}; ")
 
 
@@ -874,7 +902,7 @@ def test_models_that_cannot_be_used(
     model, pair, tmp_path, monkeypatch, error_of
 ):
     def error(given):
-        return error_of("verify", *pair, f"--model={given}")
+        return error_of("verify", "--no_vad", *pair, f"--model={given}")
 
     assert "no file or folder user/../name" in error("user/../name")
     assert "has no hyperparams.yaml" in error(tmp_path)
@@ -887,10 +915,10 @@ def test_models_that_cannot_be_used(
     for path in (tmp_path / "wide").glob("embedding_model.*"):
         shutil.copy(path, other)
     assert "does not fit" in error(other)
-    line = error_of("verify", *pair, "--device=abacus")
+    line = error_of("verify", "--no_vad", *pair, "--device=abacus")
     assert "--device: 'abacus' cannot be used here" in line
     monkeypatch.delenv("REDIMNET2_MODEL")
-    line = error_of("verify", *pair)
+    line = error_of("verify", "--no_vad", *pair)
     assert "--model: missing; " in line
     assert "REDIMNET2_MODEL" in line
 
@@ -911,7 +939,7 @@ def test_an_interruption(model, pair, tmp_path, monkeypatch, capsys):
 def test_a_model_without_network(pair, monkeypatch, tmp_path, error_of):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    line = error_of("verify", *pair, "--model=nobody/nothing")
+    line = error_of("verify", "--no_vad", *pair, "--model=nobody/nothing")
     assert "nobody/nothing" in line
 
 
@@ -935,16 +963,18 @@ def test_wrong_command_lines(arguments, words, error_of):
 
 def test_folders_that_hold_nothing(model, pair, tmp_path, error_of):
     assert "there is no audio file in it" in error_of("embed", tmp_path)
-    assert "a folder; name an audio" in error_of("verify", tmp_path, pair[0])
-    line = error_of("identify", f"--enrol={tmp_path}", *pair)
+    assert "a folder; name an audio" in error_of(
+        "verify", "--no_vad", tmp_path, pair[0]
+    )
+    line = error_of("identify", "--no_vad", f"--enrol={tmp_path}", *pair)
     assert "holds no speakers" in line
     nowhere = tmp_path / "nowhere"
-    line = error_of("identify", f"--enrol={nowhere}", *pair)
+    line = error_of("identify", "--no_vad", f"--enrol={nowhere}", *pair)
     assert f"{nowhere}: No such file or directory" in line
 
 
 def test_results_that_cannot_be_printed(model, pair, monkeypatch, capsys):
-    command = ["verify", *map(str, pair)]
+    command = ["verify", "--no_vad", *map(str, pair)]
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(SystemExit) as caught:
@@ -984,7 +1014,7 @@ def test_help_does_not_load_torch():
 def test_the_command_in_a_process_of_its_own(model_folder, pair):
     done = python(
         *("-c", "from redimnet2_lobes.cli import main; main()"),
-        *("verify", *pair, "--json"),
+        *("verify", "--no_vad", *pair, "--json"),
         REDIMNET2_MODEL=str(model_folder),
     )
     assert done.returncode == 0, done.stderr

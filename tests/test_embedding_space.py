@@ -245,7 +245,7 @@ def test_speakers_from_a_file(folders, voice, run, enrolled):
     for path in enrolled:
         found = json.loads(
             run(
-                *("identify", test, f"--enrol={path}", "--json"),
+                *("identify", "--no_vad", test, f"--enrol={path}", "--json"),
                 *(f"--model={folders[0]}", "--top=9"),
             )
         )
@@ -272,7 +272,13 @@ def test_speakers_of_another_space(
             (int8, f"{SPACES[0]}-int8"),
         ):
             line = error_of(
-                *("identify", test, f"--enrol={path}", f"--model={model}")
+                *(
+                    "identify",
+                    "--no_vad",
+                    test,
+                    f"--enrol={path}",
+                    f"--model={model}",
+                )
             )
             assert str(path) in line
             assert SPACES[0] in line and space in line
@@ -292,7 +298,7 @@ def test_speakers_of_a_table_are_averaged(folders, run, tmp_path, voice):
     )
     found = json.loads(
         run(
-            *("identify", voice, f"--enrol={path}", "--json"),
+            *("identify", "--no_vad", voice, f"--enrol={path}", "--json"),
             f"--model={folders[0]}",
         )
     )
@@ -311,14 +317,18 @@ def test_speakers_with_too_few_values(folders, error_of, tmp_path, voice):
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{**ROW, "embedding_space": SPACES[0]}]))
     line = error_of(
-        "identify", voice, f"--enrol={path}", f"--model={folders[0]}"
+        "identify",
+        "--no_vad",
+        voice,
+        f"--enrol={path}",
+        f"--model={folders[0]}",
     )
     assert f"{path}: damaged, its embeddings have 2 values and not 192" in line
 
 
 def test_verify_names_the_space(folders, voice, run):
     pair = [voice] * 2
-    out = run("verify", *pair, f"--model={folders[1]}", "--json")
+    out = run("verify", "--no_vad", *pair, f"--model={folders[1]}", "--json")
     assert json.loads(out)["embedding_space"] == SPACES[1]
 
 
@@ -362,9 +372,9 @@ def test_a_threshold_of_another_space(
     other, own = evaluated
     other_results = other / "results.json"
     pair = [voice] * 2
-    assert "0.5000" in run("verify", *pair, f"--model={own}")
+    assert "0.5000" in run("verify", "--no_vad", *pair, f"--model={own}")
     commands = (
-        ("verify", *pair, f"--model={other}"),
+        ("verify", "--no_vad", *pair, f"--model={other}"),
         ("export", other, f"--output={tmp_path / 'a.onnx'}"),
         ("push", other, "user/name", "--dry_run"),
         ("push", own, "user/name", "--dry_run", f"--results={other_results}"),

@@ -104,7 +104,7 @@ def test_an_unknown_provider(name, exported):
 
 def test_the_command(exported, files, capsys):
     def run(*options, model="plain.onnx"):
-        arguments = ["verify", *map(str, files), *options]
+        arguments = ["verify", "--no_vad", *map(str, files), *options]
         code = exit_code(cli.main, [*arguments, f"--model={exported / model}"])
         return code, capsys.readouterr()
 

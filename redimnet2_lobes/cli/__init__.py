@@ -20,11 +20,14 @@ With ``--json`` the results are one JSON value, floats in full precision:
 
 - verify: an object with ``enrolment``, ``test``, ``score``, ``threshold``,
   ``threshold_origin``, ``same_speaker`` (these three are null where no
-  threshold is known) and ``embedding_space``;
+  threshold is known), ``embedding_space``, ``enrolment_speech_seconds``,
+  ``enrolment_seconds``, ``test_speech_seconds`` and ``test_seconds`` (these
+  four are null with ``--no_vad``);
 - embed: a list of objects with ``name``, ``embedding`` and
   ``embedding_space``;
 - identify: an object with ``threshold``, ``threshold_origin``,
-  ``embedding_space``, ``files``, a list of objects with ``name``, ``speaker``
+  ``embedding_space``, ``files``, a list of objects with ``name``,
+  ``speech_seconds`` and ``seconds`` (null with ``--no_vad``), ``speaker``
   (null if it is none of the enrolled) and ``candidates``, a list of objects
   with ``speaker`` and ``score``, the best first, and ``left_out``, a list of
   objects with ``name`` and ``reason``. Its names are those of recordings, or
@@ -47,8 +50,8 @@ import click
 from redimnet2_lobes.cli.group import redimnet2
 
 COMMANDS = (
-    *("check", "convert", "embed", "export", "hparams", "identify", "push"),
-    "verify",
+    *("check", "convert", "embed", "enrol", "export", "hparams", "identify"),
+    *("push", "verify"),
 )
 for name in COMMANDS:
     import_module(f"{__name__}.{name}")

@@ -50,6 +50,12 @@ def _output(text: str) -> Path:
 @files_argument
 @embedding_options
 @click.option(
+    "--vad/--no_vad",
+    default=False,
+    help="Embed the speech of a recording alone, which silero-vad finds, or "
+    "all of it. The default is --no_vad.",
+)
+@click.option(
     "--output",
     metavar="PATH",
     type=_output,
@@ -66,6 +72,7 @@ def embed(
     threads: int | None,
     engine_cache: str | None,
     seconds_per_piece: float,
+    vad: bool,
     output: Path | None,
     strict: bool,
     as_json: bool,
@@ -87,7 +94,10 @@ def embed(
         if len(faults or {}) == len(paths):
             return {}, ""
         encoder = load_encoder(model, device, threads, engine_cache)[1]
-        embeddings = embed_files(encoder, paths, seconds_per_piece, faults)
+        speech = {} if vad else None
+        embeddings = embed_files(
+            encoder, paths, seconds_per_piece, faults, speech
+        )
         return embeddings, space_of(encoder)
 
     if output is None:

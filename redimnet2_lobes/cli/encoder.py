@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from speechbrain.inference.classifiers import EncoderClassifier
 
     from redimnet2_lobes.cli.group import Faults
+    from redimnet2_lobes.data.speech import Speech
+    from redimnet2_lobes.inference.encode import EncodeBatch
     from redimnet2_lobes.onnx.encoder import OnnxEncoder
 
     Encoder = EncoderClassifier | OnnxEncoder
     Embeddings = dict[str, torch.Tensor]  # of each path [embedding]
 
 MODEL_VARIABLE = "REDIMNET2_MODEL"
+# Seconds of speech. With less, the demo has XXX times as many errors.
+LITTLE_SPEECH = 1.0
 UNKNOWN = (
     "none known; give --threshold, or have the verification script keep its "
     "results with the model (--keep_results_with_model=True)"
@@ -84,6 +88,13 @@ def embedding_options(function: Command) -> Command:
         function = option(function)
     return function
 
+
+vad_option = click.option(
+    "--vad/--no_vad",
+    default=True,
+    help="Take the speech of a recording alone, which silero-vad finds, or all "
+    "of it. The default is --vad.",
+)
 
 threshold_option = click.option(
     "--threshold",
@@ -151,9 +162,13 @@ def load_encoder(
 
 
 def find_operating_point(
-    given: float | None, model: str, encoder: Encoder, space: str
+    given: float | None, model: str, encoder: Encoder, space: str, vad: bool
 ) -> OperatingPoint:
-    """The threshold that is given, or else that of the model."""
+    """The threshold that is given, or else that of the model.
+
+    The model's is of all audio, which its origin says where that is compared
+    with scores of speech alone.
+    """
     if given is not None:
         return OperatingPoint(given, "given by --threshold")
     from redimnet2_lobes import door
@@ -168,6 +183,8 @@ def find_operating_point(
         holder = f"{RESULTS_FILE} of {model}"
     if operating_point.value is None:
         return operating_point
+    if vad:
+        operating_point = operating_point.but("of all audio, not speech alone")
     origin = f"{operating_point.origin}; {holder}"
     return operating_point._replace(origin=origin)
 
@@ -179,40 +196,82 @@ def describe_threshold(operating_point: OperatingPoint) -> str:
     return f"threshold  {operating_point.value:.4f} ({operating_point.origin})"
 
 
+def any_length(encoder: Encoder) -> EncodeBatch:
+    """What embeds waveforms of any length, whatever the encoder takes."""
+    from redimnet2_lobes.inference.encode import AveragedCrops
+    from redimnet2_lobes.models.front_end import SAMPLE_RATE
+
+    samples = getattr(encoder, "fixed_samples", None)
+    if not samples:
+        return encoder.encode_batch
+    seconds = samples / SAMPLE_RATE
+    note(
+        f"the .onnx file takes {seconds:g} s: of longer recordings the "
+        "embeddings of pieces are averaged, shorter ones are repeated"
+    )
+    return AveragedCrops(encoder.encode_batch, seconds, None, repeat=True)
+
+
 def embed_files(
     encoder: Encoder,
     paths: list[str],
     seconds_per_piece: float,
     faults: Faults | None = None,
+    speech: dict[str, Speech] | None = None,
 ) -> Embeddings:
     """The embedding of each path, in the order of the paths.
 
-    Those with faults have none, which are kept if there is where to.
+    Those with faults have none, which are kept if there is where to. ``speech``
+    is that of `encode_files`.
     """
-    from redimnet2_lobes.inference.encode import AveragedCrops
     from redimnet2_lobes.inference.long_files import encode_files
-    from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
-    encode_batch = encoder.encode_batch
-    if samples := getattr(encoder, "fixed_samples", None):
-        seconds = samples / SAMPLE_RATE
-        note(
-            f"the .onnx file takes {seconds:g} s: of longer recordings the "
-            "embeddings of pieces are averaged, shorter ones are repeated"
-        )
-        encode_batch = AveragedCrops(encode_batch, seconds, None, repeat=True)
     embeddings, pieces = encode_files(
-        encode_batch,
+        any_length(encoder),
         [path for path in paths if path not in (faults or {})],
         seconds_per_piece,
         faults,
+        speech,
     )
     for path, count in pieces.items():
+        if count > 1:
+            note(
+                f"{path} is longer than {seconds_per_piece:g} s: the "
+                f"embeddings of {count} pieces were averaged"
+            )
+    embeddings = {
+        path: embeddings[path] for path in paths if path in embeddings
+    }
+    if speech is not None:
+        _note_little_speech({path: speech[path] for path in embeddings})
+    return embeddings
+
+
+def _note_little_speech(speech: dict[str, Speech]) -> None:
+    little = [
+        f"{path} ({found})"
+        for path, found in speech.items()
+        if found.seconds < LITTLE_SPEECH
+    ]
+    if little:
+        shown = little[:5] + ["..."] * (len(little) > 5)
         note(
-            f"{path} is longer than {seconds_per_piece:g} s: the "
-            f"embeddings of {count} pieces were averaged"
+            f"scores of less than {LITTLE_SPEECH:g} s of speech are uncertain: "
+            f"{', '.join(shown)}"
         )
-    return {path: embeddings[path] for path in paths if path in embeddings}
+
+
+def seconds_of(
+    prefix: str, path: str, speech: dict[str, Speech] | None
+) -> dict[str, float | None]:
+    """The seconds of a recording, for JSON; null where all of it was taken."""
+    from redimnet2_lobes.models.front_end import SAMPLE_RATE
+
+    found = (speech or {}).get(path)
+    return {
+        f"{prefix}speech_seconds": found and found.seconds,
+        f"{prefix}seconds": found and found.samples / SAMPLE_RATE,
+    }
 
 
 def cosines(

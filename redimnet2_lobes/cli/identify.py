@@ -20,8 +20,10 @@ from redimnet2_lobes.cli.encoder import (
     embedding_options,
     find_operating_point,
     load_encoder,
+    seconds_of,
     space_of,
     threshold_option,
+    vad_option,
 )
 from redimnet2_lobes.cli.group import (
     LeftOut,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 @command("--enrol=speakers calls/*.wav --model=redimnet2_b3")
 @files_argument
 @embedding_options
+@vad_option
 @click.option(
     "--enrol",
     required=True,
@@ -72,6 +75,7 @@ def identify(
     threads: int | None,
     engine_cache: str | None,
     seconds_per_piece: float,
+    vad: bool,
     enrol: str,
     threshold: float | None,
     top: int,
@@ -100,8 +104,11 @@ def identify(
     space = space_of(encoder)
     if enrolled:
         check_same_space(enrol, enrolled.space, model, space)
-    operating_point = find_operating_point(threshold, model, encoder, space)
-    embeddings = embed_files(encoder, paths, seconds_per_piece, faults)
+    operating_point = find_operating_point(
+        threshold, model, encoder, space, vad
+    )
+    speech = {} if vad else None
+    embeddings = embed_files(encoder, paths, seconds_per_piece, faults, speech)
     tests = [path for path in tests if path in embeddings]
     known = embeddings
     if enrolled:
@@ -136,7 +143,14 @@ def identify(
                 {"speaker": speaker, "score": score}
                 for speaker, score in candidates
             ]
-            rows.append({"name": path, "speaker": best, "candidates": closest})
+            rows.append(
+                {
+                    "name": path,
+                    **seconds_of("", path, speech),
+                    "speaker": best,
+                    "candidates": closest,
+                }
+            )
         result = {
             "threshold": operating_point.value,
             "threshold_origin": operating_point.origin,
@@ -154,7 +168,11 @@ def identify(
             closest = ", ".join(
                 f"{speaker} {score:.4f}" for speaker, score in candidates
             )
-            lines.append(f"{path}: {best or 'unknown'} (closest: {closest})")
+            found_speech = f"; {speech[path]}" if speech else ""
+            lines.append(
+                f"{path}: {best or 'unknown'} (closest: {closest}"
+                f"{found_speech})"
+            )
         text = "\n".join(lines)
     if faults:
         raise LeftOut(faults, text)

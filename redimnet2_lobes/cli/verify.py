@@ -17,8 +17,10 @@ from redimnet2_lobes.cli.encoder import (
     embedding_options,
     find_operating_point,
     load_encoder,
+    seconds_of,
     space_of,
     threshold_option,
+    vad_option,
 )
 from redimnet2_lobes.cli.group import command, json_option
 from redimnet2_lobes.cli.recordings import check_file
@@ -29,6 +31,7 @@ from redimnet2_lobes.files.same_space import KEY
 @click.argument("enrolment")
 @click.argument("test")
 @embedding_options
+@vad_option
 @threshold_option
 @json_option
 def verify(
@@ -39,6 +42,7 @@ def verify(
     threads: int | None,
     engine_cache: str | None,
     seconds_per_piece: float,
+    vad: bool,
     threshold: float | None,
     as_json: bool,
 ) -> str:
@@ -48,8 +52,11 @@ def verify(
         check_file(path)
     model, encoder = load_encoder(model, device, threads, engine_cache)
     space = space_of(encoder)
-    operating_point = find_operating_point(threshold, model, encoder, space)
-    embeddings = embed_files(encoder, paths, seconds_per_piece)
+    operating_point = find_operating_point(
+        threshold, model, encoder, space, vad
+    )
+    speech = {} if vad else None
+    embeddings = embed_files(encoder, paths, seconds_per_piece, speech=speech)
     score = cosines([embeddings[enrolment]], [embeddings[test]]).item()
     decision, words = None, "none, without a threshold"
     if operating_point.value is not None:
@@ -59,6 +66,8 @@ def verify(
         result = {
             "enrolment": enrolment,
             "test": test,
+            **seconds_of("enrolment_", enrolment, speech),
+            **seconds_of("test_", test, speech),
             "score": score,
             "threshold": operating_point.value,
             "threshold_origin": operating_point.origin,
@@ -66,5 +75,13 @@ def verify(
             KEY: space,
         }
         return json.dumps(result, indent=2)
-    threshold_line = describe_threshold(operating_point)
-    return f"score      {score:.4f}\n{threshold_line}\ndecision   {words}"
+    lines = []
+    if speech is not None:
+        for path in dict.fromkeys(paths):
+            lines.append(f"speech     {path}: {speech[path]}")
+    lines += [
+        f"score      {score:.4f}",
+        describe_threshold(operating_point),
+        f"decision   {words}",
+    ]
+    return "\n".join(lines)

@@ -9,17 +9,25 @@ Authors
 """
 
 import functools
+import threading
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from redimnet2_lobes.data.audio import AudioError
-from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 
 FRAME = 512  # samples that a probability stands for, 32 ms
 CONTEXT = 64  # samples before a frame, which the network sees as well
 FRAMES_AT_ONCE = 512
+
+# Seconds. By the package's own, 0.1 and 0.03, the EER of the demo's trials is
+# half as high again (tests/benchmarks/measured/speech_only.md).
+PAUSE, PADDING = 0.5, 0.2
+USUAL_LEVEL = 0.1  # the standard deviation of samples, -20 dB of full scale
+
+_loading = threading.Lock()
 
 
 class Speech(NamedTuple):
@@ -43,22 +51,40 @@ class Speech(NamedTuple):
         total = self.samples / SAMPLE_RATE
         return f"{self.seconds:.1f} s of speech in {total:.1f} s"
 
-    def of(self, waveform: torch.Tensor) -> torch.Tensor:
-        """The speech of a waveform [samples], without what is between.
+    def check(self, path: str | None = None) -> None:
+        """Refuses, with an AudioError, less than a network can embed (25 ms).
 
-        An AudioError says that there is none.
+        ``path`` is of the recording, for the message.
 
         Example
         -------
-        >>> Speech([(0, 1), (3, 5)], 5).of(torch.arange(5))
-        tensor([0, 3, 4])
+        >>> Speech([], 156800).check("a.wav")
+        Traceback (most recent call last):
+        ...
+        redimnet2_lobes.data.audio.AudioError: a.wav: no speech; nobody speaks \
+in its 9.8 s, so record it again, or take all of it (--no_vad)
         """
-        if not self.spans:
+        if self.seconds < WINDOW / SAMPLE_RATE:
             raise AudioError(
                 "no speech",
                 f"nobody speaks in its {self.samples / SAMPLE_RATE:.1f} s, so "
                 "record it again, or take all of it (--no_vad)",
+                path,
             )
+
+    def of(
+        self, waveform: torch.Tensor, path: str | None = None
+    ) -> torch.Tensor:
+        """The speech of a waveform [samples], without what is between.
+
+        It is an AudioError as by ``check``.
+
+        Example
+        -------
+        >>> Speech([(0, 400), (500, 600)], 800).of(torch.arange(800)).shape
+        torch.Size([500])
+        """
+        self.check(path)
         return torch.cat([waveform[start:stop] for start, stop in self.spans])
 
 
@@ -75,7 +101,7 @@ class SpeechDetector:
     """
 
     def __init__(self) -> None:
-        self._session = _session()
+        self._session = load_detector()
         self._state = [np.zeros((1, 1, 128), np.float32)] * 2
         self._held = np.zeros(CONTEXT, np.float32)
         self._samples = 0
@@ -109,16 +135,33 @@ class SpeechDetector:
         self.probabilities = np.concatenate([self.probabilities, new])
         return new
 
-    def finish(self) -> Speech:
-        """Where somebody spoke in all of it, the rest of a frame included."""
+    def finish(self, pause: float = PAUSE, padding: float = PADDING) -> Speech:
+        """Where somebody spoke in all of it, the rest of a frame included.
+
+        The arguments are those of `find_speech`.
+        """
+        from silero_vad import get_speech_timestamps_from_probs
+
         samples = self._samples
         if missing := -samples % FRAME:
             self.feed(torch.zeros(missing))
-        return Speech(_spans(self.probabilities, samples), samples)
+        spans = get_speech_timestamps_from_probs(
+            self.probabilities.tolist(),
+            SAMPLE_RATE,
+            min_silence_duration_ms=round(1000 * pause),
+            speech_pad_ms=round(1000 * padding),
+            audio_length_samples=samples,
+        )
+        return Speech([(span["start"], span["end"]) for span in spans], samples)
 
 
-def find_speech(waveform: torch.Tensor) -> Speech:
+def find_speech(
+    waveform: torch.Tensor, pause: float = PAUSE, padding: float = PADDING
+) -> Speech:
     """Where somebody speaks in a waveform [samples], mono, 16 kHz.
+
+    Shorter pauses (in seconds) are of the speech, and so is the ``padding``
+    before and after it.
 
     Example
     -------
@@ -127,21 +170,42 @@ def find_speech(waveform: torch.Tensor) -> Speech:
     """
     detector = SpeechDetector()
     detector.feed(waveform)
-    return detector.finish()
+    return detector.finish(pause, padding)
 
 
-def _spans(probabilities: np.ndarray, samples: int) -> list[tuple[int, int]]:
-    from silero_vad import get_speech_timestamps_from_probs
+def at_usual_level(waveform: torch.Tensor) -> torch.Tensor:
+    """A waveform [samples] as loud as silero-vad expects.
 
-    found = get_speech_timestamps_from_probs(
-        probabilities.tolist(), SAMPLE_RATE, audio_length_samples=samples
-    )
-    return [(span["start"], span["end"]) for span in found]
+    It overlooks speech that is recorded quietly, or with samples that are not
+    within -1 and 1.
+
+    Example
+    -------
+    >>> at_usual_level(torch.tensor([3e4, -3e4]))
+    tensor([ 0.1000, -0.1000])
+    """
+    level = waveform.std(correction=0)
+    return waveform * (USUAL_LEVEL / level) if level > 0 else waveform
+
+
+def load_detector():
+    """silero-vad's network (an ONNX Runtime session), one for all threads.
+
+    It is a ValueError if the packages are not there. What is loaded by the
+    first call leaves the number of torch's threads alone in the thread that
+    calls, and in those that begin later.
+
+    Example
+    -------
+    >>> [output.name for output in load_detector().get_outputs()]
+    ['speech_probs', 'hn', 'cn']
+    """
+    with _loading:
+        return _session()
 
 
 @functools.cache
 def _session():
-    """silero-vad's network for many frames at once; one for all threads."""
     threads = torch.get_num_threads()
     try:
         from silero_vad import load_silero_vad

@@ -30,6 +30,12 @@ from redimnet2_lobes.data.audio import (
     thread_safe_open,
     unreadable,
 )
+from redimnet2_lobes.data.speech import (
+    Speech,
+    at_usual_level,
+    find_speech,
+    load_detector,
+)
 from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.inference.encode import (
     EncodeBatch,
@@ -47,12 +53,17 @@ from redimnet2_lobes.models.front_end import SAMPLE_RATE, WINDOW
 # Of MP3 that lacks a length libsndfile's estimate may be off.
 LEAST_SHARE = 0.95
 
+# Seconds of a long file in which speech is found at once: a word that lies
+# across two of them is cut.
+SEARCHED_AT_ONCE = 60.0
+
 
 def encode_files(
     encode_batch: EncodeBatch,
     paths: Iterable[str],
     seconds_per_piece: float = 60.0,
     faults: dict[str, AudioError] | None = None,
+    speech: dict[str, Speech] | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Embeds files; the long ones in pieces, so that memory is bounded.
 
@@ -61,6 +72,10 @@ def encode_files(
     on its own, and the directions of their embeddings are averaged, weighted by
     their seconds. The average is multiplied by the mean length of the pieces'
     embeddings, so that it counts as much as others in an enrolment.
+
+    ``speech``, if it is given, receives where somebody speaks in each file, and
+    the speech alone is embedded. That of a long file is searched for in every
+    minute on its own, and fills pieces. A file without any cannot be used.
 
     Returns the embedding of each path [embedding], float32 on the CPU, and of
     each path that was cut the number of its pieces. It is an AudioError if a
@@ -80,6 +95,13 @@ def encode_files(
     check_at_least(
         {"seconds_per_piece": seconds_per_piece}, seconds_per_piece=1
     )
+    load = _load
+    if speech is not None:
+        load_detector()  # not in a thread: torch is imported with it
+
+        def load(path: str) -> torch.Tensor:
+            return _load_speech(path, speech)
+
     whole, long = [], []
     with loading_threads() as pool:
         for path, seconds in prefetch(pool, _seconds, dict.fromkeys(paths)):
@@ -96,7 +118,7 @@ def encode_files(
     ) as progress:
         embeddings = encode_utterances(
             *(encode_batch, whole),
-            load=_load,
+            load=load,
             progress=progress,
             faults=faults,
         )
@@ -104,21 +126,23 @@ def encode_files(
     for path in long:
         with noted(faults, path), loading_threads() as pool:
             embeddings[path], pieces[path] = _encode_long(
-                encode_batch, pool, path, seconds_per_piece
+                encode_batch, pool, path, seconds_per_piece, speech
             )
     return embeddings, pieces
 
 
-def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
+def read_pieces(
+    path: str, seconds: float, keep_silence: bool = False
+) -> Iterator[torch.Tensor]:
     """Yields pieces [samples] of an audio file, mono, 16 kHz, float32.
 
     They are of about the same length, so many ``seconds`` at most, and together
     what `load_waveform` gives, without gap or overlap: before a piece is
     resampled, it gets what surrounds it. The file is read once, in order, since
     seeking is not exact in every format. Silent pieces (all samples equal) are
-    left out. It is an AudioError if the file cannot be decoded, is cut short or
-    silent all over, its channels cancel each other in a piece, or
-    `CheckedAudioNormalizer` refuses a piece of it.
+    left out, or zeros with ``keep_silence``. It is an AudioError if the file
+    cannot be decoded, is cut short or silent all over, its channels cancel each
+    other in a piece, or `CheckedAudioNormalizer` refuses a piece of it.
 
     Example
     -------
@@ -132,8 +156,8 @@ def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
     try:
         with thread_safe_open(lambda: _InOrder(open_descriptor(path))) as file:
             for waveform in _normalized_pieces(file, seconds, normalizer):
-                if waveform is not None:
-                    sounding = True
+                sounding = sounding or bool(waveform.any())
+                if keep_silence or waveform.any():
                     yield waveform
         if not sounding:
             raise AudioError(
@@ -143,6 +167,25 @@ def read_pieces(path: str, seconds: float) -> Iterator[torch.Tensor]:
         raise unreadable(path, error) from None
     except AudioError as error:
         raise AudioError(error.reason, error.remedy, path) from None
+
+
+def read_in_order(path: str, seconds: float) -> Iterator[torch.Tensor]:
+    """Yields the waveform of a file of any length [samples].
+
+    It is whole, or as by `read_pieces` where it is longer than ``seconds``; an
+    AudioError if the file cannot be used.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmp_path") / "short.wav")
+    >>> soundfile.write(path, torch.rand(8000).numpy(), 8000)
+    >>> [len(waveform) for waveform in read_in_order(path, seconds=60.0)]
+    [16000]
+    """
+    if _seconds(path) > seconds:
+        yield from read_pieces(path, seconds)
+    else:
+        yield _load(path)
 
 
 class _InOrder(soundfile.SoundFile):
@@ -161,8 +204,8 @@ def _normalized_pieces(
     file: soundfile.SoundFile,
     seconds: float,
     normalizer: CheckedAudioNormalizer,
-) -> Iterator[torch.Tensor | None]:
-    """Yields the pieces of an open file at 16 kHz, None for silent ones."""
+) -> Iterator[torch.Tensor]:
+    """Yields the pieces of an open file at 16 kHz, zeros for silent ones."""
     ratio = Fraction(file.samplerate, SAMPLE_RATE)
     ratio = ratio.limit_denominator(LARGEST_DENOMINATOR)
     # A piece that begins at a multiple of `step` is resampled as in the whole.
@@ -188,7 +231,7 @@ def _normalized_pieces(
         if start and samples < WINDOW:  # a little less than expected
             return
         if core.min() == core.max():
-            yield None
+            yield torch.zeros(samples)
         else:
             before = int((start - held_from) / ratio)
             waveform = normalizer(held, file.samplerate)
@@ -215,11 +258,16 @@ def _encode_long(
     pool: ThreadPoolExecutor,
     path: str,
     seconds_per_piece: float,
+    speech: dict[str, Speech] | None,
 ) -> tuple[torch.Tensor, int]:
     """The embedding of a long file, and the number of its pieces."""
     directions = length = torch.zeros(())
     samples = pieces = 0
-    waveforms = prefetch_next(pool, read_pieces(path, seconds_per_piece))
+    if speech is None:
+        waveforms = read_pieces(path, seconds_per_piece)
+    else:
+        waveforms = _speech_pieces(path, seconds_per_piece, speech)
+    waveforms = prefetch_next(pool, waveforms)
     for waveform in tqdm(
         waveforms, desc=path, unit="piece", disable=None, leave=False
     ):
@@ -235,6 +283,32 @@ def _encode_long(
         samples += len(waveform)
         pieces += 1
     return directions / samples * (length / samples), pieces
+
+
+def _speech_pieces(
+    path: str, seconds: float, speech: dict[str, Speech]
+) -> Iterator[torch.Tensor]:
+    """Yields the speech of a long file, in pieces of so many seconds.
+
+    The last one is what is left. In the end the file has its ``speech``.
+    """
+    longest = round(seconds * SAMPLE_RATE)
+    held, spans, samples, pieces = torch.empty(0), [], 0, 0
+    for searched in read_pieces(path, SEARCHED_AT_ONCE, keep_silence=True):
+        found = find_speech(at_usual_level(searched)).spans
+        spans += [(samples + start, samples + stop) for start, stop in found]
+        samples += len(searched)
+        parts = [searched[start:stop] for start, stop in found]
+        held = torch.cat([held, *parts])
+        while len(held) >= longest:
+            yield held[:longest].clone()
+            held = held[longest:].clone()
+            pieces += 1
+    speech[path] = Speech(spans, samples)
+    if not pieces:
+        speech[path].check(path)
+    if len(held) >= WINDOW:
+        yield held
 
 
 def _seconds(path: str) -> float:
@@ -259,3 +333,10 @@ def _load(path: str) -> torch.Tensor:
     if len(waveform) < LEAST_SHARE * _seconds(path) * SAMPLE_RATE:
         raise AudioError(*CUT_SHORT, path)
     return waveform
+
+
+def _load_speech(path: str, speech: dict[str, Speech]) -> torch.Tensor:
+    """The speech of a short file, and where it is."""
+    waveform = _load(path)
+    speech[path] = find_speech(at_usual_level(waveform))
+    return speech[path].of(waveform, path)

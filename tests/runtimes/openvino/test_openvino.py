@@ -102,7 +102,8 @@ def test_the_command(network, exported, tmp_path, capsys):
     cosine = torch.cosine_similarity(first, second, dim=0).item()
     cli.main(
         [
-            *("verify", *map(str, paths), "--device=openvino", "--threads=1"),
+            *("verify", *map(str, paths), "--no_vad", "--threads=1"),
+            "--device=openvino",
             f"--model={exported / 'plain.onnx'}",
         ]
     )

@@ -1,0 +1,196 @@
+"""What embedding the speech alone does to the EER, in silence and in noise.
+
+    python tests/benchmarks/speech_only.py --model=demo/trained/model \
+        --corpus=demo/corpus
+
+Each recording of the corpus' trials gets silence before and after it, or noise,
+or both, always the same. Then the trials are scored twice: of all audio, and of
+the speech that silero-vad finds.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+
+import torch
+from benchmark import ROOT, commit, processor_name
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.data.speech import Speech, at_usual_level, find_speech
+from redimnet2_lobes.data.trials import read_trials
+from redimnet2_lobes.inference.encode import encode_utterances
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.pretrained.loading import load_model
+from redimnet2_lobes.scoring.metrics import EER
+
+ROOM = 30  # dB of the speech over the noise of a quiet room
+PACKAGE = {"pause": 0.1, "padding": 0.03}  # what silero-vad does by itself
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    trials = Trials(options.corpus)
+    encode_batch = load_model(options.model).encode_batch
+    lines = [
+        f"{processor_name()}, torch {torch.__version__}, commit "
+        f"{commit(ROOT)}; {len(trials.same):,} trials of {len(trials.names)} "
+        "recordings. Of speech alone those are left out in which none is found.",
+        "",
+        "| recordings | of all audio, EER % | of speech alone, EER % | with "
+        "silero-vad's own pauses, EER % | speech, % of the time | without "
+        "speech |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, change in tqdm(conditions().items()):
+        random = torch.Generator().manual_seed(0)
+        waveforms = [change(waveform, random) for waveform in trials.waveforms]
+        found = [find_speech(at_usual_level(each)) for each in waveforms]
+        packages = [
+            find_speech(at_usual_level(each), **PACKAGE) for each in waveforms
+        ]
+        rates = [
+            trials.eer(encode_batch, waveforms),
+            *(
+                trials.eer(
+                    encode_batch,
+                    [
+                        speech.of(waveform) if speech.spans else None
+                        for speech, waveform in zip(
+                            each, waveforms, strict=True
+                        )
+                    ],
+                )
+                for each in (found, packages)
+            ),
+        ]
+        lines.append(
+            f"| {name} | {' | '.join(f'{100 * rate:.2f}' for rate in rates)} | "
+            f"{100 * share(found):.0f} | {count_empty(found)} |"
+        )
+    lines += ["", *little_speech(trials, encode_batch)]
+    text = "\n".join(lines) + "\n"
+    print(text, end="")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(text)
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="wav/ and veri_test2.txt"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/speech_only.md")
+    )
+    return parser.parse_args(arguments)
+
+
+class Trials:
+    """The trials of a corpus, and their recordings."""
+
+    def __init__(self, corpus):
+        trials = read_trials(corpus / "veri_test2.txt")
+        self.names = sorted({name for _, *pair in trials for name in pair})
+        places = {name: place for place, name in enumerate(self.names)}
+        self.pairs = torch.tensor(
+            [[places[enrolment], places[test]] for _, enrolment, test in trials]
+        )
+        self.same = torch.tensor([label == 1 for label, *_ in trials])
+        self.waveforms = [
+            load_waveform(corpus / "wav" / name) for name in self.names
+        ]
+
+    def eer(self, encode_batch, waveforms):
+        """The EER of the trials whose recordings are there (not None)."""
+        there = [i for i, each in enumerate(waveforms) if each is not None]
+        found = encode_utterances(
+            encode_batch,
+            [str(place) for place in there],
+            load=lambda place: waveforms[int(place)],
+        )
+        embeddings = torch.full((len(waveforms), 1), torch.nan)
+        embeddings = embeddings.expand(-1, len(next(iter(found.values()))))
+        embeddings = embeddings.clone()
+        for place, embedding in found.items():
+            embeddings[int(place)] = normalize(embedding, dim=0)
+        scores = (
+            embeddings[self.pairs[:, 0]] * embeddings[self.pairs[:, 1]]
+        ).sum(1)
+        known = ~scores.isnan()
+        same, scores = self.same[known], scores[known]
+        return EER(scores[same], scores[~same])[0]
+
+
+def conditions():
+    """What is done to recordings, by what the table calls it."""
+    made = {"as they are": lambda waveform, random: waveform}
+    for percent in (50, 90):
+        made[f"{percent} % silence, digital"] = functools.partial(
+            with_silence, share=percent / 100
+        )
+        made[f"{percent} % silence, in a quiet room ({ROOM} dB)"] = (
+            lambda waveform, random, percent=percent: with_noise(
+                with_silence(waveform, random, percent / 100),
+                *(random, ROOM, waveform),
+            )
+        )
+    for decibel in (20, 10, 0):
+        made[f"pink noise, {decibel} dB"] = (
+            lambda waveform, random, decibel=decibel: with_noise(
+                waveform, random, decibel, waveform
+            )
+        )
+    made["90 % silence, pink noise, 10 dB"] = lambda waveform, random: (
+        with_noise(with_silence(waveform, random, 0.9), random, 10, waveform)
+    )
+    return made
+
+
+def with_silence(waveform, random, share):
+    """The waveform with so much silence before and after it, split by chance."""
+    samples = round(len(waveform) * share / (1 - share))
+    before = int(samples * torch.rand(1, generator=random))
+    return torch.nn.functional.pad(waveform, (before, samples - before))
+
+
+def with_noise(waveform, random, decibel, speech):
+    """The waveform in pink noise, so many decibels below the speech."""
+    spectrum = torch.fft.rfft(torch.randn(len(waveform), generator=random))
+    spectrum[0] = 0
+    spectrum[1:] /= torch.arange(1, len(spectrum)).sqrt()
+    noise = torch.fft.irfft(spectrum, len(waveform))
+    level = speech.square().mean().sqrt() * 10 ** (-decibel / 20)
+    return waveform + noise * (level / noise.square().mean().sqrt())
+
+
+def share(found: list[Speech]):
+    seconds = sum(speech.samples for speech in found) / SAMPLE_RATE
+    return sum(speech.seconds for speech in found) / seconds
+
+
+def count_empty(found: list[Speech]):
+    return sum(not speech.spans for speech in found)
+
+
+def little_speech(trials, encode_batch):
+    """Lines of a table: the EER of the first seconds of speech."""
+    speech = []
+    for waveform in tqdm(trials.waveforms):
+        found = find_speech(at_usual_level(waveform))
+        speech.append(found.of(waveform) if found.spans else None)
+    lines = ["| the first seconds of speech, at most | EER % |", "|---|---:|"]
+    for seconds in (0.5, 1, 1.5, 2, 3):
+        samples = round(seconds * SAMPLE_RATE)
+        rate = trials.eer(
+            encode_batch,
+            [None if each is None else each[:samples] for each in speech],
+        )
+        lines.append(f"| {seconds:g} | {100 * rate:.2f} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
