@@ -51,7 +51,7 @@ from redimnet2_lobes.cli.group import redimnet2
 
 COMMANDS = (
     *("check", "convert", "embed", "enrol", "export", "hparams", "identify"),
-    *("push", "verify"),
+    *("push", "serve", "verify"),
 )
 for name in COMMANDS:
     import_module(f"{__name__}.{name}")
