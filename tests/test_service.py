@@ -441,6 +441,24 @@ def test_a_voice_that_goes_meanwhile(store):
         refused(post(client, "/verify/anna", recording(0)), 404)
 
 
+def test_one_voice_scores_as_among_all(store):
+    random = torch.Generator().manual_seed(0)
+    with VoiceStore(store, SPACE) as voices:
+        for number in range(5):
+            rows = torch.randn(3, VOICES, generator=random)
+            voices.add(str(number), rows, [3.0] * 3)
+        tests = torch.randn(4, VOICES, generator=random)
+        found = [
+            dict(each.candidates) for each in voices.identify(tests, top=5)
+        ]
+        for number in range(5):
+            scores = voices.score(str(number), tests).tolist()
+            expected = [each[str(number)] for each in found]
+            assert scores == pytest.approx(expected, abs=1e-6)
+            assert voices.find(str(number)) == voices.voices()[number]
+        assert voices.find("5") is None
+
+
 def test_another_space(store):
     with VoiceStore(store, "other"):
         pass

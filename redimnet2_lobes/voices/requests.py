@@ -40,8 +40,8 @@ def refusal(
 
     Example
     -------
-    >>> refusal(HTTPStatus.NOT_FOUND, "no voice of that name").status_code
-    404
+    >>> refusal(HTTPStatus.NOT_FOUND, "no voice of that name").detail
+    'no voice of that name'
     """
     return HTTPException(status, line, headers)
 

@@ -313,15 +313,15 @@ class _Service:
     # In the thread of the store.
 
     def _check_known(self, name: str) -> None:
-        if name not in self.store.names():
+        if self.store.find(name) is None:
             raise refusal(HTTPStatus.NOT_FOUND, "no voice of that name")
 
     def _known(self, name: str) -> tuple[torch.Tensor | None, float]:
         """The prototypes of a voice, and its seconds of speech."""
-        for voice in self.store.voices():
-            if voice.name == name:
-                return self.store.prototypes(name), voice.seconds
-        return None, 0.0
+        voice = self.store.find(name)
+        if voice is None:
+            return None, 0.0
+        return self.store.prototypes(name), voice.seconds
 
     def _add(
         self,
@@ -348,16 +348,21 @@ class _Service:
     def _identify(
         self, embedding: torch.Tensor, threshold: float | None
     ) -> Identification:
-        if not self.store.names():
-            raise refusal(HTTPStatus.NOT_FOUND, "no voice is enrolled yet")
-        return self.store.identify(embedding.unsqueeze(0), threshold)[0]
+        try:
+            return self.store.identify(embedding[None], threshold)[0]
+        except ValueError:
+            if self.store.names():
+                raise
+            raise refusal(
+                HTTPStatus.NOT_FOUND, "no voice is enrolled yet"
+            ) from None
 
     def _score(self, name: str, embedding: torch.Tensor) -> float:
-        self._check_known(name)  # it may have gone meanwhile
-        (found,) = self.store.identify(
-            embedding.unsqueeze(0), top=len(self.store.names())
-        )
-        return dict(found.candidates)[name]
+        try:
+            return self.store.score(name, embedding[None]).item()
+        except ValueError:
+            self._check_known(name)  # it may have gone meanwhile
+            raise
 
     # In a thread of the computation.
 
