@@ -28,8 +28,14 @@ from starlette.testclient import TestClient
 from synthetic_voices import synthetic_utterance
 from test_cli import small_network
 
+from redimnet2_lobes import load, space_of
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
+from redimnet2_lobes.scoring.operating_points import (
+    find_operating_points,
+    to_json,
+)
+from redimnet2_lobes.scoring.own_trials import score_all
 from redimnet2_lobes.voices.requests import Limits
 from redimnet2_lobes.voices.service import make_app
 from redimnet2_lobes.voices.store import VoiceStore
@@ -147,6 +153,7 @@ def test_a_voice_comes_and_goes(client):
         "name": "bert",
         "threshold": 0.5,
         "threshold_origin": "of the test",
+        "false_accepts": None,
         "embedding_space": SPACE,
     }
     assert post(client, "/verify/anna", test).json()["same_speaker"] is False
@@ -647,19 +654,24 @@ def test_more_than_there_is_place_for(store):
         assert post(*identify).json()["name"] == "anna"
 
 
-def test_what_is_late_is_not_stored(store):
+def test_what_is_late_is_neither_stored_nor_computed(store):
     held = Held()
-    limits = Limits(timeout=0.5, requests=1)
+    limits = Limits(timeout=0.5, requests=2)
     app = app_of(store, encode_batch=held, limits=limits)
-    with connected(app) as client:
-        late = enrol(client, "anna", 0)
-        assert "not computed within" in refused(late, 503)
-        assert late.headers["retry-after"]
-        # It is computed still, and has its place.
-        assert "busy" in refused(enrol(client, "bert", 0), 503)
+    with connected(app) as client, ThreadPoolExecutor(2) as threads:
+        names = ["anna", "bert"]
+        for late in threads.map(lambda name: enrol(client, name, 0), names):
+            assert "not computed within" in refused(late, 503)
+            assert late.headers["retry-after"]
+        # One is computed still, and both have their places.
+        assert held.calls == 1
+        assert "busy" in refused(enrol(client, "carl", 0), 503)
         held.go_on.set()
-        wait_until(lambda: enrol(client, "bert", 0).status_code == 200)
-        assert names_in(client) == ["bert"]
+        wait_until(lambda: enrol(client, "carl", 0).status_code == 200)
+        (carl,) = client.get("/voices").json()["voices"]
+        assert carl["name"] == "carl"
+        # Each prototype is a call: only one of those that were late had any.
+        assert held.calls == 2 * carl["prototypes"]
 
 
 # With processes.
@@ -675,13 +687,15 @@ def model(tmp_path_factory):
 class Server:
     """A process that serves."""
 
-    def __init__(self, model, store, *options):
+    def __init__(self, model, store, *options, threshold=-1):
+        if threshold is not None:
+            options = (*options, f"--threshold={threshold}")
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-c"),
                 "from redimnet2_lobes.cli import main; main()",
                 *("serve", f"--model={model}", f"--store={store}"),
-                *("--port=0", "--threads=1", "--threshold=-1", *options),
+                *("--port=0", "--threads=1", *options),
             ],
             stderr=subprocess.PIPE,
             text=True,
@@ -847,6 +861,31 @@ def test_a_token_is_not_printed(model, store, tmp_path, monkeypatch):
         server.process.terminate()
         server.end()
     assert TOKEN not in "".join(server.lines)
+
+
+def test_operating_points_of_the_store(model, store):
+    speakers = [str(number // 4) for number in range(48)]
+    random = torch.Generator().manual_seed(0)
+    centres = torch.randn(12, 16, generator=random).repeat_interleave(4, 0)
+    embeddings = centres + torch.randn(48, 16, generator=random)
+    trials = score_all(embeddings, speakers, [3.0] * 48)
+    space = space_of(load(model))
+    found = find_operating_points(trials, space, speakers, resamples=20)
+    with VoiceStore(store, space) as voices:
+        voices.write_operating_points(to_json(found))
+    content = recording(0)
+    with (
+        Server(model, store, threshold=None) as server,
+        httpx.Client(base_url=server.url, timeout=DEADLINE) as client,
+    ):
+        assert post(client, "/voices/anna", content).status_code == 200
+        answer = post(client, "/verify/anna", content).json()
+    threshold, origin = found.operating_point
+    assert answer["threshold"] == threshold
+    assert answer["threshold_origin"] == origin
+    rate, is_limit = found.false_accepts(answer["score"])
+    expected = {**rate._asdict(), "is_upper_limit": is_limit}
+    assert answer["false_accepts"] == pytest.approx(expected)
 
 
 def test_what_cannot_be_served(model, store, tmp_path, error_of, monkeypatch):

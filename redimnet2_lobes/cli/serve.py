@@ -145,11 +145,19 @@ def serve(
         from redimnet2_lobes.voices.store import VoiceStore
 
         space = space_of(encoder)
-        operating_point = find_operating_point(
-            *(threshold, model, encoder, space, vad)
-        )
-        with VoiceStore(store, space):  # or there is a line that says why not
-            pass
+        with VoiceStore(store, space) as voices:  # or a line says why not
+            kept = voices.read_operating_points()
+        own = None
+        if kept is not None:
+            from redimnet2_lobes.scoring.operating_points import from_json
+
+            own = from_json(kept, store)
+        if own and threshold is None:
+            operating_point = own.operating_point
+        else:
+            operating_point = find_operating_point(
+                *(threshold, model, encoder, space, vad)
+            )
         encode_batch = any_length(encoder)
         # What first calls load, once for all threads.
         second = torch.zeros(1, SAMPLE_RATE)
@@ -158,7 +166,7 @@ def serve(
         if vad:
             find_speech(second[0])
         app = make_app(
-            *(encode_batch, store, space, token, operating_point, vad),
+            *(encode_batch, store, space, token, operating_point, own, vad),
             limits=Limits(
                 max_megabytes,
                 max_seconds,

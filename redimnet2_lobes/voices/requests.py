@@ -73,6 +73,18 @@ class Computation:
         What ``work`` raises passes through.
         """
         deadline = time.monotonic() + self.limits.timeout
+        late = refusal(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"not computed within {self.limits.timeout:g} s; try again, or "
+            "send a shorter recording",
+            RETRY,
+        )
+
+        def unless_late(body: bytes) -> Result:
+            if time.monotonic() > deadline:
+                raise late  # nobody waits any more
+            return work(body)
+
         if not self.free:
             raise refusal(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -83,7 +95,7 @@ class Computation:
         try:
             body = await receive_body(request, self.limits, deadline)
             loop = asyncio.get_running_loop()
-            future = loop.run_in_executor(self._pool, work, body)
+            future = loop.run_in_executor(self._pool, unless_late, body)
         except BaseException:
             self.free += 1
             raise
@@ -91,12 +103,7 @@ class Computation:
         future.add_done_callback(self._give_back)
         await asyncio.wait([future], timeout=deadline - time.monotonic())
         if not future.done():
-            raise refusal(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"not computed within {self.limits.timeout:g} s; try again, or "
-                "send a shorter recording",
-                RETRY,
-            )
+            raise late
         return future.result()
 
     def _give_back(self, future: asyncio.Future) -> None:

@@ -15,7 +15,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from prometheus_client import (
@@ -65,6 +65,9 @@ from redimnet2_lobes.voices.uploads import (
 )
 from redimnet2_lobes.voices.watch import Access, Watch, error_answer
 
+if TYPE_CHECKING:
+    from redimnet2_lobes.scoring.operating_points import OperatingPoints
+
 logger = get_logger(__name__)
 
 Result = TypeVar("Result")
@@ -80,6 +83,7 @@ def make_app(
     space: str,
     token: str | None = None,
     operating_point: OperatingPoint = NO_DECISION,
+    own: "OperatingPoints | None" = None,
     speech_only: bool = True,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Starlette:
@@ -100,6 +104,8 @@ def make_app(
         What requests must bear. None is for requests from this machine alone.
     operating_point
         The threshold that decisions go by; without a value there are none.
+    own
+        Of recordings such as come here, for the false-accept rates of scores.
     speech_only
         False takes all audio for speech.
     limits
@@ -107,8 +113,8 @@ def make_app(
     """
     registry = CollectorRegistry()
     service = _Service(
-        *(encode_batch, store, space, operating_point, speech_only),
-        *(limits, registry),
+        *(encode_batch, store, space, operating_point, own),
+        *(speech_only, limits, registry),
     )
     endpoints = {
         "GET /health": service.health,
@@ -177,6 +183,7 @@ class _Service:
         store_path: str | os.PathLike,
         space: str,
         operating_point: OperatingPoint,
+        own: "OperatingPoints | None",
         speech_only: bool,
         limits: Limits,
         registry: CollectorRegistry,
@@ -185,6 +192,7 @@ class _Service:
         self.store_path = store_path
         self.space = space
         self.operating_point = operating_point
+        self.own = own
         self.speech_only = speech_only
         self.limits = limits
         self.registry = registry
@@ -283,6 +291,7 @@ class _Service:
                 "threshold": threshold,
                 "threshold_origin": origin,
                 "same_speaker": decision,
+                "false_accepts": self._false_accepts(score),
                 KEY: self.space,
             }
         )
@@ -309,6 +318,14 @@ class _Service:
                 KEY: self.space,
             }
         )
+
+    def _false_accepts(self, score: float) -> dict | None:
+        """The share of other speakers that scores higher, if it is known."""
+        found = self.own and self.own.false_accepts(score)
+        if not found:
+            return None
+        rate, is_limit = found
+        return {**rate._asdict(), "is_upper_limit": is_limit}
 
     # In the thread of the store.
 

@@ -8,8 +8,8 @@ import asyncio
 import secrets
 import time
 import traceback
-from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from speechbrain.utils.logger import get_logger
@@ -96,7 +96,7 @@ class Watch:
     def __init__(
         self,
         app: ASGIApp,
-        routes: dict[Callable, str],
+        routes: dict[Any, str],
         registry: CollectorRegistry,
         timeout: float,
     ) -> None:

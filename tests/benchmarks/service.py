@@ -3,8 +3,8 @@
     python tests/benchmarks/service.py --model=demo/trained/model \
         --recording=a.wav --seconds=3
 
-starts `redimnet2 serve`, enrols a voice, and has it verified by 1, 8, 32 and 200
-clients at a time, each of which sends its next request when the last one is
+starts `redimnet2 serve`, enrols a voice, and has it verified by 1, 8, 32 and
+200 clients at a time, each of which sends its next request when the last one is
 answered. Those that are sent away (503) are not sent again.
 """
 
@@ -84,9 +84,7 @@ def measure(server, enrolment, test, requests):
 
         def verify(_=None):
             start = time.perf_counter()
-            answer = client.post(
-                "/verify/anna", content=test, headers=HEADERS
-            )
+            answer = client.post("/verify/anna", content=test, headers=HEADERS)
             return answer.status_code, time.perf_counter() - start
 
         client.post(
