@@ -74,7 +74,7 @@ from redimnet2_lobes.cli.group import redimnet2
 
 COMMANDS = (
     *("calibrate", "check", "convert", "diarize", "embed", "enrol", "export"),
-    *("hparams", "identify", "push", "verify", "voices"),
+    *("hparams", "identify", "push", "serve", "verify", "voices"),
 )
 for name in COMMANDS:
     import_module(f"{__name__}.{name}")

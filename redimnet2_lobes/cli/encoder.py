@@ -47,8 +47,8 @@ UNKNOWN = (
 
 
 def embedding_options(function: Command) -> Command:
-    """The options of whatever computes embeddings."""
-    for option in (
+    """The options of whatever computes embeddings of files."""
+    return encoder_options(
         click.option(
             "--seconds_per_piece",
             default=60,
@@ -57,7 +57,13 @@ def embedding_options(function: Command) -> Command:
             help="A longer file is embedded in pieces of at most so many "
             "seconds, and their embeddings are averaged; the default is 60. "
             "A lower number needs less memory.",
-        ),
+        )(function)
+    )
+
+
+def encoder_options(function: Command) -> Command:
+    """The options of whatever loads a model."""
+    for option in (
         click.option(
             "--engine_cache",
             metavar="FOLDER",

@@ -251,11 +251,21 @@ class VoiceStore:
 
     def voices(self) -> list[Voice]:
         """What is kept of each voice, in the order of their addition."""
+        return self._voices("GROUP BY voice ORDER BY voice")
+
+    def find(self, name: str) -> Voice | None:
+        """What is kept of one voice, or None."""
+        found = self._voices(
+            "WHERE name = ? GROUP BY voice", checked_text("name", name)
+        )
+        return found[0] if found else None
+
+    def _voices(self, which: str, *values: str) -> list[Voice]:
         with self._reading() as file:
             rows = file.execute(
                 "SELECT name, count(*), total(seconds), voices.added, changed, "
-                "consent FROM voices JOIN prototypes USING (voice) "
-                "GROUP BY voice ORDER BY voice"
+                f"consent FROM voices JOIN prototypes USING (voice) {which}",
+                values,
             ).fetchall()
         voices = [Voice(*row) for row in rows]
         for voice in voices:
@@ -271,6 +281,16 @@ class VoiceStore:
                 (self._number_of(name),),
             ).fetchall()
         return self._embeddings_of([blob for (blob,) in rows])
+
+    def score(self, name: str, embeddings: torch.Tensor) -> torch.Tensor:
+        """Scores [tests] of embeddings [tests, embedding] for one voice.
+
+        They are those that `identify` gives it.
+        """
+        prototypes = self.prototypes(name)
+        size = prototypes.shape[1]
+        tests = normalize(checked_embeddings("embeddings", embeddings, size))
+        return tests @ normalize(normalize(prototypes).mean(0), dim=0)
 
     def identify(
         self,
