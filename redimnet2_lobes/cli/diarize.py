@@ -33,6 +33,7 @@ from redimnet2_lobes.cli.recordings import (
 )
 from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.files.same_space import KEY
+from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
 if TYPE_CHECKING:
     from redimnet2_lobes.voices.diarization import Diarization, Turn
@@ -115,7 +116,7 @@ def diarize(
     encode_batch = any_length(encoder)
     found: dict[str, tuple[Diarization, Scores]] = {}
     with contextlib.ExitStack() as stack:
-        voices, operating_point = None, None
+        voices, operating_point = None, OperatingPoint()
         if store is not None:
             from redimnet2_lobes.files.same_space import check_same_space
             from redimnet2_lobes.voices.store import VoiceStore
@@ -147,6 +148,7 @@ def diarize(
                 faults[path] = error
                 continue
             if voices is not None:
+                assert operating_point.value is not None  # as above
                 result, scores = diarization.name_speakers(
                     result, voices, operating_point.value
                 )
@@ -158,8 +160,8 @@ def diarize(
     if as_json:
         text = json.dumps(
             {
-                "threshold": operating_point and operating_point.value,
-                "threshold_origin": operating_point and operating_point.origin,
+                "threshold": operating_point.value,
+                "threshold_origin": operating_point.origin,
                 KEY: space,
                 "files": [
                     _as_dictionary(path, *result)

@@ -16,6 +16,7 @@ from redimnet2_lobes.cli.encoder import (
     any_length,
     encoder_options,
     find_operating_point,
+    find_own_operating_points,
     load_encoder,
     space_of,
     threshold_option,
@@ -145,19 +146,11 @@ def serve(
         from redimnet2_lobes.voices.store import VoiceStore
 
         space = space_of(encoder)
-        with VoiceStore(store, space) as voices:  # or a line says why not
-            kept = voices.read_operating_points()
-        own = None
-        if kept is not None:
-            from redimnet2_lobes.scoring.operating_points import from_json
-
-            own = from_json(kept, store)
-        if own and threshold is None:
-            operating_point = own.operating_point
-        else:
-            operating_point = find_operating_point(
-                *(threshold, model, encoder, space, vad)
-            )
+        VoiceStore(store, space).close()  # or a line says why not
+        own = find_own_operating_points(None, store, model, space)
+        operating_point = find_operating_point(
+            threshold, own, model, encoder, space, vad
+        )
         encode_batch = any_length(encoder)
         # What first calls load, once for all threads.
         second = torch.zeros(1, SAMPLE_RATE)

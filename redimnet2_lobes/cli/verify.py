@@ -61,7 +61,7 @@ def verify(
 ) -> str:
     """Says whether two recordings are of the same speaker."""
     paths = [enrolment, test]
-    space_of_voice, voice, seconds = None, None, None
+    space_of_voice, voice, seconds = None, None, 0.0
     if store is not None:
         space_of_voice, voice, seconds = kept_voice(store, enrolment)
         paths = [test]

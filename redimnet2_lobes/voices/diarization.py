@@ -10,7 +10,7 @@ Authors
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -222,7 +222,7 @@ def join_turns(turns: list[Turn]) -> list[Turn]:
     return joined
 
 
-def _pieces(path: str, seconds: float, task: str) -> Iterator[torch.Tensor]:
+def _pieces(path: str, seconds: float, task: str) -> Iterable[torch.Tensor]:
     return tqdm(
         read_pieces(path, seconds, keep_silence=True),
         desc=f"{task} {path}",
