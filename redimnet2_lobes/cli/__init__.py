@@ -13,9 +13,9 @@ the input; 2 if the command line itself is wrong; 130 after Ctrl-C.
 
 ``embed``, ``enrol`` and ``identify`` go on where a recording cannot be used.
 They print the results of the others, then a line on stderr for each that was
-left out, with the reason, and the exit code is 1. ``--strict`` stops at the first.
-``embed --output=x.npz`` also writes ``x.left_out.csv``, with the columns ID,
-wav, spk_id (empty) and reason.
+left out, with the reason, and the exit code is 1. ``--strict`` stops at the
+first. ``embed --output=x.npz`` also writes ``x.left_out.csv``, with the columns
+ID, wav, spk_id (empty) and reason.
 
 With ``--json`` the results are one JSON value, floats in full precision:
 
