@@ -800,7 +800,7 @@ def test_requests_in_flight_are_answered_at_the_end(server, store):
 def test_a_server_that_is_killed_leaves_whole_voices(model, store):
     content = recording(0)
     answered = []
-    for attempt in range(3):
+    for attempt in range(2):
         with Server(model, store) as server, ThreadPoolExecutor(8) as threads:
 
             def enrol_some(worker, url=server.url, attempt=attempt):

@@ -73,16 +73,9 @@ class Computation:
         What ``work`` raises passes through.
         """
         deadline = time.monotonic() + self.limits.timeout
-        late = refusal(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            f"not computed within {self.limits.timeout:g} s; try again, or "
-            "send a shorter recording",
-            RETRY,
-        )
-
         def unless_late(body: bytes) -> Result:
             if time.monotonic() > deadline:
-                raise late  # nobody waits any more
+                raise self._late()  # nobody waits any more
             return work(body)
 
         if not self.free:
@@ -103,8 +96,16 @@ class Computation:
         future.add_done_callback(self._give_back)
         await asyncio.wait([future], timeout=deadline - time.monotonic())
         if not future.done():
-            raise late
+            raise self._late()
         return future.result()
+
+    def _late(self) -> HTTPException:
+        return refusal(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"not computed within {self.limits.timeout:g} s; try again, or "
+            "send a shorter recording",
+            RETRY,
+        )
 
     def _give_back(self, future: asyncio.Future) -> None:
         self.free += 1

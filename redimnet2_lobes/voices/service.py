@@ -110,6 +110,14 @@ def make_app(
         False takes all audio for speech.
     limits
         What a request may take.
+
+    Example
+    -------
+    >>> def encode_batch(wavs, wav_lens):  # in place of a network
+    ...     return wavs[:, None, :2]
+    >>> app = make_app(encode_batch, "voices.sqlite", "redimnet2-b0-1")
+    >>> [route.path for route in app.routes][:3]
+    ['/health', '/metrics', '/voices']
     """
     registry = CollectorRegistry()
     service = _Service(

@@ -9,10 +9,11 @@ import torch
 
 from fuzz.inputs import mutated, text
 from fuzz.oracle import Target
-from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.data.audio import AudioError, load_waveform
 from redimnet2_lobes.data.crops import RandomCrop
 from redimnet2_lobes.inference.encode import load_source
 from redimnet2_lobes.inference.long_files import encode_files, read_pieces
+from redimnet2_lobes.voices.uploads import decode_upload
 
 FORMATS = (
     *(("WAV", "PCM_16"), ("WAV", "PCM_U8"), ("WAV", "FLOAT")),
@@ -61,6 +62,15 @@ def check(waveform):
 def load(path):
     waveform = load_waveform(path)
     check(waveform)
+
+
+def receive(path):
+    try:
+        waveform = decode_upload(path.read_bytes(), longest=0.2)
+    except AudioError as error:  # it knows no file
+        raise AudioError(error.reason, error.remedy, str(path)) from None
+    check(waveform)
+    assert len(waveform) <= 3300
 
 
 def moments(wavs, wav_lens):
@@ -128,6 +138,7 @@ def places():
 
 TARGETS = (
     Target("waveform", "a.wav", waveforms, load),
+    Target("upload", "a.wav", waveforms, receive),
     Target("long-file", "a.wav", lambda: mutations(audio(1.3, 8000)), embed),
     Target(
         "crop",
