@@ -10,6 +10,7 @@ import redimnet2_lobes
 from redimnet2_lobes import OnlineEncoder, ReDimNet2
 from redimnet2_lobes.data import speech
 from redimnet2_lobes.data.speech import find_speech
+from redimnet2_lobes.data.speech_stream import MARGIN
 from redimnet2_lobes.inference.long_files import encode_files
 from redimnet2_lobes.onnx.export import export_onnx
 
@@ -110,6 +111,7 @@ def test_windows_are_averaged_as_files_average_pieces(tmp_path):
 @pytest.fixture
 def spoken_probabilities(monkeypatch):
     monkeypatch.setattr(speech, "_session", SpokenProbabilities)
+    monkeypatch.setattr(speech, "at_usual_level", lambda waveform: waveform)
 
 
 def with_pauses(random, seconds):
@@ -143,7 +145,7 @@ def test_without_enough_speech_there_is_no_embedding(spoken_probabilities):
     assert feed_by_seconds(encoder, waveform) == [None, None]
     assert spectrum.lengths == []
     # Half a second is enough where no more will come.
-    assert encoder.finish().speech_seconds == (8192 + 2 * 480) / SECOND
+    assert encoder.finish().speech_seconds == (8192 + 2 * MARGIN) / SECOND
     feed_by_seconds(encoder, 0.1 + 0.01 * torch.rand(3 * SECOND))
     assert encoder.finish() is None
 

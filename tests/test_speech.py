@@ -68,7 +68,7 @@ def test_speech_is_where_somebody_speaks(spoken):
     assert torch.equal(found.of(spoken), torch.cat(parts))
     assert len(find_speech(spoken, pause=2).spans) == 1
     noise = torch.randn(5 * RATE, generator=torch.Generator().manual_seed(0))
-    assert find_speech(at_usual_level(noise)).spans == []
+    assert find_speech(noise).spans == []
 
 
 @pytest.mark.parametrize("size", [1, 63, 512, 1000, 15999, 100000])
@@ -83,12 +83,12 @@ def test_chunks_do_not_matter(size, spoken):
     assert np.allclose(detector.probabilities, expected, rtol=0, atol=1e-5)
     found = detector.finish()
     assert found.spans
-    assert found == whole.finish() == find_speech(spoken)
+    assert found == whole.finish()
 
 
 def test_the_package_finds_the_same(spoken):
     expected = get_speech_timestamps_sequence(
-        spoken, load_silero_vad(sequence=True)
+        at_usual_level(spoken), load_silero_vad(sequence=True)
     )
     found = find_speech(spoken, pause=0.1, padding=0.03)
     assert found.spans == [(each["start"], each["end"]) for each in expected]
@@ -96,8 +96,8 @@ def test_the_package_finds_the_same(spoken):
 
 @pytest.mark.parametrize("gain", [1e-4, 0.01, 30, 2.0**30])
 def test_the_level_does_not_matter(gain, spoken):
-    expected = find_speech(at_usual_level(spoken))
-    found = find_speech(at_usual_level(spoken * gain))
+    expected = find_speech(spoken)
+    found = find_speech(spoken * gain)
     assert found.seconds == pytest.approx(expected.seconds, abs=0.1)
     silence = torch.zeros(9)
     assert torch.equal(at_usual_level(silence), silence)
@@ -206,7 +206,7 @@ def test_the_speech_alone_is_embedded(tmp_path, spoken):
     assert pieces == {}
     for path in paths[:2]:
         waveform = load_waveform(path)
-        assert speech[path] == find_speech(at_usual_level(waveform))
+        assert speech[path] == find_speech(waveform)
         alone = speech[path].of(waveform)
         expected = remember(alone[None], torch.ones(1)).flatten()
         assert torch.allclose(found[path], expected, atol=1e-6)
@@ -334,7 +334,7 @@ def alone(speakers, tmp_path_factory):
     shutil.copytree(speakers, folder, dirs_exist_ok=True)
     for path in folder.rglob("*.wav"):
         waveform = load_waveform(path)
-        speech = find_speech(at_usual_level(waveform)).of(waveform)
+        speech = find_speech(waveform).of(waveform)
         soundfile.write(path, speech.numpy(), RATE, subtype="FLOAT")
     return folder
 
@@ -364,7 +364,7 @@ def test_verify_compares_the_speech_alone(any_model, speakers, alone, run):
     )
     assert found["score"] == pytest.approx(expected["score"], abs=1e-5)
     for side, path in zip(("enrolment", "test"), pair, strict=True):
-        speech = find_speech(at_usual_level(load_waveform(path)))
+        speech = find_speech(load_waveform(path))
         assert found[f"{side}_speech_seconds"] == speech.seconds
         assert found[f"{side}_seconds"] == speech.samples / RATE
     whole = json.loads(
@@ -378,7 +378,7 @@ def test_verify_says_how_much_speech_there_is(model, speakers, run):
     lines = run("verify", *pair, "--threshold=0.5").splitlines()
     assert len(lines) == 5
     for line, path, seconds in zip(lines, pair, ("5.0", "6.0"), strict=False):
-        speech = find_speech(at_usual_level(load_waveform(path)))
+        speech = find_speech(load_waveform(path))
         assert line == f"speech     {path}: {speech}"
         assert line.endswith(f" s of speech in {seconds} s")
     assert lines[2].startswith("score      ")
@@ -410,7 +410,7 @@ def test_identify_compares_the_speech_alone(model, speakers, alone, run):
     for row, other, line in zip(
         found["files"], expected["files"], lines, strict=True
     ):
-        speech = find_speech(at_usual_level(load_waveform(row["name"])))
+        speech = find_speech(load_waveform(row["name"]))
         assert row["speech_seconds"] == speech.seconds
         assert row["seconds"] == speech.samples / RATE
         assert line.endswith(f"; {speech})")
@@ -456,7 +456,7 @@ def test_little_speech_is_noted(model, speakers, tmp_path, capsys):
     good = speakers / "anna" / "2.wav"
     main(["verify", str(good), str(paths[0])])
     (line,) = capsys.readouterr().err.splitlines()
-    speech = find_speech(at_usual_level(load_waveform(paths[0])))
+    speech = find_speech(load_waveform(paths[0]))
     assert 0.25 < speech.seconds < 1
     expected = "note: scores of less than 1 s of speech are uncertain: "
     assert line == f"{expected}{paths[0]} ({speech})"

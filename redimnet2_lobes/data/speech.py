@@ -161,7 +161,7 @@ def find_speech(
     """Where somebody speaks in a waveform [samples], mono, 16 kHz.
 
     Shorter pauses (in seconds) are of the speech, and so is the ``padding``
-    before and after it.
+    before and after it. It is searched `at_usual_level`.
 
     Example
     -------
@@ -169,7 +169,7 @@ def find_speech(
     Speech(spans=[], samples=16000)
     """
     detector = SpeechDetector()
-    detector.feed(waveform)
+    detector.feed(at_usual_level(waveform))
     return detector.finish(pause, padding)
 
 

@@ -6,21 +6,27 @@ Authors
 
 import torch
 
-from redimnet2_lobes.data.speech import FRAME, SpeechDetector
+from redimnet2_lobes.data.speech import (
+    FRAME,
+    PADDING,
+    PAUSE,
+    SpeechDetector,
+)
+from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
 # The rules of silero-vad's get_speech_timestamps_from_probs, which needs all
 # probabilities at once.
 SPEECH, NO_SPEECH = 0.5, 0.35  # probabilities; between, all stays as it was
 LEAST_SPEECH = 4000  # samples; less is none
-LEAST_PAUSE = 1600
-MARGIN = 480  # before and after speech
+LEAST_PAUSE = round(PAUSE * SAMPLE_RATE)
+MARGIN = round(PADDING * SAMPLE_RATE)  # before and after speech
 
 
 class SpeechStream:
     """Gives the speech of audio that arrives in chunks, and keeps none of it.
 
-    All that it gives, put together, is ``find_speech(waveform).of(waveform)``
-    of the whole waveform. Speech is given 0.25 s after it has begun, then
+    All that it gives, put together, is what a `SpeechDetector` finds in the
+    whole. Speech is given 0.25 s after it has begun, then
     without delay. What follows it is held until it is a pause or speech again.
 
     Example

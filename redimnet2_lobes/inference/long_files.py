@@ -32,7 +32,6 @@ from redimnet2_lobes.data.audio import (
 )
 from redimnet2_lobes.data.speech import (
     Speech,
-    at_usual_level,
     find_speech,
     load_detector,
 )
@@ -319,7 +318,7 @@ def _speech_pieces(
     longest = round(seconds * SAMPLE_RATE)
     held, spans, samples, pieces = torch.empty(0), [], 0, 0
     for searched in read_pieces(path, SEARCHED_AT_ONCE, keep_silence=True):
-        found = find_speech(at_usual_level(searched)).spans
+        found = find_speech(searched).spans
         spans += [(samples + start, samples + stop) for start, stop in found]
         samples += len(searched)
         parts = [searched[start:stop] for start, stop in found]
@@ -346,5 +345,5 @@ def _load(path: str) -> torch.Tensor:
 def _load_speech(path: str, speech: dict[str, Speech]) -> torch.Tensor:
     """The speech of a short file, and where it is."""
     waveform = _load(path)
-    speech[path] = find_speech(at_usual_level(waveform))
+    speech[path] = find_speech(waveform)
     return speech[path].of(waveform, path)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from redimnet2_lobes.data.audio import LARGEST_SAMPLE, AudioError
+from redimnet2_lobes.data.speech import find_speech
 from redimnet2_lobes.data.speech_stream import SpeechStream
 from redimnet2_lobes.files.settings import check_at_least
 from redimnet2_lobes.inference.averaged_pieces import AveragedPieces
@@ -87,7 +88,7 @@ class OnlineEncoder:
         self._waiting = torch.zeros(0)  # less than a second
         self._samples = 0  # of the stream, without those
         self._embedded = 0  # what of them is embedded
-        self._kept = torch.zeros(0)  # all of that, while it fits a piece
+        self._kept = torch.zeros(0)  # all of the stream, while it fits a piece
         self._open = torch.zeros(0)  # and the window that is not finished
         self._finished = AveragedPieces()
         self._latest: AveragedPieces | None = None  # with the open window
@@ -109,7 +110,7 @@ class OnlineEncoder:
                 self._open = torch.zeros(0)
             second = self._waiting[:SAMPLE_RATE]
             self._waiting = self._waiting[SAMPLE_RATE:]
-            self._samples += SAMPLE_RATE
+            self._keep(second)
             self._add(self._speech.feed(second) if self._speech else second)
         self._waiting = self._waiting.clone()  # not to keep all of the chunk
         if self._embedded < LEAST_SECONDS * SAMPLE_RATE:
@@ -124,7 +125,16 @@ class OnlineEncoder:
         silence or no speech.
         """
         try:
-            self._samples += len(self._waiting)
+            self._keep(self._waiting)
+            if self._samples <= self._piece:
+                whole = self._kept
+                if self._speech:
+                    spans = find_speech(whole).spans
+                    parts = [whole[start:stop] for start, stop in spans]
+                    whole = torch.cat([torch.zeros(0), *parts])
+                self._embedded = len(whole)
+                average = self._plus(AveragedPieces(), whole)
+                return self._online_embedding(average)
             self._add(
                 torch.cat(
                     [self._speech.feed(self._waiting), self._speech.finish()]
@@ -132,21 +142,21 @@ class OnlineEncoder:
                 if self._speech
                 else self._waiting
             )
-            if self._embedded > self._piece:
-                return self._online_embedding(self._average())
-            return self._online_embedding(
-                self._plus(AveragedPieces(), self._kept)
-            )
+            return self._online_embedding(self._average())
         finally:
             self._begin()
+
+    def _keep(self, audio: torch.Tensor) -> None:
+        """Keeps audio [samples] to the end of a stream that fits a piece."""
+        self._samples += len(audio)
+        fits = self._samples <= self._piece
+        self._kept = torch.cat([self._kept, audio]) if fits else torch.zeros(0)
 
     def _add(self, audio: torch.Tensor) -> None:
         """Takes audio [samples] that is to be embedded."""
         if not len(audio):
             return
         self._embedded += len(audio)
-        fits = self._embedded <= self._piece
-        self._kept = torch.cat([self._kept, audio]) if fits else torch.zeros(0)
         self._open = torch.cat([self._open, audio])
         self._latest = None
 

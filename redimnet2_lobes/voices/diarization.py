@@ -18,7 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import AudioError
-from redimnet2_lobes.data.speech import Speech, SpeechDetector
+from redimnet2_lobes.data.speech import (
+    Speech,
+    SpeechDetector,
+    at_usual_level,
+)
 from redimnet2_lobes.inference.encode import EncodeBatch, check_finite
 from redimnet2_lobes.inference.long_files import read_pieces
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
@@ -235,7 +239,7 @@ def _pieces(path: str, seconds: float, task: str) -> Iterable[torch.Tensor]:
 def _find_speech(path: str, seconds_per_piece: float) -> Speech:
     detector = SpeechDetector()
     for piece in _pieces(path, seconds_per_piece, "speech"):
-        detector.feed(piece)
+        detector.feed(at_usual_level(piece))
     return detector.finish()
 
 

@@ -32,7 +32,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from redimnet2_lobes.data.audio import AudioError
-from redimnet2_lobes.data.speech import find_speech
+from redimnet2_lobes.data.speech import at_usual_level, find_speech
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.inference.encode import EncodeBatch, check_finite
@@ -408,7 +408,7 @@ class _Service:
             known_seconds=known_seconds,
             speech_only=self.speech_only,
         )
-        enrolment.add(waveform)
+        enrolment.add(at_usual_level(waveform))
         taken = sum(enrolment.seconds)
         others = sum(
             piece.quality.speech_seconds

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import load_waveform
-from redimnet2_lobes.data.speech import Speech, at_usual_level, find_speech
+from redimnet2_lobes.data.speech import Speech, find_speech
 from redimnet2_lobes.data.trials import read_trials
 from redimnet2_lobes.inference.encode import encode_utterances
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
@@ -47,7 +47,7 @@ def main(arguments=None):
     for name, change in tqdm(conditions().items()):
         random = torch.Generator().manual_seed(0)
         waveforms = [change(waveform, random) for waveform in trials.waveforms]
-        found = [find_speech(at_usual_level(each)) for each in waveforms]
+        found = [find_speech(each) for each in waveforms]
         alone = speech_of(waveforms, found)
         rates = [
             f"{100 * trials.eer(encode_batch, each):.2f}"
@@ -169,10 +169,7 @@ def other_borders(trials, encode_batch):
     """Lines of a table: the EER by what counts as a pause, and the padding."""
     lines = ["| pause, s | padding, s | EER % |", "|---:|---:|---:|"]
     for pause, padding in BORDERS:
-        found = [
-            find_speech(at_usual_level(each), pause, padding)
-            for each in trials.waveforms
-        ]
+        found = [find_speech(each, pause, padding) for each in trials.waveforms]
         rate = trials.eer(encode_batch, speech_of(trials.waveforms, found))
         lines.append(f"| {pause:g} | {padding:g} | {100 * rate:.2f} |")
     return lines
@@ -180,7 +177,7 @@ def other_borders(trials, encode_batch):
 
 def little_speech(trials, encode_batch):
     """Lines of a table: the EER of the first seconds of speech."""
-    found = [find_speech(at_usual_level(each)) for each in trials.waveforms]
+    found = [find_speech(each) for each in trials.waveforms]
     speech = speech_of(trials.waveforms, found)
     lines = ["| the first seconds of speech, at most | EER % |", "|---|---:|"]
     for seconds in (0.5, 1, 1.5, 2, 3):
