@@ -1,4 +1,4 @@
-"""Thresholds for one's own recordings: what is found, said, kept and refused."""
+"""Thresholds for one's own recordings: found, explained, kept and refused."""
 
 import json
 import shutil
