@@ -7,6 +7,7 @@ import torch
 
 from redimnet2_lobes.scoring.calibration import (
     Calibration,
+    held_out_ratios,
     load_calibrations,
     quality_measures,
     save_calibrations,
@@ -81,6 +82,22 @@ def test_trials_told_apart_without_error_and_constant_features():
     assert (calibration(features).abs() < 30).all()
     assert ((calibration(features) > 0) == labels).all()
     assert calibration.weights["lower duration"] == 0
+
+
+def test_held_out_ratios_know_neither_speaker():
+    """Other trials of the speakers of a trial do not change its ratio."""
+    speakers = torch.combinations(torch.arange(12), with_replacement=True)
+    labels = speakers[:, 0] == speakers[:, 1]
+    generator = torch.Generator().manual_seed(0)
+    scores = labels + 0.5 * torch.randn(len(labels), generator=generator)
+    ratios = held_out_ratios({"score": scores}, labels, speakers)
+    for trial in (0, 1, 40):
+        touched = torch.isin(speakers, speakers[trial]).any(dim=1)
+        changed = scores + 5 * touched
+        changed[trial] = scores[trial]
+        again = held_out_ratios({"score": changed}, labels, speakers)
+        torch.testing.assert_close(again[trial], ratios[trial])
+        assert not torch.allclose(again[~touched], ratios[~touched])
 
 
 @pytest.mark.parametrize("label", [True, False])

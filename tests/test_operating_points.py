@@ -1,4 +1,4 @@
-"""Thresholds for recordings of one's own: what is found, said and refused."""
+"""Thresholds for one's own recordings: found, explained, kept and refused."""
 
 import json
 import shutil

@@ -15,8 +15,9 @@ trial of two speakers counts the product of their numbers, as in Snijders and
 Borgatti, "Non-parametric standard errors and tests for network statistics",
 Connections, 1999, and Owen, "The pigeonhole bootstrap", Annals of Applied
 Statistics, 2007: what is due to speakers gets the variance that it has, what is
-due to single pairs of them up to three times as much, so that such intervals
-are rather too wide. Two copies of a speaker make no trial of two speakers.
+due to single pairs of them up to three times as much. Two copies of a speaker
+make no trial of two speakers. Of few speakers, or for small rates, intervals
+are still somewhat too narrow, as those of quantiles are.
 
 Scores are sorted once. Each resample is a set of weights, with cumulative sums
 in that order.
