@@ -166,7 +166,9 @@ class OnlineEncoder:
             self._latest = self._plus(self._finished, self._open)
         return self._latest
 
-    def _plus(self, average: AveragedPieces, audio: torch.Tensor):
+    def _plus(
+        self, average: AveragedPieces, audio: torch.Tensor
+    ) -> AveragedPieces:
         """With one more piece [samples], unless it is too short or silent."""
         if len(audio) < WINDOW or audio.min() == audio.max():
             return average

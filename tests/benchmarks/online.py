@@ -91,44 +91,59 @@ def tested_voices(corpus):
 def cost(encode_batch, voices, turns):
     speech = torch.cat([part for parts in voices.values() for part in parts])
     seconds = speech.repeat(2)[: OLD * SAMPLE_RATE].split(SAMPLE_RATE)
-    yield "| stream | begins, ms | ten minutes old, ms | ratio | held, MiB |"
-    yield "|---|---:|---:|---:|---:|"
+    yield (
+        "| stream | begins: ms | embedded, s | ten minutes old: ms "
+        "| embedded, s | ratio of ms per embedded s | held, MiB |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|"
     for speech_only in (False, True):
-        old = OnlineEncoder(encode_batch, speech_only)
+        embedded = []
+
+        def counted(wavs, wav_lens, embedded=embedded):
+            embedded.append(wavs.shape[1] / SAMPLE_RATE)
+            return encode_batch(wavs, wav_lens)
+
+        begins = OnlineEncoder(counted, speech_only)
+        old = OnlineEncoder(counted, speech_only)
         old.feed(torch.cat(seconds))
-        times = {"new": [], "old": []}
-        new = OnlineEncoder(encode_batch, speech_only)
+        rows = {begins: [], old: []}
         for second in seconds[:turns]:
-            for name, encoder in (("new", new), ("old", old)):
+            for encoder, row in rows.items():
+                embedded.clear()
                 start = time.perf_counter()
                 encoder.feed(second)
-                times[name].append(1000 * (time.perf_counter() - start))
-        begins, lasts = (statistics.mean(times[x]) for x in ("new", "old"))
+                taken = 1000 * (time.perf_counter() - start)
+                row.append((taken, sum(embedded)))
+        (first, first_s), (last, last_s) = (
+            map(statistics.mean, zip(*row, strict=True))
+            for row in rows.values()
+        )
         name = "the speech alone" if speech_only else "everything"
-        ratio, memory = lasts / begins, memory_of(encode_batch, speech_only)
+        memory = memory_of(encode_batch, speech_only, seconds)
         yield (
-            f"| {name} | {begins:.1f} | {lasts:.1f} | {ratio:.2f} | "
-            f"{memory:.1f} |"
+            f"| {name} | {first:.1f} | {first_s:.2f} | {last:.1f} "
+            f"| {last_s:.2f} | {last / last_s * first_s / first:.2f} "
+            f"| {memory:.1f} |"
         )
     yield ""
     yield (
         f"Means of {turns} seconds each, in turns. Held: by what the process "
-        "has grown in ten minutes of stream, the network replaced by a sum."
+        "has grown at most in ten minutes of stream, with a sum in place of "
+        "the network."
     )
 
 
-def memory_of(encode_batch, speech_only):
+def memory_of(encode_batch, speech_only, seconds):
     """MiB that a stream of ten minutes takes, without the network."""
-    width = encode_batch(torch.ones(1, SAMPLE_RATE), torch.ones(1)).shape[-1]
+    width = encode_batch(torch.rand(1, SAMPLE_RATE), torch.ones(1)).shape[-1]
     encoder = OnlineEncoder(
         lambda wavs, _: wavs.sum() + torch.arange(width), speech_only
     )
-    random = torch.Generator().manual_seed(1)
-    encoder.feed(torch.rand(SAMPLE_RATE, generator=random))
+    encoder.feed(seconds[0])
     forget_peak_memory()
     before = process_memory("VmRSS")
-    for _ in range(OLD):
-        encoder.feed(torch.rand(SAMPLE_RATE, generator=random))
+    for second in seconds:
+        encoder.feed(second)
     return grown(process_memory("VmHWM"), before)
 
 
