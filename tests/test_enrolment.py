@@ -35,6 +35,8 @@ from redimnet2_lobes.voices.store import VoiceStore
 enrol_module = sys.modules["redimnet2_lobes.cli.enrol"]
 
 VOICES = 4
+# For three recordings of each voice.
+OPTIONS = "--seconds=9", "--threshold=0.8"
 
 
 def spoken(voice, seconds=4.0, utterance=1, silence=0.0):
@@ -66,7 +68,7 @@ def encode_batch(wavs, wav_lens):
 
 
 def enrolment_of(**options):
-    return Enrolment(encode_batch, **{"limit": 0.8, **options})
+    return Enrolment(encode_batch, **{"seconds": 9, "limit": 0.8, **options})
 
 
 def voices_of(enrolment):
@@ -323,7 +325,7 @@ def refusal_of(capsys):
     def run(*arguments):
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            main(["enrol", *map(str, arguments), "--threshold=0.8"])
+            main(["enrol", *OPTIONS, *map(str, arguments)])
         captured = capsys.readouterr()
         lines = captured.err.splitlines()
         if isinstance(caught.value.code, str):  # which Python prints
@@ -335,7 +337,7 @@ def refusal_of(capsys):
 
 
 def enrol(run, *arguments):
-    return run("enrol", *arguments, "--threshold=0.8")
+    return run("enrol", *OPTIONS, *arguments)
 
 
 def content_of(store):
@@ -457,7 +459,7 @@ def test_a_voice_that_has_another_name(recordings, store, run, capsys):
     enrol(run, "bea", recordings / "bea", f"--store={store}")
     arguments = ["enrol", "eve", str(recordings / "anna"), f"--store={store}"]
     capsys.readouterr()
-    main([*arguments, "--threshold=0.8"])
+    main([*arguments, *OPTIONS])
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert line.startswith(f"note: {store}: the voice of eve may be that of an")
@@ -493,6 +495,28 @@ def test_recordings_that_cannot_be_used(
     assert text == "" and not store.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["", "a.wav"], "NAME: expected one line"),
+        (["anna", "a.wav", "--consent= "], "--consent: expected one line"),
+        (["anna", "lost.wav"], "lost.wav: missing; check the path"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(
+    arguments, words, error_of, store, monkeypatch
+):
+    monkeypatch.delattr(enrol_module, "load_encoder")
+    line = error_of("enrol", *arguments, f"--store={store}")
+    assert words in line and not store.exists()
+
+
+def test_names_of_equal_letters_are_one(recordings, store, run):
+    for name in ("Zoe\u0308", "Zo\u00eb"):
+        enrol(run, name, recordings / "anna", f"--store={store}")
+    assert content_of(store) == {"Zo\u00eb": [0] * 6}
+
+
 def test_without_voice_activity(recordings, store, run):
     text = enrol(
         run, "anna", recordings / "anna", f"--store={store}", "--no_vad"
@@ -504,7 +528,12 @@ def test_a_model_without_threshold(recordings, store, capsys, monkeypatch):
     monkeypatch.setattr(
         enrol_module, "find_operating_point", lambda *_: OperatingPoint()
     )
-    main(["enrol", "anna", str(recordings / "anna"), f"--store={store}"])
+    main(
+        [
+            *("enrol", "anna", str(recordings / "anna")),
+            *(f"--store={store}", "--seconds=9"),
+        ]
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("note: no threshold known: ")
     assert "0.25" in line
@@ -536,7 +565,7 @@ def test_another_process_changes_the_store(
 
     arguments = [
         *("enrol", "anna", recordings / "anna", f"--store={store}"),
-        "--threshold=0.8",
+        *OPTIONS,
     ]
     row = prototype[0].tolist()
     add = f"voices.add('{{}}', torch.tensor([{row}]), [3.0])"
@@ -558,7 +587,7 @@ def test_a_store_of_another_space(recordings, store, run, error_of):
         pass
     line = error_of(
         *("enrol", "anna", recordings / "anna", f"--store={store}"),
-        "--threshold=0.8",
+        *OPTIONS,
     )
     assert line.startswith(f"error: {store}: ") and "others" in line
 
@@ -570,6 +599,6 @@ def test_with_a_model_folder(recordings, tmp_path, run):
     store = tmp_path / "voices.sqlite"
     text = run(
         *("enrol", "anna", recordings / "anna", f"--store={store}"),
-        *(f"--model={folder}", "--threshold=-1"),
+        *(f"--model={folder}", "--threshold=-1", "--seconds=9"),
     )
     assert "enrolled  anna: 100 %" in text

@@ -2,7 +2,8 @@
 
 ``redimnet2 verify a.wav b.wav`` says whether two recordings are of one speaker,
 ``redimnet2 embed FILES`` writes embeddings, and ``redimnet2 identify --enrol
-FOLDER FILES`` says who speaks. ``convert``, ``push`` and ``export`` take models
+FOLDER FILES`` says who speaks. ``enrol NAME FILES`` keeps a voice in a store.
+``convert``, ``push`` and ``export`` take models
 from one form to another, ``check`` runs an exported one. ``--help`` explains
 each.
 
@@ -10,11 +11,11 @@ Results go to stdout, everything else to stderr. The exit code is 0 if there is
 a result, whatever it is; 1 with one line on stderr if something is wrong with
 the input; 2 if the command line itself is wrong; 130 after Ctrl-C.
 
-``embed`` and ``identify`` go on where a recording cannot be used. They print
-the results of the others, then a line on stderr for each that was left out,
-with the reason, and the exit code is 1. ``--strict`` stops at the first.
-``embed --output=x.npz`` also writes ``x.left_out.csv``, with the columns ID,
-wav, spk_id (empty) and reason.
+``embed``, ``enrol`` and ``identify`` go on where a recording cannot be used.
+They print the results of the others, then a line on stderr for each that was
+left out, with the reason, and the exit code is 1. ``--strict`` stops at the
+first. ``embed --output=x.npz`` also writes ``x.left_out.csv``, with the columns
+ID, wav, spk_id (empty) and reason.
 
 With ``--json`` the results are one JSON value, floats in full precision:
 
@@ -25,6 +26,11 @@ With ``--json`` the results are one JSON value, floats in full precision:
   four are null with ``--no_vad``);
 - embed: a list of objects with ``name``, ``embedding`` and
   ``embedding_space``;
+- enrol: an object with ``name``, ``percent``, ``speech_seconds`` and
+  ``prototypes`` (those that were added), ``threshold``, ``threshold_origin``
+  (null where none is known), ``embedding_space``, ``files``, a list of objects
+  with ``name``, ``seconds``, ``taken_seconds`` and ``refused_seconds`` (of
+  speech) and ``problems``, and ``left_out`` as of identify;
 - identify: an object with ``threshold``, ``threshold_origin``,
   ``embedding_space``, ``files``, a list of objects with ``name``,
   ``speech_seconds`` and ``seconds`` (null with ``--no_vad``), ``speaker``

@@ -85,10 +85,10 @@ class Heard(NamedTuple):
 )
 @click.option(
     "--seconds",
-    default=9,
+    default=12,
     metavar="SECONDS",
     type=number(float, 1, sys.float_info.max, "a number from 1 on"),
-    help="How much speech is enough; the default is 9. With less nothing is "
+    help="How much speech is enough; the default is 12. With less nothing is "
     "written.",
 )
 @threshold_option
@@ -115,6 +115,11 @@ def enrol(
     A folder stands for all recordings below it. Speech that is too little,
     clipped, noisy or of another voice than before is not taken.
     """
+    from redimnet2_lobes.voices.checks import LONGEST_NOTE, checked_text
+
+    name = checked_text("NAME", name)
+    if consent is not None:
+        consent = checked_text("--consent", consent, LONGEST_NOTE)
     paths = find_files(files)
     faults = None if strict else {}
     check_files(paths, faults)

@@ -25,12 +25,12 @@ from redimnet2_lobes.inference.encode import EncodeBatch, check_finite
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
 # What the figures are from: docs/enrolment.md.
-ENOUGH_SECONDS = 9.0  # of speech in an enrolment
+ENOUGH_SECONDS = 12.0  # of speech in an enrolment
 PIECE_SECONDS = 3.0  # of speech in a piece
 LEAST_SECONDS = 2.0  # of speech in the last piece of an utterance
 LONGEST_SECONDS = 10.0  # of audio in a piece, however little speech it holds
 SILENT_SECONDS = 2.0  # of audio without speech that are worth saying
-MOST_CLIPPED = 0.05  # of the samples of speech
+MOST_CLIPPED = 0.02  # of the samples of speech
 LEAST_SNR_DB = 5.0
 VOICE_LIMIT = 0.25  # SpeechBrain's threshold, for models without one
 
@@ -118,8 +118,9 @@ class Enrolment:
     >>> def encode_batch(wavs, wav_lens):  # in place of a network
     ...     return torch.stack([wavs.mean(1), wavs.std(1)], dim=1).unsqueeze(1)
     >>> enrolment = Enrolment(encode_batch, seconds=6, speech_only=False)
-    >>> [enrolment.feed(torch.rand(8000)).percent for _ in range(14)]
-    [0, 0, 0, 0, 0, 0, 51, 51, 51, 51, 51, 51, 51, 100]
+    >>> chunk = torch.randn(16000) * (torch.arange(16000) < 12000)
+    >>> [enrolment.feed(chunk).percent for _ in range(7)]
+    [0, 0, 0, 51, 51, 51, 100]
     >>> enrolment.prototypes.shape, enrolment.seconds
     (torch.Size([2, 2]), [3.072, 3.072])
     """

@@ -99,12 +99,12 @@ def by_seconds(speakers, spoken, clean, embed):
 
 def other_voices(speakers, spoken, embed):
     """A piece against as many prototypes as there are of others."""
-    for seconds in (1, 2, 3):
+    for seconds in (1, 1.5, 2, 3):
         pieces = {}
         for speaker, files in speakers.items():
             files = [file for file in files if file in spoken]
             whole = torch.cat([spoken[file] for file in files])
-            parts = whole.split(seconds * SAMPLE_RATE)[:-1][:12]
+            parts = whole.split(int(seconds * SAMPLE_RATE))[:-1][:12]
             pieces[speaker] = torch.stack([embed(part) for part in parts])
         for count in (1, 3):
             scores, same = [], []
