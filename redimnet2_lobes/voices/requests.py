@@ -73,6 +73,7 @@ class Computation:
         What ``work`` raises passes through.
         """
         deadline = time.monotonic() + self.limits.timeout
+
         def unless_late(body: bytes) -> Result:
             if time.monotonic() > deadline:
                 raise self._late()  # nobody waits any more
