@@ -371,6 +371,19 @@ def test_metrics(client):
     assert "anna" not in client.get("/metrics").text
 
 
+def test_two_voices_in_a_recording(client):
+    def of_two(seconds, seconds_of_other):
+        other = spoken(1, seconds_of_other, utterance=2)
+        return as_file(np.concatenate([other, spoken(0, seconds, 2)]))
+
+    enrol(client, "anna", 0)
+    more_of_the_other = post(client, "/voices/anna", of_two(4, 10))
+    assert "another voice" in refused(more_of_the_other, 422)
+    less = post(client, "/voices/anna", of_two(10, 4)).json()
+    assert "another voice than before" in less["problems"]
+    assert less["speech_seconds"] < 12 < less["seconds"]
+
+
 def test_no_name_is_logged(store, caplog):
     name = "anna"
 

@@ -415,10 +415,9 @@ class _Service:
             for piece in enrolment.pieces
             if piece.problem == ANOTHER_VOICE
         )
-        problem = enrolment.pieces[-1].problem
-        if others > taken:
-            problem = ANOTHER_VOICE
-        if problem and taken <= others:
+        if taken <= others:
+            problem = ANOTHER_VOICE if others else enrolment.pieces[-1].problem
+            assert problem
             raise refusal(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
                 f"{problem}; {REMEDIES[problem]}",
