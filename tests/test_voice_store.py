@@ -166,6 +166,16 @@ def test_order_and_number_of_tests_do_not_matter(store):
         assert one.score == pytest.approx(other.score, abs=1e-6)
 
 
+def test_own_changes_are_seen(store):
+    test = embeddings(1)
+    fill(store, ["anna", "bert"])
+    assert store.identify(test)[0].name == "bert"
+    store.add("carl", test, [1])
+    assert store.identify(test)[0].name == "carl"
+    store.remove("carl")
+    assert store.identify(test)[0].name == "bert"
+
+
 def test_changes_by_other_processes_are_seen(store, path):
     """Another connection is as another process to SQLite."""
     test = embeddings(1)
@@ -439,6 +449,27 @@ def parts_of(name, rows):
     return parts
 
 
+def leave_copies(path, parts):
+    """In free parts of pages, as SQLite does now and then."""
+    file = sqlite3.connect(path)
+    file.execute("PRAGMA secure_delete = OFF")
+    file.execute("CREATE TABLE copies (copy)")
+    file.execute("INSERT INTO copies VALUES (?)", (b"".join(parts),))
+    file.commit()
+    file.execute("DROP TABLE copies")
+    file.commit()
+    file.close()
+    assert traces(path.parent, parts) == parts
+
+
+def test_copies_of_what_is_removed_are_gone(store, path):
+    fill(store, ["anna", "bert"])
+    parts = parts_of("bert", embeddings(1, 2))
+    leave_copies(path, parts)
+    store.remove("bert")
+    assert traces(path.parent, parts) == []
+
+
 def test_what_is_removed_leaves_no_byte(path, monkeypatch):
     """With names and numbers of prototypes of many lengths.
 
@@ -486,16 +517,8 @@ def test_a_removal_that_is_killed_is_finished_later(store, path):
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    # What a page may still have is put there, to be sure.
     parts = parts_of(names[17], embeddings(17, 3))
-    changed(path, "CREATE TABLE copies (copy)")
-    file = sqlite3.connect(path)
-    file.execute("PRAGMA secure_delete = OFF")
-    file.execute("INSERT INTO copies VALUES (?)", (b"".join(parts),))
-    file.execute("DROP TABLE copies")
-    file.commit()
-    file.close()
-    assert traces(path.parent, parts)
+    leave_copies(path, parts)
     with VoiceStore(path) as store:
         assert store.names() == names[:17] + names[18:]
     assert traces(path.parent, parts) == []

@@ -572,7 +572,8 @@ class VoiceStore:
             raise OSError(
                 f"{self.path}: {error}; nothing is changed"
             ) from error
-        except sqlite3.DatabaseError as error:
+        # Names of a damaged file stand in messages.
+        except (sqlite3.DatabaseError, UnicodeError) as error:
             raise self._damaged(error) from error
 
 
