@@ -67,6 +67,7 @@ HOMES = {
     "evaluate": "scoring.evaluate",
     "ModelPretrainer": "pretrained.loading",
     "SpeakerRecognition": "pretrained.speaker_recognition",
+    "diarize": "voices.diarization",
     "load": "door",
     "space_of": "door",
     "check_same_space": "files.same_space",
