@@ -74,6 +74,7 @@ HOMES = {
     "VoiceStore": "voices.store",
     "Voice": "voices.store",
     "Identification": "voices.search",
+    "diarize": "voices.diarization",
     "load": "door",
     "space_of": "door",
     "check_same_space": "files.same_space",

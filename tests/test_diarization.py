@@ -49,6 +49,9 @@ class LoudIsSpeech:
 @pytest.fixture(autouse=True)
 def loud_is_speech(monkeypatch):
     monkeypatch.setattr(diarization, "SpeechDetector", LoudIsSpeech)
+    monkeypatch.setattr(
+        diarization, "at_usual_level", lambda waveform: waveform
+    )
 
 
 def encode_batch(wavs, wav_lens):
@@ -149,9 +152,9 @@ def test_it_is_the_same_again_and_leaves_random_numbers_alone(meeting):
 
 
 def test_a_change_without_a_pause(tmp_path):
-    path = record(tmp_path / "a.wav", (ANN, 6), (BO, 6))
+    path = record(tmp_path / "a.wav", (ANN, 5.6), (BO, 6.4))
     first, second = diarize(encode_batch, path).turns
-    assert first.end == second.start == pytest.approx(6, abs=0.75)
+    assert first.end == second.start == pytest.approx(5.6, abs=0.1)
     assert (first.start, second.end) == (0, 12)
 
 
@@ -195,7 +198,7 @@ def test_nobody_speaks(tmp_path):
 
 def test_silent_pieces_keep_their_time(meeting):
     whole = torch.cat([*read_pieces(meeting, 60)])
-    pieces = [*read_pieces(meeting, 1, silence=True)]
+    pieces = [*read_pieces(meeting, 1, keep_silence=True)]
     assert not all(piece.any() for piece in pieces)
     assert torch.equal(torch.cat(pieces), whole)
     assert len(torch.cat([*read_pieces(meeting, 1)])) < len(whole)
@@ -266,7 +269,8 @@ def test_only_directions_matter():
 
 def test_more_windows_than_are_clustered(monkeypatch):
     monkeypatch.setattr(clustering, "MOST_WINDOWS", 150)
-    embeddings, labels = voices(200, 230)
+    embeddings, labels = voices(300, 130)
+    embeddings, labels = embeddings[labels.argsort()], labels.sort().values
     asked = []
     spectral = clustering._spectral
 

@@ -883,7 +883,9 @@ def test_operating_points_of_the_store(model, store):
     embeddings = centres + torch.randn(48, 16, generator=random)
     trials = score_all(embeddings, speakers, [3.0] * 48)
     space = space_of(load(model))
-    found = find_operating_points(trials, space, speakers, resamples=20)
+    found = find_operating_points(
+        trials, space, speakers, speech_only=True, resamples=20
+    )
     with VoiceStore(store, space) as voices:
         voices.write_operating_points(to_json(found))
     content = recording(0)

@@ -36,9 +36,9 @@ def score_all(
 
     No recording is compared with itself. With several enrolment utterances the
     recordings of each speaker are split, in a drawn order, into enrolments of
-    so many, with none in two. The mean of their embeddings, each of length 1 before,
-    is compared with all recordings that are not among them, as a store of
-    voices does. What is left over is tested alone.
+    so many, with none in two. The mean of their embeddings, each of length 1
+    before, is compared with all recordings that are not among them, as a store
+    of voices does. What is left over is tested alone.
 
     Arguments
     ---------

@@ -19,6 +19,7 @@ from pyannote.audio.pipelines.speaker_verification import (
     PretrainedSpeakerEmbedding,
     SpeakerEmbedding,
 )
+from pyannote.core import Segment, Timeline
 from pyannote.database.util import load_rttm
 from pyannote.metrics.diarization import DiarizationErrorRate
 from segmentation import load_segmentation
@@ -29,6 +30,7 @@ from redimnet2_lobes.integrations import pyannote as integration
 from redimnet2_lobes.integrations.pyannote import NoPlda, SpeakerEncoder
 from redimnet2_lobes.onnx.export import export_onnx
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.voices.diarization import Turn, to_rttm
 
 PAGE = Path(__file__).parents[3] / "docs" / "pyannote.md"
 PYANNOTE = Path(pyannote.audio.__file__).parent
@@ -387,3 +389,36 @@ def test_patched_it_loads_models_of_the_hub(
         )
     np.testing.assert_allclose(embedding(speech), encoder(speech), atol=1e-5)
     assert list((tmp_path / "cache").glob("models--user--speechbrain-b0"))
+
+
+# Our own turns ----------------------------------------------------------------
+
+
+def test_our_rttm_is_read_and_scored(tmp_path):
+    """The error is counted by hand: 1 s missed, 0.5 s false, 2 s confused."""
+    reference = [Turn(1, 5, "Ann"), Turn(5, 9, "Bo B"), Turn(10, 12, "Ann")]
+    found = [
+        *(Turn(2, 5, "speaker_1"), Turn(5, 7, "speaker_2")),
+        *(Turn(7, 9, "speaker_1"), Turn(10, 12.5, "speaker_1")),
+    ]
+    read = []
+    for number, turns in enumerate((reference, found)):
+        path = tmp_path / f"{number}.rttm"
+        path.write_text(to_rttm("a meeting", turns))
+        (annotation,) = load_rttm(path).values()
+        read.append(annotation)
+        assert annotation.uri == "a_meeting"
+        assert [
+            (segment.start, segment.end, speaker)
+            for segment, _, speaker in annotation.itertracks(yield_label=True)
+        ] == [
+            (turn.start, turn.end, turn.speaker.replace(" ", "_"))
+            for turn in turns
+        ]
+    whole = Timeline([Segment(0, 13)])
+    errors = DiarizationErrorRate()(*read, uem=whole, detailed=True)
+    assert errors["total"] == pytest.approx(10)
+    assert errors["missed detection"] == pytest.approx(1)
+    assert errors["false alarm"] == pytest.approx(0.5)
+    assert errors["confusion"] == pytest.approx(2)
+    assert errors["diarization error rate"] == pytest.approx(0.35)
