@@ -123,8 +123,8 @@ def serve(
         from redimnet2_lobes.voices.service import make_app
     except ImportError as error:
         raise ValueError(
-            "the service needs Starlette, uvicorn and prometheus-client "
-            f"({error}); pip install 'redimnet2-lobes[serve]'"
+            f"the service needs more packages ({error}); pip install starlette "
+            "uvicorn prometheus-client"
         ) from None
     token = _token(token_file)
     if token is None and not _is_local(host):

@@ -213,8 +213,8 @@ def _session():
         return load_silero_vad(sequence=True).session
     except ImportError as error:
         raise ValueError(
-            f"voice activity needs silero-vad and onnxruntime ({error}); pip "
-            "install 'redimnet2-lobes[vad]', or take all audio (--no_vad)"
+            f"voice activity needs silero-vad ({error}); pip install "
+            "silero-vad onnxruntime, or take all audio (--no_vad)"
         ) from None
     finally:
         torch.set_num_threads(threads)  # its import sets them to 1

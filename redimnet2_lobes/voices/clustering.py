@@ -94,7 +94,7 @@ def _spectral(embeddings: torch.Tensor, fewest: int, most: int) -> torch.Tensor:
         except ImportError as error:
             raise ValueError(
                 f"diarization needs scikit-learn ({error}); pip install "
-                "'redimnet2-lobes[diarization]'"
+                "scikit-learn"
             ) from None
     count = len(embeddings)
     clustering = Spec_Clust_unorm()
