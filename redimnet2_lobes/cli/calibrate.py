@@ -91,6 +91,8 @@ def calibrate(
     The folder has one for each speaker, with recordings as they will be made in
     use. All are compared with each other.
     """
+    from redimnet2_lobes.voices.store import VoiceStore
+
     if output is not None and store is not None:
         raise click.UsageError("--store is not allowed with --output")
     if not os.path.isdir(folder):
@@ -109,6 +111,8 @@ def calibrate(
     model, encoder = load_encoder(model, device, threads, engine_cache)
     written = _where(output, store, model)
     space = space_of(encoder)
+    if store is not None:  # what is no store should not be found out at the end
+        VoiceStore(store, space).close()
     speech = {} if vad else None
     embeddings = embed_files(
         encoder, [*of_path], seconds_per_piece, faults, speech
@@ -148,8 +152,6 @@ def calibrate(
         written.parent.mkdir(parents=True, exist_ok=True)
         write_operating_points(found, written)
     else:
-        from redimnet2_lobes.voices.store import VoiceStore
-
         with VoiceStore(store, space) as voices:
             voices.write_operating_points(to_json(found))
     plots = _draw(trials, found, written)

@@ -22,14 +22,19 @@ class Meaning(NamedTuple):
 
 
 def score_meaning(
-    own: OperatingPoints | None, score: float, seconds: Sequence[float]
+    own: OperatingPoints | None,
+    score: float,
+    seconds: Sequence[float],
+    vad: bool,
 ) -> Meaning:
     """Says which share of other speakers scores higher, and the likelihood.
 
-    ``seconds`` are those of the enrolment and of the test utterance.
+    ``seconds`` are those of the enrolment and of the test utterance. Of all
+    audio nothing is known from operating points of speech alone, and the other
+    way round.
     """
     meaning = Meaning([], {})
-    if own is None:
+    if own is None or own.speech_only != vad:
         return meaning
     import torch
 
