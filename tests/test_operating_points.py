@@ -273,7 +273,7 @@ def test_from_a_folder_to_a_decision(
     lines = run("verify", "--no_vad", *pair).splitlines()
     assert lines[1].startswith(f"threshold  {threshold:.4f} (FAR 10 % on own")
     assert lines[3].startswith("false accepts  ")
-    assert "of other speakers of yours score higher" in lines[3]
+    assert "of other speakers score higher than this" in lines[3]
     result = json.loads(run("verify", "--no_vad", *pair, "--json"))
     assert result["threshold"] == threshold
     assert result["same_speaker"] is (result["score"] > threshold)
@@ -375,3 +375,33 @@ def test_what_cannot_be_calibrated(a_model, own, tmp_path, error_of):
     assert "few: too few recordings for trials of both kinds" in line
     for far in ("0", "1", "nan", "x"):
         error_of("calibrate", "--no_vad", own, f"--far={far}", code=2)
+
+
+def test_copies_count_once(run, a_model, own, tmp_path, capsys):
+    folder = tmp_path / "speakers"
+    shutil.copytree(own, folder)
+    before = run("calibrate", "--no_vad", own)
+    for copy in ("p0/copy.wav", "p1/again.wav"):
+        shutil.copy(folder / "p0" / "0.wav", folder / copy)
+    main(["calibrate", "--no_vad", str(folder)])
+    captured = capsys.readouterr()
+    assert captured.err.count("left out, a copy of") == 2
+    assert captured.out == before
+
+
+def test_too_little_for_the_rate_changes_nothing(
+    run, a_model, own, tmp_path, error_of
+):
+    run("calibrate", "--no_vad", own)
+    written = (a_model / "operating_points.json").read_bytes()
+    few = tmp_path / "few"
+    for speaker in ("p0", "p1"):
+        shutil.copytree(own / speaker, few / speaker)
+    line = error_of("calibrate", "--no_vad", few)
+    assert "16 trials of different speakers cannot show" in line
+    assert (a_model / "operating_points.json").read_bytes() == written
+    shown = run("calibrate", "--no_vad", few, "--far=0.1")
+    assert "(0 to 0 %)" not in shown
+    pair = (own / "p0" / "0.wav", own / "p1" / "1.wav")
+    lines = run("verify", "--no_vad", *pair)
+    assert "own recordings of 2 speakers, too few to rely on" in lines

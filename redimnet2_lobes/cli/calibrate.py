@@ -22,7 +22,13 @@ from redimnet2_lobes.cli.encoder import (
     space_of,
     vad_option,
 )
-from redimnet2_lobes.cli.group import LeftOut, command, json_option, number
+from redimnet2_lobes.cli.group import (
+    LeftOut,
+    command,
+    json_option,
+    note,
+    number,
+)
 from redimnet2_lobes.cli.recordings import (
     check_files,
     enrolled_speakers,
@@ -32,6 +38,7 @@ from redimnet2_lobes.files.atomic import check_new_file
 from redimnet2_lobes.scoring.operating_point import OWN_FILE
 
 if TYPE_CHECKING:
+    from redimnet2_lobes.cli.group import Faults
     from redimnet2_lobes.scoring.operating_points import OperatingPoints
     from redimnet2_lobes.scoring.own_trials import OwnTrials
 
@@ -67,7 +74,8 @@ if TYPE_CHECKING:
 @click.option(
     "--store",
     metavar="FILE",
-    help="The store of voices to write into, instead.",
+    help="The store of voices to write into, instead; it is made if there is "
+    "none.",
 )
 @strict_option
 @json_option
@@ -108,6 +116,7 @@ def calibrate(
         path: speaker for speaker, paths in speakers.items() for path in paths
     }
     check_files([*of_path], faults)
+    _leave_out_copies(of_path, faults)
     model, encoder = load_encoder(model, device, threads, engine_cache)
     written = _where(output, store, model)
     space = space_of(encoder)
@@ -140,6 +149,13 @@ def calibrate(
         )
     except ValueError as error:
         raise ValueError(f"folder: {folder}: {error}") from None
+    different = int((~trials.labels).sum())
+    if rates[0] * different < 1:
+        raise ValueError(
+            f"--far: {different} trials of different speakers cannot show a "
+            f"false-accept rate of {100 * rates[0]:g} %; add recordings and "
+            "speakers, or give a higher rate"
+        )
     found = find_operating_points(
         trials,
         space,
@@ -165,6 +181,18 @@ def calibrate(
     if faults:
         raise LeftOut(faults, text)
     return text
+
+
+def _leave_out_copies(of_path: dict[str, str], faults: Faults | None) -> None:
+    """Leaves out copies: compared with itself a recording says nothing."""
+    from redimnet2_lobes.files.download import md5_of
+
+    seen = {}
+    for path in [path for path in of_path if path not in (faults or {})]:
+        first = seen.setdefault(md5_of(path), path)
+        if first != path:
+            note(f"{path}: left out, a copy of {first}")
+            del of_path[path]
 
 
 def _where(output: str | None, store: str | None, model: str) -> Path:

@@ -29,6 +29,7 @@ from redimnet2_lobes.cli.group import (
     command,
     json_option,
     left_out_as_json,
+    note,
 )
 from redimnet2_lobes.cli.recordings import (
     check_files,
@@ -151,6 +152,11 @@ def diarize(
                     raise
                 faults[path] = error
                 continue
+            if len(result.voices) < speakers[0] and result.voices:
+                note(
+                    f"{path}: {len(result.voices)} speakers, not "
+                    f"{speakers[0]}: there is too little speech"
+                )
             if voices is not None:
                 assert operating_point.value is not None  # as above
                 result, scores = diarization.name_speakers(
@@ -212,6 +218,7 @@ def _outputs(output: str, paths: list[str]) -> dict[str, Path]:
         seen[file] = path
         check_absent(file, "--output")
         check_absent(file.with_suffix(".png"), "--output")
+    for file in outputs.values():
         file.parent.mkdir(parents=True, exist_ok=True)
     return outputs
 

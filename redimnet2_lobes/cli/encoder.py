@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     Embeddings = dict[str, torch.Tensor]  # of each path [embedding]
 
 MODEL_VARIABLE = "REDIMNET2_MODEL"
-# Seconds of speech (tests/benchmarks/measured/speech_only.md).
+# Seconds of speech. With less, the EER of the demo's trials is more than twice
+# as high (tests/benchmarks/measured/speech_only.md).
 LITTLE_SPEECH = 1.0
 UNKNOWN = (
     "none known; give --threshold, or find one for recordings of yours by "

@@ -48,9 +48,9 @@ def score_meaning(
         words = interval_in_percent(rate)
         if is_limit:  # there were too few false accepts to tell more
             value, limit = in_percent(rate.value), in_percent(rate.high)
-            words = f"fewer than {value} % (at most {limit} %)"
+            words = f"fewer than {value} % (in truth {limit} % at most)"
         meaning.lines.append(
-            f"false accepts  {words} of other speakers of yours score higher"
+            f"false accepts  {words} of other speakers score higher than this"
         )
         meaning.values["false_accepts"] = {
             **rate._asdict(),

@@ -23,7 +23,7 @@ CONTEXT = 64  # samples before a frame, which the network sees as well
 FRAMES_AT_ONCE = 512
 
 # Seconds. By the package's own, 0.1 and 0.03, the EER of the demo's trials is
-# half as high again (tests/benchmarks/measured/speech_only.md).
+# 1.4 times as high (tests/benchmarks/measured/speech_only.md).
 PAUSE, PADDING = 0.5, 0.2
 USUAL_LEVEL = 0.1  # the standard deviation of samples, -20 dB of full scale
 
