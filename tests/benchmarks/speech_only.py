@@ -172,7 +172,7 @@ def by_speech_found(trials, encode_batch):
     waveforms = [
         with_noise(each, random, 20, each) for each in trials.waveforms
     ]
-    found = [find_speech(at_usual_level(each)) for each in waveforms]
+    found = [find_speech(each) for each in waveforms]
     lines = [
         "| speech found in pink noise of 20 dB, s, at least | recordings | of "
         "all audio, EER % | of speech alone, EER % |",
