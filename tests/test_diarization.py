@@ -38,7 +38,7 @@ class LoudIsSpeech:
     def feed(self, chunk):
         self.heard = torch.cat([self.heard, chunk])
 
-    def finish(self):
+    def finish(self, pause, padding):
         frames = self.heard.abs().unfold(0, 160, 160).amax(1) > 0.01
         edges = torch.diff(frames.int(), prepend=torch.zeros(1)).nonzero()
         edges = [*edges.flatten().tolist(), len(frames)]

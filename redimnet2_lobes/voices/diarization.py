@@ -41,6 +41,9 @@ WINDOW_SECONDS = 1.5
 BRIDGED_BY_WINDOWS = 0.3
 BRIDGED_BY_TURNS = 0.5
 WINDOWS_AT_ONCE = 32
+# Of speech, in seconds: silero-vad's own. What is for embeddings alone takes
+# more around speech, which here would count as spoken.
+PAUSE, PADDING = 0.1, 0.03
 
 
 class Turn(NamedTuple):
@@ -245,7 +248,7 @@ def _find_speech(path: str, seconds_per_piece: float) -> Speech:
     detector = SpeechDetector()
     for piece in _pieces(path, seconds_per_piece, "speech"):
         detector.feed(at_usual_level(piece))
-    return detector.finish()
+    return detector.finish(PAUSE, PADDING)
 
 
 def _embed(
