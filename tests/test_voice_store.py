@@ -559,20 +559,23 @@ def test_a_removal_is_not_called_finished_by_another(store, path, monkeypatch):
     writing = store._writing
     writes = []
 
+    def ended():
+        raise OSError("killed")
+
     def removed_meanwhile():
         writes.append(1)
         if len(writes) == 2:  # the file is written anew
-            process = SERVER.Process(target=remove_and_end, args=(path, "carl"))
-            process.start()
-            process.join()
-            assert process.exitcode == -signal.SIGKILL
+            with pytest.raises(OSError, match="killed"):
+                other.remove("carl")
             leave_copies(path, parts)
         return writing()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "_writing", removed_meanwhile)
+    with VoiceStore(path) as other:
+        monkeypatch.setattr(store, "_writing", removed_meanwhile)
+        monkeypatch.setattr(other, "_overwrite_removed", ended)
         store.remove("anna")
     store.close()
+    assert traces(path.parent, parts) == parts
     with VoiceStore(path) as store:
         assert store.names() == ["bert"]
     assert traces(path.parent, parts) == []

@@ -281,7 +281,8 @@ def _find_faults(
     if enrolment.is_mostly_others:
         remedy = (
             f"{enrolment.seconds_of_others:.1f} s of speech are of "
-            f"another voice than before, only {taken:.1f} s are not; give recordings of one person"
+            f"another voice than before, only {taken:.1f} s are not; give "
+            "recordings of one person"
         )
     elif percent < 100:
         remedy = (
