@@ -629,8 +629,8 @@ def test_another_process_changes_the_store(
 
         monkeypatch.setattr(enrol_module, "_feed", feed)
 
-    def feeding_first(prototype):
-        """It comes last, as the voice is about to be written."""
+    def adding_last(prototype):
+        """As the voice is about to be written."""
 
         def note(voices, *arguments):
             with VoiceStore(store, "tones") as other:
@@ -656,7 +656,7 @@ def test_another_process_changes_the_store(
     run(*arguments)
     assert content_of(store) == {"anna": [0, 0, 0], "dora": [3]}
     changing("pass")
-    feeding_first(prototype)
+    adding_last(prototype)
     arguments[1] = "eve"
     assert "was changed meanwhile" in error_of(*arguments)
     assert content_of(store)["eve"] == [3]
