@@ -294,6 +294,17 @@ def test_few_windows(count, speakers):
     assert len(same.unique()) == 1
 
 
+@pytest.mark.parametrize("most_windows", [2000, 40])
+def test_as_many_speakers_as_are_asked_for(monkeypatch, most_windows):
+    """Though one of them is heard so little that no change is worth it."""
+    monkeypatch.setattr(clustering, "MOST_WINDOWS", most_windows)
+    embeddings, _ = voices(60, 60, 1)
+    for number in (2, 3, 5):
+        found = cluster_windows(embeddings, (number, number))
+        assert len(found) == len(embeddings)
+        assert len(found.unique()) == number
+
+
 # Names ------------------------------------------------------------------------
 
 
@@ -330,6 +341,25 @@ def test_speakers_of_one_name_are_one(store):
     assert named.turns == [Turn(0, 2, "Bo")]
     assert torch.equal(named.voices["Bo"], voice)
     assert scores == {"Bo": pytest.approx(1)}
+
+
+@pytest.mark.parametrize("known", ["speaker_1", "speaker 1"])
+def test_a_voice_called_as_the_unnamed_are_stays_one_of_its_own(store, known):
+    """In RTTM too, where a space is an underscore."""
+    store.add(known, voice_of(CY), [2.0])
+    found = diarization.Diarization(
+        [Turn(number, number + 1, f"speaker_{number}") for number in (1, 2, 3)],
+        {
+            "speaker_1": -voice_of(ANN).flatten(),  # of nobody
+            "speaker_2": voice_of(CY).flatten(),
+            "speaker_3": -voice_of(BO).flatten(),
+        },
+        Speech([], 0),
+    )
+    named, scores = name_speakers(found, store, 0.5)
+    names = [turn.speaker for turn in named.turns]
+    assert names == [*scores] == [*named.voices]
+    assert names == ["speaker_2", known, "speaker_4"]
 
 
 def test_nobody_has_no_name(store):

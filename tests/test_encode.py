@@ -11,8 +11,13 @@ from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from redimnet2_lobes.data.audio import AudioError, load_waveform
-from redimnet2_lobes.inference.encode import encode_utterances, load_source
-from redimnet2_lobes.inference.long_files import encode_files
+from redimnet2_lobes.inference.averaged_pieces import AveragedPieces
+from redimnet2_lobes.inference.encode import (
+    check_finite,
+    encode_utterances,
+    load_source,
+)
+from redimnet2_lobes.inference.long_files import encode_files, read_pieces
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.pass_through import PassThrough
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
@@ -242,6 +247,45 @@ def test_an_embedding_that_is_not_finite_names_its_file(files, value):
     with pytest.raises(ValueError, match="not finite") as caught:
         encode_utterances(encode_batch, files[:4])
     assert str(caught.value).startswith(shortest)
+
+
+def test_an_embedding_of_zeros_names_its_file(files):
+    def encode_batch(wavs, wav_lens):
+        embeddings = torch.ones(len(wavs), 1, 4)
+        embeddings[wav_lens.argmin()] = 0
+        return embeddings
+
+    shortest = min(files[:4], key=lambda path: len(load_waveform(path)))
+    faults = {}
+    found = encode_utterances(encode_batch, files[:4], faults=faults)
+    assert set(found) == set(files[:4]) - {shortest}
+    assert str(faults[shortest]).startswith(
+        f"{shortest}: its embedding is zero; "
+    )
+
+
+def test_a_row_of_zeros_is_not_hidden_by_others():
+    embeddings = torch.eye(3)
+    check_finite("a.wav", embeddings)
+    embeddings[1, 1] = 0
+    with pytest.raises(AudioError, match="a.wav: its embedding is zero"):
+        check_finite("a.wav", embeddings)
+
+
+def test_the_embedding_of_a_long_file_is_the_average_of_its_pieces(tmp_path):
+    path = str(tmp_path / "long.wav")
+    audio = torch.rand(5 * RATE) - 0.5
+    soundfile.write(path, audio.numpy(), RATE, subtype="FLOAT")
+
+    def encode_batch(wavs, wav_lens):
+        return wavs[:, None, :8]
+
+    average = AveragedPieces()
+    for piece in read_pieces(path, 2.0):
+        average = average.plus(piece[:8], len(piece))
+    found, pieces = encode_files(encode_batch, [path], 2.0)
+    assert torch.equal(found[path], average.embedding())
+    assert pieces == {path: average.pieces} == {path: 3}
 
 
 @pytest.mark.parametrize("name", ["seconds_per_batch", "maximum_seconds"])

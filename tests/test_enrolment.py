@@ -285,9 +285,11 @@ def test_no_audio_is_kept():
 @pytest.mark.parametrize(
     ("chunk", "words"),
     [
-        (torch.zeros(2, 100), r"not \[2, 100\] of torch.float32; mix its"),
+        (torch.zeros(2, 100), r"not torch.float32 \[2, 100\]; mix its"),
         (np.zeros(100, np.int16), "divide 16-bit integers by 32768"),
         (torch.tensor([0.0, math.nan]), "not finite"),
+        (torch.tensor([0.0, -1e30]), "absurdly large"),
+        (np.array([0.0, 1e300]), "absurdly large"),
     ],
 )
 def test_chunks_that_are_no_audio(chunk, words):

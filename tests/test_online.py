@@ -137,6 +137,20 @@ def test_speech_only_ends_with_that_of_the_whole(
     assert final[1:] == (len(waveform) / SECOND, found.seconds, True)
 
 
+def test_over_a_piece_little_speech_is_not_exact_either(spoken_probabilities):
+    """Of a file it is searched for at the usual level, in every minute."""
+    waveform = torch.full((8 * SECOND,), 0.1)
+    waveform[SECOND : 3 * SECOND] = 0.8 + 0.01 * noise(2).clamp(-9, 9)
+    exact = []
+    for piece in (7, 8):
+        encoder = OnlineEncoder(
+            Spectrum().encode_batch, speech_only=True, seconds_per_piece=piece
+        )
+        feed_by_seconds(encoder, waveform)
+        exact.append(encoder.finish().exact)
+    assert exact == [False, True]
+
+
 def test_without_enough_speech_there_is_no_embedding(spoken_probabilities):
     spectrum = Spectrum()
     encoder = OnlineEncoder(spectrum.encode_batch, speech_only=True)
@@ -238,6 +252,7 @@ def test_chunks_do_not_matter(spoken_probabilities, speech_only, seed):
     [
         (torch.tensor([0.1, float("nan")]), "chunk: not finite; "),
         (torch.tensor([0.1, float("inf")]), "chunk: not finite; "),
+        (torch.tensor([0.1, 1e300]).double(), "chunk: not finite; "),
         (torch.zeros(1, 160), r"not torch.float32 \[1, 160\]"),
         (torch.zeros(160).short(), r"not torch.int16 \[160\]"),
         (np.zeros(160), "not ndarray"),

@@ -11,6 +11,8 @@ from test_cli import buzz, model, model_folder  # noqa: F401
 
 from redimnet2_lobes import SpeakerRecognition
 from redimnet2_lobes.cli import main
+from redimnet2_lobes.data.speech import Speech
+from redimnet2_lobes.inference import long_files
 from redimnet2_lobes.pretrained.push import collect
 from redimnet2_lobes.scoring.bootstrap import Interval
 from redimnet2_lobes.scoring.metrics import Cllr
@@ -254,8 +256,10 @@ def a_model(model, tmp_path, monkeypatch):  # noqa: F811
     return folder
 
 
-def test_from_a_folder_to_a_decision(run, a_model, own, tmp_path, error_of):
-    shown = run("calibrate", own, "--far=0.1", "--far=0.05")
+def test_from_a_folder_to_a_decision(
+    run, a_model, own, tmp_path, error_of, monkeypatch
+):
+    shown = run("calibrate", "--no_vad", own, "--far=0.1", "--far=0.05")
     assert "12 speakers, 48 recordings: 72 trials of one" in shown
     assert "decisions go by FAR 10 %" in shown
     written = shown.split("written  ")[1].strip().split(", ")
@@ -266,11 +270,11 @@ def test_from_a_folder_to_a_decision(run, a_model, own, tmp_path, error_of):
     threshold = found.points[0].threshold.value
 
     pair = (own / "p0" / "0.wav", own / "p9" / "1.wav")
-    lines = run("verify", *pair).splitlines()
+    lines = run("verify", "--no_vad", *pair).splitlines()
     assert lines[1].startswith(f"threshold  {threshold:.4f} (FAR 10 % on own")
     assert lines[3].startswith("false accepts  ")
-    assert "of other speakers of yours score higher" in lines[3]
-    result = json.loads(run("verify", *pair, "--json"))
+    assert "of other speakers score higher than this" in lines[3]
+    result = json.loads(run("verify", "--no_vad", *pair, "--json"))
     assert result["threshold"] == threshold
     assert result["same_speaker"] is (result["score"] > threshold)
     rate, is_limit = found.false_accepts(result["score"])
@@ -282,11 +286,23 @@ def test_from_a_folder_to_a_decision(run, a_model, own, tmp_path, error_of):
         assert "times as likely of" in lines[4]
         assert isinstance(result["log_likelihood_ratio"], float)
     # A threshold that is given decides, and the score still means the same.
-    given = json.loads(run("verify", *pair, "--json", "--threshold=1"))
+    command = ["verify", *pair, "--json", "--no_vad"]
+    given = json.loads(run(*command, "--threshold=1"))
     assert given["threshold"] == 1 and given["same_speaker"] is False
     assert given["false_accepts"] == result["false_accepts"]
+    # What is known of all audio is not said of speech alone.
+    monkeypatch.setattr(
+        *(long_files, "find_speech"),
+        lambda waveform: Speech([(0, len(waveform))], len(waveform)),
+    )
+    of_speech = json.loads(run(*command[:-1]))
+    assert of_speech["threshold"] == threshold
+    assert "of all audio, not speech alone" in of_speech["threshold_origin"]
+    assert "false_accepts" not in of_speech
 
-    identified = json.loads(run("identify", "--enrol", own, pair[0], "--json"))
+    identified = json.loads(
+        run("identify", "--no_vad", "--enrol", own, pair[0], "--json")
+    )
     assert identified["threshold"] == threshold
     recognition = SpeakerRecognition.from_hparams(source=a_model)
     assert recognition.operating_point.value == threshold
@@ -298,7 +314,9 @@ def test_from_a_folder_to_a_decision(run, a_model, own, tmp_path, error_of):
     path = a_model / "operating_points.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "embedding_space": "other"}))
-    assert "of the embedding space other" in error_of("verify", *pair)
+    assert "of the embedding space other" in error_of(
+        "verify", "--no_vad", *pair
+    )
     path.write_text(path.read_text()[:-9])
     assert "calibrate again" in error_of("verify", *pair)
 
@@ -307,7 +325,7 @@ def test_a_file_of_its_own(run, a_model, own, tmp_path, error_of):
     output = tmp_path / "new" / "points.json"
     result = json.loads(
         run(
-            *("calibrate", own, f"--output={output}"),
+            *("calibrate", "--no_vad", own, f"--output={output}"),
             *("--enrolment_utterances=3", "--json"),
         )
     )
@@ -320,17 +338,19 @@ def test_a_file_of_its_own(run, a_model, own, tmp_path, error_of):
     }
     pair = (own / "p0" / "0.wav", own / "p9" / "1.wav")
     given = f"--operating_points={output}"
-    found = json.loads(run("verify", *pair, given, "--json"))
+    found = json.loads(run("verify", "--no_vad", *pair, given, "--json"))
     assert found["threshold"] == result["points"][0]["threshold"][0]
-    assert "exists already" in error_of("calibrate", own, f"--output={output}")
-    line = error_of("verify", *pair, "--operating_points=no.json")
+    assert "exists already" in error_of(
+        "calibrate", "--no_vad", own, f"--output={output}"
+    )
+    line = error_of("verify", "--no_vad", *pair, "--operating_points=no.json")
     assert "no.json" in line
 
 
 def test_the_same_again_is_the_same(run, a_model, own):
-    shown = run("calibrate", own)
+    shown = run("calibrate", "--no_vad", own)
     first = (a_model / "operating_points.json").read_bytes()
-    assert run("calibrate", own) == shown
+    assert run("calibrate", "--no_vad", own) == shown
     assert (a_model / "operating_points.json").read_bytes() == first
 
 
@@ -339,19 +359,49 @@ def test_bad_recordings_are_left_out(a_model, own, tmp_path, capsys, error_of):
     shutil.copytree(own, folder)
     (folder / "p3" / "bad.wav").write_bytes(b"no audio")
     with pytest.raises(SystemExit) as caught:
-        main(["calibrate", str(folder)])
+        main(["calibrate", "--no_vad", str(folder)])
     captured = capsys.readouterr()
     assert caught.value.code == 1
     assert "12 speakers, 48 recordings" in captured.out
     assert "left out: " in captured.err and "bad.wav" in captured.err
-    assert "bad.wav" in error_of("calibrate", folder, "--strict")
+    assert "bad.wav" in error_of("calibrate", "--no_vad", folder, "--strict")
 
 
 def test_what_cannot_be_calibrated(a_model, own, tmp_path, error_of):
     assert "no/folder is none" in error_of("calibrate", "no/folder")
     (tmp_path / "few" / "anna").mkdir(parents=True)
     soundfile.write(tmp_path / "few" / "anna" / "1.wav", buzz(100), 16000)
-    line = error_of("calibrate", tmp_path / "few")
+    line = error_of("calibrate", "--no_vad", tmp_path / "few")
     assert "few: too few recordings for trials of both kinds" in line
     for far in ("0", "1", "nan", "x"):
-        error_of("calibrate", own, f"--far={far}", code=2)
+        error_of("calibrate", "--no_vad", own, f"--far={far}", code=2)
+
+
+def test_copies_count_once(run, a_model, own, tmp_path, capsys):
+    folder = tmp_path / "speakers"
+    shutil.copytree(own, folder)
+    before = run("calibrate", "--no_vad", own)
+    for copy in ("p0/copy.wav", "p1/again.wav"):
+        shutil.copy(folder / "p0" / "0.wav", folder / copy)
+    main(["calibrate", "--no_vad", str(folder)])
+    captured = capsys.readouterr()
+    assert captured.err.count("left out, a copy of") == 2
+    assert captured.out == before
+
+
+def test_too_little_for_the_rate_changes_nothing(
+    run, a_model, own, tmp_path, error_of
+):
+    run("calibrate", "--no_vad", own)
+    written = (a_model / "operating_points.json").read_bytes()
+    few = tmp_path / "few"
+    for speaker in ("p0", "p1"):
+        shutil.copytree(own / speaker, few / speaker)
+    line = error_of("calibrate", "--no_vad", few)
+    assert "16 trials of different speakers cannot show" in line
+    assert (a_model / "operating_points.json").read_bytes() == written
+    shown = run("calibrate", "--no_vad", few, "--far=0.1")
+    assert "(0 to 0 %)" not in shown
+    pair = (own / "p0" / "0.wav", own / "p1" / "1.wav")
+    lines = run("verify", "--no_vad", *pair)
+    assert "own recordings of 2 speakers, too few to rely on" in lines

@@ -633,6 +633,7 @@ def integrity(path):
     return found
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment(path):
     there = set()
     for turn in range(10):

@@ -110,7 +110,13 @@ def test_identify(run, store, encoder, calls):
         sure = opened.identify(rows)
         limit = sure[2].score
         expected = opened.identify(rows, limit)
-    command = ["identify", *paths, f"--store={store}", f"--threshold={limit}"]
+    command = [
+        "identify",
+        "--no_vad",
+        *paths,
+        f"--store={store}",
+        f"--threshold={limit}",
+    ]
     found = json.loads(run(*command, "--json"))
     for row, path, one in zip(found["files"], paths, expected, strict=True):
         assert row["name"] == path
@@ -133,14 +139,20 @@ def test_identify(run, store, encoder, calls):
 
 
 def test_unknown_to_the_store(run, store, calls):
-    command = ["identify", calls["carl"], f"--store={store}", "--threshold=1"]
+    command = [
+        "identify",
+        "--no_vad",
+        calls["carl"],
+        f"--store={store}",
+        "--threshold=1",
+    ]
     (row,) = json.loads(run(*command, "--json"))["files"]
     assert row["speaker"] is None and row["score"] < 1
     assert ": unknown (closest: " in run(*command)
 
 
 def test_verify_by_name(run, error_of, store, encoder, calls):
-    command = ["verify", "bea", calls["bea"], f"--store={store}"]
+    command = ["verify", "--no_vad", "bea", calls["bea"], f"--store={store}"]
     found = json.loads(run(*command, "--json", "--threshold=0"))
     with VoiceStore(store) as opened:
         row = embedding_of(encoder, calls["bea"])
@@ -195,7 +207,8 @@ def test_bad_recordings_are_left_out(store, calls, capsys, tmp_path):
     silent = tmp_path / "silent.wav"
     soundfile.write(silent, np.zeros(16000), 16000)
     with pytest.raises(SystemExit) as caught:
-        cli.main(["identify", calls["anna"], str(silent), f"--store={store}"])
+        command = ["identify", calls["anna"], str(silent), "--no_vad"]
+        cli.main([*command, f"--store={store}"])
     assert caught.value.code == 1
     captured = capsys.readouterr()
     assert calls["anna"] in captured.out and str(silent) not in captured.out

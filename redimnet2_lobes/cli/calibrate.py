@@ -22,7 +22,13 @@ from redimnet2_lobes.cli.encoder import (
     space_of,
     vad_option,
 )
-from redimnet2_lobes.cli.group import LeftOut, command, json_option, number
+from redimnet2_lobes.cli.group import (
+    LeftOut,
+    command,
+    json_option,
+    note,
+    number,
+)
 from redimnet2_lobes.cli.recordings import (
     check_files,
     enrolled_speakers,
@@ -32,6 +38,7 @@ from redimnet2_lobes.files.atomic import check_new_file
 from redimnet2_lobes.scoring.operating_point import OWN_FILE
 
 if TYPE_CHECKING:
+    from redimnet2_lobes.cli.group import Faults
     from redimnet2_lobes.scoring.operating_points import OperatingPoints
     from redimnet2_lobes.scoring.own_trials import OwnTrials
 
@@ -67,7 +74,8 @@ if TYPE_CHECKING:
 @click.option(
     "--store",
     metavar="FILE",
-    help="The store of voices to write into, instead.",
+    help="The store of voices to write into, instead; it is made if there is "
+    "none.",
 )
 @strict_option
 @json_option
@@ -91,6 +99,8 @@ def calibrate(
     The folder has one for each speaker, with recordings as they will be made in
     use. All are compared with each other.
     """
+    from redimnet2_lobes.voices.store import VoiceStore
+
     if output is not None and store is not None:
         raise click.UsageError("--store is not allowed with --output")
     if not os.path.isdir(folder):
@@ -106,9 +116,12 @@ def calibrate(
         path: speaker for speaker, paths in speakers.items() for path in paths
     }
     check_files([*of_path], faults)
+    _leave_out_copies(of_path, faults)
     model, encoder = load_encoder(model, device, threads, engine_cache)
     written = _where(output, store, model)
     space = space_of(encoder)
+    if store is not None:  # what is no store should not be found out at the end
+        VoiceStore(store, space).close()
     speech = {} if vad else None
     embeddings = embed_files(
         encoder, [*of_path], seconds_per_piece, faults, speech
@@ -136,6 +149,13 @@ def calibrate(
         )
     except ValueError as error:
         raise ValueError(f"folder: {folder}: {error}") from None
+    different = int((~trials.labels).sum())
+    if rates[0] * different < 1:
+        raise ValueError(
+            f"--far: {different} trials of different speakers cannot show a "
+            f"false-accept rate of {100 * rates[0]:g} %; add recordings and "
+            "speakers, or give a higher rate"
+        )
     found = find_operating_points(
         trials,
         space,
@@ -148,8 +168,6 @@ def calibrate(
         written.parent.mkdir(parents=True, exist_ok=True)
         write_operating_points(found, written)
     else:
-        from redimnet2_lobes.voices.store import VoiceStore
-
         with VoiceStore(store, space) as voices:
             voices.write_operating_points(to_json(found))
     plots = _draw(trials, found, written)
@@ -163,6 +181,18 @@ def calibrate(
     if faults:
         raise LeftOut(faults, text)
     return text
+
+
+def _leave_out_copies(of_path: dict[str, str], faults: Faults | None) -> None:
+    """Leaves out copies: compared with itself a recording says nothing."""
+    from redimnet2_lobes.files.download import md5_of
+
+    seen = {}
+    for path in [path for path in of_path if path not in (faults or {})]:
+        first = seen.setdefault(md5_of(path), path)
+        if first != path:
+            note(f"{path}: left out, a copy of {first}")
+            del of_path[path]
 
 
 def _where(output: str | None, store: str | None, model: str) -> Path:

@@ -17,20 +17,27 @@ import click
 from redimnet2_lobes.cli.encoder import (
     any_length,
     describe_threshold,
-    embedding_options,
+    encoder_options,
     find_operating_point,
     find_own_operating_points,
     load_encoder,
     space_of,
     threshold_option,
 )
-from redimnet2_lobes.cli.group import LeftOut, command, json_option
+from redimnet2_lobes.cli.group import (
+    LeftOut,
+    command,
+    json_option,
+    left_out_as_json,
+    note,
+)
 from redimnet2_lobes.cli.recordings import (
     check_files,
     files_argument,
     find_files,
     strict_option,
 )
+from redimnet2_lobes.cli.voices import check_not_empty
 from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
@@ -55,7 +62,7 @@ def _bounds(text: str) -> tuple[int, int]:
 
 @command("meeting.wav --output=meeting.rttm --model=redimnet2_b3")
 @files_argument
-@embedding_options
+@encoder_options
 @click.option(
     "--store",
     metavar="FILE",
@@ -86,7 +93,6 @@ def diarize(
     device: str | None,
     threads: int | None,
     engine_cache: str | None,
-    seconds_per_piece: float,
     store: str | None,
     threshold: float | None,
     speakers: tuple[int, int],
@@ -123,6 +129,7 @@ def diarize(
 
             voices = stack.enter_context(VoiceStore(store))
             check_same_space(store, voices.space, model, space)
+            check_not_empty(voices)
             own = find_own_operating_points(None, store, model, space)
             operating_point = find_operating_point(
                 threshold, own, model, encoder, space, vad=True
@@ -137,9 +144,7 @@ def diarize(
                 continue
             try:
                 result, scores = (
-                    diarization.diarize(
-                        encode_batch, path, speakers, seconds_per_piece
-                    ),
+                    diarization.diarize(encode_batch, path, speakers),
                     {},
                 )
             except AudioError as error:
@@ -147,6 +152,11 @@ def diarize(
                     raise
                 faults[path] = error
                 continue
+            if len(result.voices) < speakers[0] and result.voices:
+                note(
+                    f"{path}: {len(result.voices)} speakers, not "
+                    f"{speakers[0]}: there is too little speech"
+                )
             if voices is not None:
                 assert operating_point.value is not None  # as above
                 result, scores = diarization.name_speakers(
@@ -167,10 +177,7 @@ def diarize(
                     _as_dictionary(path, *result)
                     for path, result in found.items()
                 ],
-                "left_out": [
-                    {"name": name, "reason": f"{fault.reason}; {fault.remedy}"}
-                    for name, fault in (faults or {}).items()
-                ],
+                "left_out": left_out_as_json(faults),
             },
             indent=2,
         )
@@ -211,6 +218,7 @@ def _outputs(output: str, paths: list[str]) -> dict[str, Path]:
         seen[file] = path
         check_absent(file, "--output")
         check_absent(file.with_suffix(".png"), "--output")
+    for file in outputs.values():
         file.parent.mkdir(parents=True, exist_ok=True)
     return outputs
 

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     Embeddings = dict[str, torch.Tensor]  # of each path [embedding]
 
 MODEL_VARIABLE = "REDIMNET2_MODEL"
-# Seconds of speech (tests/benchmarks/measured/speech_only.md).
+# Seconds of speech. With less, the EER of the demo's trials is more than twice
+# as high (tests/benchmarks/measured/speech_only.md).
 LITTLE_SPEECH = 1.0
 UNKNOWN = (
     "none known; give --threshold, or find one for recordings of yours by "
@@ -110,14 +111,14 @@ threshold_option = click.option(
     metavar="SCORE",
     type=number(float, -1, 1, "a number from -1 to 1"),
     help="The score, from -1 to 1, above which two voices are one. By default "
-    "it is the first of --operating_points, or else that of the EER in the "
+    "it is what redimnet2 calibrate has found, or else that of the EER in the "
     f"{RESULTS_FILE} of the model, where the verification script has kept one.",
 )
 operating_points_option = click.option(
     "--operating_points",
     metavar="FILE",
-    help="What redimnet2 calibrate has written; by default the "
-    f"{OWN_FILE} of the model, if it has one.",
+    help="What redimnet2 calibrate has written; by default what it has left in "
+    f"the --store, or else the {OWN_FILE} of the model, if it has one.",
 )
 
 
@@ -222,7 +223,9 @@ def find_operating_point(
     if given is not None:
         return OperatingPoint(given, "given by --threshold")
     if own is not None:
-        return _unless_alike(own.operating_point, own.speech_only, vad)
+        return own.operating_point.where(
+            found_on_speech=own.speech_only, used_on_speech=vad
+        )
     from redimnet2_lobes import door
 
     if door.is_onnx(model):
@@ -236,19 +239,11 @@ def find_operating_point(
     if operating_point.value is None:
         return operating_point
     # Verification scripts embed all audio.
-    operating_point = _unless_alike(operating_point, False, vad)
+    operating_point = operating_point.where(
+        found_on_speech=False, used_on_speech=vad
+    )
     origin = f"{operating_point.origin}; {holder}"
     return operating_point._replace(origin=origin)
-
-
-def _unless_alike(
-    operating_point: OperatingPoint, speech_only: bool, vad: bool
-) -> OperatingPoint:
-    if speech_only == vad:
-        return operating_point
-    kinds = "speech alone", "all audio"
-    of, not_of = kinds if speech_only else kinds[::-1]
-    return operating_point.but(f"of {of}, not {not_of}")
 
 
 def describe_threshold(operating_point: OperatingPoint) -> str:

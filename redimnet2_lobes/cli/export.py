@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from redimnet2_lobes.cli.group import command, number
-from redimnet2_lobes.scoring.operating_point import operating_point_of
+from redimnet2_lobes.scoring.operating_point import evaluated_operating_point
 
 if TYPE_CHECKING:
     from redimnet2_lobes.onnx.export import Target
@@ -108,7 +108,7 @@ def export(
             network, output, speech or "", trials, int8, provenance
         )
         return f"{output}: {accuracy}"
-    point = operating_point_of(model, door.space_of(encoder))
+    point = evaluated_operating_point(model, door.space_of(encoder))
     if target == "executorch":
         assert seconds is not None  # as above
         difference = export_pte(

@@ -114,6 +114,14 @@ json_option = click.option(
 )
 
 
+def left_out_as_json(faults: Faults | None) -> list[dict[str, str]]:
+    """What was left out, and why."""
+    return [
+        {"name": name, "reason": f"{fault.reason}; {fault.remedy}"}
+        for name, fault in (faults or {}).items()
+    ]
+
+
 def note(text: str) -> None:
     """Prints what is worth knowing, on stderr."""
     print(f"note: {' '.join(text.split())}", file=sys.stderr)

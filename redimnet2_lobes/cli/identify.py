@@ -30,6 +30,7 @@ from redimnet2_lobes.cli.group import (
     LeftOut,
     command,
     json_option,
+    left_out_as_json,
     number,
 )
 from redimnet2_lobes.cli.recordings import (
@@ -179,10 +180,7 @@ def identify(
             "threshold_origin": operating_point.origin,
             KEY: space,
             "files": rows,
-            "left_out": [
-                {"name": name, "reason": f"{fault.reason}; {fault.remedy}"}
-                for name, fault in (faults or {}).items()
-            ],
+            "left_out": left_out_as_json(faults),
         }
         text = json.dumps(result, indent=2)
     else:
@@ -207,17 +205,18 @@ def mean_voices(
     embeddings: Embeddings,
     faults: Faults | None,
 ) -> Embeddings:
-    """The mean embedding of each speaker with recordings that can be used."""
+    """The mean direction of each speaker with recordings that can be used."""
     import torch
 
     from redimnet2_lobes.data.audio import AudioError
+    from redimnet2_lobes.voices.search import mean_voice
 
     voices = {}
     for speaker, paths in speakers.items():
         name = f"speaker {speaker}"
         if embedded := [path for path in paths if path in embeddings]:
             rows = [embeddings[path] for path in embedded]
-            voices[speaker] = torch.stack(rows).mean(0)
+            voices[speaker] = mean_voice(torch.stack(rows))
         elif faults is not None and name not in faults:
             remedy = "none of the recordings can be used"
             faults[name] = AudioError("not enrolled", remedy, name)

@@ -22,14 +22,19 @@ class Meaning(NamedTuple):
 
 
 def score_meaning(
-    own: OperatingPoints | None, score: float, seconds: Sequence[float]
+    own: OperatingPoints | None,
+    score: float,
+    seconds: Sequence[float],
+    vad: bool,
 ) -> Meaning:
     """Says which share of other speakers scores higher, and the likelihood.
 
-    ``seconds`` are those of the enrolment and of the test utterance.
+    ``seconds`` are those of the enrolment and of the test utterance. Of all
+    audio nothing is known from operating points of speech alone, and the other
+    way round.
     """
     meaning = Meaning([], {})
-    if own is None:
+    if own is None or own.speech_only != vad:
         return meaning
     import torch
 
@@ -43,9 +48,9 @@ def score_meaning(
         words = interval_in_percent(rate)
         if is_limit:  # there were too few false accepts to tell more
             value, limit = in_percent(rate.value), in_percent(rate.high)
-            words = f"fewer than {value} % (at most {limit} %)"
+            words = f"fewer than {value} % (in truth {limit} % at most)"
         meaning.lines.append(
-            f"false accepts  {words} of other speakers of yours score higher"
+            f"false accepts  {words} of other speakers score higher than this"
         )
         meaning.values["false_accepts"] = {
             **rate._asdict(),

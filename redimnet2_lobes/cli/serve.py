@@ -159,7 +159,8 @@ def serve(
         if vad:
             find_speech(second[0])
         app = make_app(
-            *(encode_batch, store, space, token, operating_point, own, vad),
+            *(encode_batch, store, space, token, operating_point),
+            *(own if own and own.speech_only == vad else None, vad),
             limits=Limits(
                 max_megabytes,
                 max_seconds,

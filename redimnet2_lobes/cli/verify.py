@@ -86,13 +86,19 @@ def verify(
         decision = score > operating_point.value
         words = "same speaker" if decision else "different speakers"
     meaning = score_meaning(
-        own, score, [seconds, embedded_seconds(test, speech)]
+        own, score, [seconds, embedded_seconds(test, speech)], vad
     )
     if as_json:
+        enrolment_seconds = seconds_of("enrolment_", enrolment, speech)
+        if store is not None:  # where a name is no path
+            enrolment_seconds = {
+                "enrolment_speech_seconds": seconds,
+                "enrolment_seconds": None,
+            }
         result = {
             "enrolment": enrolment,
             "test": test,
-            **seconds_of("enrolment_", enrolment, speech),
+            **enrolment_seconds,
             **seconds_of("test_", test, speech),
             "score": score,
             "threshold": operating_point.value,

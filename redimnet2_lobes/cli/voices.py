@@ -17,6 +17,8 @@ from redimnet2_lobes.files.same_space import KEY
 if TYPE_CHECKING:
     import torch
 
+    from redimnet2_lobes.voices.store import VoiceStore
+
 
 @redimnet2.group(no_args_is_help=False)
 def voices() -> None:
@@ -29,11 +31,18 @@ store_option = click.option(
 
 
 def space_of_store(store: str) -> str:
-    """The space of a store; refuses what is none."""
+    """The space of a store; refuses what is none, or holds no voices."""
     from redimnet2_lobes.voices.store import VoiceStore
 
     with VoiceStore(store) as opened:
+        check_not_empty(opened)
         return opened.space
+
+
+def check_not_empty(opened: VoiceStore) -> None:
+    """Refuses a store without voices."""
+    if not opened.names():
+        raise ValueError(f"{opened.path}: holds no voices; enrol one first")
 
 
 def kept_voice(store: str, name: str) -> tuple[str, torch.Tensor, float]:

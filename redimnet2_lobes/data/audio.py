@@ -613,3 +613,44 @@ def load_waveform(
     except (OSError, soundfile.LibsndfileError, MemoryError) as error:
         raise unreadable(path, error) from None
     return normalize_audio(torch.from_numpy(audio), rate, path, sample_rate)
+
+
+def checked_chunk(chunk: torch.Tensor) -> torch.Tensor:
+    """A chunk of a stream [samples] as float32 on the CPU.
+
+    A ValueError says that it is something else, or an AudioError that a sample
+    is not finite or above `LARGEST_SAMPLE`.
+
+    Example
+    -------
+    >>> checked_chunk(torch.zeros(1, 160))
+    Traceback (most recent call last):
+    ValueError: chunk: expected samples from -1 to 1 [samples] in floating \
+point, mono, not torch.float32 [1, 160]; mix its channels, and divide 16-bit \
+integers by 32768
+    """
+    if not (
+        isinstance(chunk, torch.Tensor)
+        and chunk.dim() == 1
+        and chunk.is_floating_point()
+    ):
+        shown = type(chunk).__name__
+        if isinstance(chunk, torch.Tensor):
+            shown = f"{chunk.dtype} {list(chunk.shape)}"
+        raise ValueError(
+            "chunk: expected samples from -1 to 1 [samples] in floating point, "
+            f"mono, not {shown}; mix its channels, and divide 16-bit integers "
+            "by 32768"
+        )
+    chunk = chunk.detach().float().cpu()
+    # Both are NaN if any sample is, and then no comparison holds.
+    if len(chunk):
+        lowest, highest = (value.item() for value in chunk.aminmax())
+        if not -LARGEST_SAMPLE <= lowest <= highest <= LARGEST_SAMPLE:
+            raise AudioError(
+                "not finite",
+                "it holds NaN, infinite or absurdly large samples, so leave "
+                "it out",
+                "chunk",
+            )
+    return chunk

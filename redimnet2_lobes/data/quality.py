@@ -17,7 +17,7 @@ TOLERANCE = 0.002
 # Samples in a row at the largest value. A wave that is not clipped has one.
 FLAT = 3
 # With fewer frames of 32 ms between the speech, its quietest are the noise.
-LEAST_PAUSE = 4
+ENOUGH_FRAMES = 4
 QUIETEST = 0.1  # of the frames of speech
 LIMIT_DB = 100.0  # more than 16 bits can hold
 
@@ -28,11 +28,15 @@ class Quality(NamedTuple):
     clipped: float  # of the samples of speech, the share that is clipped
     snr_db: float  # speech over what is between, from -100 to 100
     speech_seconds: float
-    level_db: float  # of the speech (RMS), under full scale, -100 at least
+    level_db: float  # of the speech (RMS, 1 being 0 dB), -100 at least
 
 
 def measure_quality(waveform: torch.Tensor, speech: Speech) -> Quality:
     """Measures the quality of a waveform [samples], mono, 16 kHz.
+
+    The level is relative to the full scale of the waveform as it is given: of
+    one brought to the usual level (`at_usual_level`), as the commands do before
+    an enrolment, it does not say how loud the recording was.
 
     ``speech`` is what `find_speech` finds in it. Samples of speech are clipped
     where several in a row have the largest or the lowest value of all, which
@@ -79,7 +83,7 @@ def _decibels(ratio: float) -> float:
 def _noise(waveform: torch.Tensor, spoken: torch.Tensor) -> float:
     """The power of what is not spoken."""
     pauses = _frame_powers(waveform[~spoken])
-    if len(pauses) >= LEAST_PAUSE:
+    if len(pauses) >= ENOUGH_FRAMES:
         return pauses.median().item()
     return _frame_powers(waveform[spoken]).quantile(QUIETEST).item()
 

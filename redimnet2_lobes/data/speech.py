@@ -23,9 +23,12 @@ CONTEXT = 64  # samples before a frame, which the network sees as well
 FRAMES_AT_ONCE = 512
 
 # Seconds. By the package's own, 0.1 and 0.03, the EER of the demo's trials is
-# half as high again (tests/benchmarks/measured/speech_only.md).
+# 1.4 times as high (tests/benchmarks/measured/speech_only.md).
 PAUSE, PADDING = 0.5, 0.2
 USUAL_LEVEL = 0.1  # the standard deviation of samples, -20 dB of full scale
+# Seconds of speech. Scores of less are uncertain: the shorter it is, the more
+# what was said counts (tests/benchmarks/measured/speech_only.md).
+LITTLE_SPEECH = 1.0
 
 _loading = threading.Lock()
 
@@ -174,10 +177,12 @@ def find_speech(
 
 
 def at_usual_level(waveform: torch.Tensor) -> torch.Tensor:
-    """A waveform [samples] as loud as silero-vad expects.
+    """A waveform [samples] whose overall level is the usual one.
 
-    It overlooks speech that is recorded quietly, or with samples that are not
-    within -1 and 1.
+    As it is, silero-vad overlooks speech that is recorded quietly, or with
+    samples far beyond -1 and 1. The level is that of all samples: speech in
+    mostly silent audio is louder than usual then, and may pass -1 and 1, which
+    silero-vad takes.
 
     Example
     -------

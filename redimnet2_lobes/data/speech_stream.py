@@ -17,8 +17,8 @@ from redimnet2_lobes.models.front_end import SAMPLE_RATE
 # The rules of silero-vad's get_speech_timestamps_from_probs, which needs all
 # probabilities at once.
 SPEECH, NO_SPEECH = 0.5, 0.35  # probabilities; between, all stays as it was
-LEAST_SPEECH = 4000  # samples; less is none
-LEAST_PAUSE = round(PAUSE * SAMPLE_RATE)
+SHORTEST_SPEECH = 4000  # samples; less is none
+SHORTEST_PAUSE = round(PAUSE * SAMPLE_RATE)
 MARGIN = round(PADDING * SAMPLE_RATE)  # before and after speech
 
 
@@ -28,6 +28,11 @@ class SpeechStream:
     All that it gives, put together, is what a `SpeechDetector` finds in the
     whole. Speech is given 0.25 s after it has begun, then
     without delay. What follows it is held until it is a pause or speech again.
+
+    Unlike a file, which `find_speech` brings to the usual level, a stream is
+    taken at its own, which is known at its end only: in audio whose level is
+    below about -40 dB of full scale a part of the speech is overlooked
+    (docs/streaming.md).
 
     Example
     -------
@@ -57,7 +62,7 @@ class SpeechStream:
         """The speech [samples] that the end makes certain."""
         end = self._held_from + len(self._held)
         found = self._judge(torch.zeros(-end % FRAME))
-        if self._start is not None and end - self._start > LEAST_SPEECH:
+        if self._start is not None and end - self._start > SHORTEST_SPEECH:
             found = torch.cat([found, self._take(end)])
         return found
 
@@ -79,15 +84,15 @@ class SpeechStream:
         elif probability < NO_SPEECH and self._start is not None:
             if self._pause is None:
                 self._pause = begin
-            if begin - self._pause >= LEAST_PAUSE:
+            if begin - self._pause >= SHORTEST_PAUSE:
                 speech = self._take(self._pause + MARGIN)
-                is_long = self._pause - self._start > LEAST_SPEECH
+                is_long = self._pause - self._start > SHORTEST_SPEECH
                 self._start = self._pause = None
                 self._take(end - MARGIN)
                 return speech if is_long else speech[:0]
         if self._start is None:
             return self._take(end - MARGIN)[:0]
-        if self._pause is None and end - self._start > LEAST_SPEECH:
+        if self._pause is None and end - self._start > SHORTEST_SPEECH:
             return self._take(end)
         return self._held[:0]
 

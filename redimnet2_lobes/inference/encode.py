@@ -91,8 +91,8 @@ def encode_utterances(
     Raises
     ------
     AudioError
-        If ``load`` raises it, or the network gives NaN or infinite values for a
-        file, and ``faults`` is None.
+        If ``load`` raises it, or the network gives zeros, NaN or infinite
+        values for a file, and ``faults`` is None.
     ValueError
         If a number of seconds is not above 0. What else ``load`` raises passes
         through.
@@ -192,7 +192,9 @@ def noted(faults: dict | None, path: str | os.PathLike) -> Iterator[None]:
 
 
 def check_finite(path: str | os.PathLike, embedding: torch.Tensor) -> None:
-    """Refuses, with an AudioError, an embedding with NaN or infinite values.
+    """Refuses, with an AudioError, what is no embedding [..., embedding].
+
+    That is one with NaN or infinite values, or zero, which has no direction.
 
     Example
     -------
@@ -202,6 +204,12 @@ def check_finite(path: str | os.PathLike, embedding: torch.Tensor) -> None:
         raise AudioError(
             "its embedding is not finite",
             "check its samples and the weights, or leave it out",
+            str(path),
+        )
+    if not embedding.any(dim=-1).all():
+        raise AudioError(
+            "its embedding is zero",
+            "check the weights, or leave it out",
             str(path),
         )
 

@@ -14,7 +14,6 @@ from fractions import Fraction
 
 import soundfile
 import torch
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import (
@@ -36,6 +35,7 @@ from redimnet2_lobes.data.speech import (
     load_detector,
 )
 from redimnet2_lobes.files.settings import check_at_least
+from redimnet2_lobes.inference.averaged_pieces import AveragedPieces
 from redimnet2_lobes.inference.encode import (
     EncodeBatch,
     check_finite,
@@ -78,8 +78,8 @@ def encode_files(
 
     Returns the embedding of each path [embedding], float32 on the CPU, and of
     each path that was cut the number of its pieces. It is an AudioError if a
-    file cannot be used or its embedding is not finite; ``faults`` collects
-    these, if it is given, and the other files get their embeddings.
+    file cannot be used or an embedding is zero or not finite; ``faults``
+    collects these, if it is given, and the other files get their embeddings.
 
     Example
     -------
@@ -284,13 +284,12 @@ def _encode_long(
     speech: dict[str, Speech] | None,
 ) -> tuple[torch.Tensor, int]:
     """The embedding of a long file, and the number of its pieces."""
-    directions = length = torch.zeros(())
-    samples = pieces = 0
     if speech is None:
         waveforms = read_pieces(path, seconds_per_piece)
     else:
         waveforms = _speech_pieces(path, seconds_per_piece, speech)
     waveforms = prefetch_next(pool, waveforms)
+    average = AveragedPieces()
     for waveform in tqdm(
         waveforms, desc=path, unit="piece", disable=None, leave=False
     ):
@@ -301,11 +300,8 @@ def _encode_long(
             raise AudioError(error.reason, error.remedy, path) from None
         embedding = embedding.flatten().float().cpu()
         check_finite(path, embedding)
-        directions = directions + len(waveform) * normalize(embedding, dim=0)
-        length = length + len(waveform) * embedding.norm()
-        samples += len(waveform)
-        pieces += 1
-    return directions / samples * (length / samples), pieces
+        average = average.plus(embedding, len(waveform))
+    return average.embedding(), average.pieces
 
 
 def _speech_pieces(

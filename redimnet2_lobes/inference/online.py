@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from redimnet2_lobes.data.audio import LARGEST_SAMPLE, AudioError
+from redimnet2_lobes.data.audio import checked_chunk
 from redimnet2_lobes.data.speech import find_speech
 from redimnet2_lobes.data.speech_stream import SpeechStream
 from redimnet2_lobes.files.settings import check_at_least
@@ -42,7 +42,9 @@ class OnlineEncoder:
     encode_batch
         Such as ``EncoderClassifier.encode_batch`` or that of an `OnnxEncoder`.
     speech_only
-        Embeds the speech alone, which silero-vad finds (extra ``vad``).
+        Embeds the speech alone, which silero-vad finds (extra ``vad``). In a
+        stream quiet speech may be overlooked, as by `SpeechStream`; up to
+        ``seconds_per_piece`` the end has it.
     seconds_per_window
         At least 1. A window ends with the first second in which it is full.
     seconds_per_piece
@@ -121,8 +123,9 @@ class OnlineEncoder:
         """The embedding of the whole stream; what is fed next is another one.
 
         Up to ``seconds_per_piece`` it is that of the whole, as `encode_files`
-        gives it. None says that there is nothing to embed: less than 25 ms,
-        silence or no speech.
+        gives it; after more it is the average over windows, and with
+        ``speech_only`` never exact. None says that there is nothing to embed:
+        less than 25 ms, silence or no speech.
         """
         try:
             self._keep(self._waiting)
@@ -142,7 +145,11 @@ class OnlineEncoder:
                 if self._speech
                 else self._waiting
             )
-            return self._online_embedding(self._average())
+            online = self._online_embedding(self._average())
+            if online and self._speech:
+                # Of a file the speech is found at the usual level.
+                online = online._replace(exact=False)
+            return online
         finally:
             self._begin()
 
@@ -189,41 +196,3 @@ class OnlineEncoder:
             self._embedded / SAMPLE_RATE,
             average.pieces == 1 and average.samples == self._embedded,
         )
-
-
-def checked_chunk(chunk: torch.Tensor) -> torch.Tensor:
-    """A chunk of a stream [samples] as float32 on the CPU.
-
-    A ValueError says that it is something else, or not finite.
-
-    Example
-    -------
-    >>> checked_chunk(torch.zeros(1, 160))
-    Traceback (most recent call last):
-    ValueError: chunk: expected samples from -1 to 1 [samples] in floating \
-point, mono, not torch.float32 [1, 160]
-    """
-    if not (
-        isinstance(chunk, torch.Tensor)
-        and chunk.dim() == 1
-        and chunk.is_floating_point()
-    ):
-        shown = type(chunk).__name__
-        if isinstance(chunk, torch.Tensor):
-            shown = f"{chunk.dtype} {list(chunk.shape)}"
-        raise ValueError(
-            "chunk: expected samples from -1 to 1 [samples] in floating point, "
-            f"mono, not {shown}"
-        )
-    chunk = chunk.detach().float().cpu()
-    # Both are NaN if any sample is, and then no comparison holds.
-    if len(chunk):
-        lowest, highest = (value.item() for value in chunk.aminmax())
-        if not -LARGEST_SAMPLE <= lowest <= highest <= LARGEST_SAMPLE:
-            raise AudioError(
-                "not finite",
-                "it holds NaN, infinite or absurdly large samples, so leave "
-                "it out",
-                "chunk",
-            )
-    return chunk

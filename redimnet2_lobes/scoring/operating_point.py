@@ -51,6 +51,25 @@ class OperatingPoint(NamedTuple):
             return self
         return self._replace(origin=f"{self.origin}, {reservation}")
 
+    def where(
+        self, *, found_on_speech: bool, used_on_speech: bool
+    ) -> "OperatingPoint":
+        """The same, which says if it is of speech alone and used on all audio.
+
+        Or the other way round.
+
+        Example
+        -------
+        >>> point = OperatingPoint(0.5, "that of the EER")
+        >>> point.where(found_on_speech=False, used_on_speech=True).origin
+        'that of the EER, of all audio, not speech alone'
+        """
+        if found_on_speech == used_on_speech:
+            return self
+        kinds = "speech alone", "all audio"
+        of, not_of = kinds if found_on_speech else kinds[::-1]
+        return self.but(f"of {of}, not {not_of}")
+
 
 def operating_point_of(
     model: str, space: str, **hub_options: Any
@@ -80,7 +99,10 @@ def operating_point_of(
     'that of the EER on O, 37,611 trials'
     """
     if own := own_operating_points(model, space):
-        return own.operating_point
+        # What SpeechBrain's interfaces embed is all audio.
+        return own.operating_point.where(
+            found_on_speech=own.speech_only, used_on_speech=False
+        )
     return evaluated_operating_point(model, space, **hub_options)
 
 

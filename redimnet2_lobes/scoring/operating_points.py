@@ -119,10 +119,12 @@ class OperatingPoints(NamedTuple):
     def operating_point(self) -> OperatingPoint:
         """The threshold of the first point."""
         name, threshold, *_ = self.points[0]
+        people = f"{self.speakers} speakers"
+        if self.speakers < ENOUGH_SPEAKERS:
+            people += ", too few to rely on"
         return OperatingPoint(
             threshold.value,
-            f"{name} on own recordings of {self.speakers} speakers, "
-            f"{self.date}",
+            f"{name} on own recordings of {people}, {self.date}",
         )
 
     def false_accepts(self, score: float) -> tuple[Interval, bool] | None:
@@ -219,6 +221,15 @@ def find_operating_points(
     number = int(trials.labels.sum())
     counts = (number, len(trials.labels) - number)
     people = len(set(speakers))
+    pairs = people * (people - 1) // 2
+    equal = without_errors(equal, people)
+    points = [
+        point._replace(
+            far=without_errors(point.far, pairs),
+            frr=without_errors(point.frr, people),
+        )
+        for point in points
+    ]
     ratio = _calibrate(trials, people, resamples, seed)
     shortfalls = [
         *_shortfalls(points, rates, counts, speakers, enrolment_utterances)
@@ -245,6 +256,27 @@ def find_operating_points(
         ratio,
         shortfalls,
     )
+
+
+def without_errors(rate: Interval, count: int) -> Interval:
+    """The interval of a rate, also where there were no errors, or only errors.
+
+    Resamples know no other rate then. What so many independent cases allow is
+    the rule of three: Hanley and Lippman-Hand, "If nothing goes wrong, is
+    everything all right?", JAMA, 1983.
+
+    Example
+    -------
+    >>> high = without_errors(Interval(0.0, 0.0, 0.0), 100).high
+    >>> round(high, 3)
+    0.03
+    """
+    limit = 1 - 0.05 ** (1 / count)
+    if rate.value == 0:
+        return rate._replace(high=max(rate.high, limit))
+    if rate.value == 1:
+        return rate._replace(low=min(rate.low, 1 - limit))
+    return rate
 
 
 def _name(rate: float) -> str:

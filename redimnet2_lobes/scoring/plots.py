@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -328,5 +329,7 @@ def _det_limits(
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
-    with complete_or_absent(path) as partial:
+    with complete_or_absent(path) as partial, warnings.catch_warnings():
+        # A name may have letters of which the font has none: a box is drawn.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(partial, format="png", dpi=150)

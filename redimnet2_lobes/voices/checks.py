@@ -12,6 +12,7 @@ import torch
 
 LONGEST_NAME = 200  # characters
 LONGEST_NOTE = 1000
+UNKNOWN = "unknown"  # what the commands print of nobody
 JOINERS = str.maketrans("", "", "\u200c\u200d")  # within words of some scripts
 
 
@@ -32,6 +33,8 @@ def checked_text(key: str, text: str, longest: int = LONGEST_NAME) -> str:
     ValueError: name: expected one line of 1 to 200 printable characters, \
 without white space around it, not 'anna '
     """
+    if key == "name" and text == UNKNOWN:
+        raise ValueError(f"name: {UNKNOWN} stands for nobody; take another")
     if isinstance(text, str):
         plain = unicodedata.normalize("NFC", text)
         shown = plain.translate(JOINERS)

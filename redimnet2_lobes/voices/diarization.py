@@ -10,6 +10,7 @@ Authors
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,8 +36,7 @@ from redimnet2_lobes.voices.clustering import (
 if TYPE_CHECKING:
     from redimnet2_lobes.voices.store import VoiceStore
 
-WINDOW = round(1.5 * SAMPLE_RATE)
-HOP = WINDOW // 2
+WINDOW_SECONDS = 1.5
 # Seconds without speech that windows reach over, and turns.
 BRIDGED_BY_WINDOWS = 0.3
 BRIDGED_BY_TURNS = 0.5
@@ -112,19 +112,23 @@ def name_speakers(
 ) -> tuple[Diarization, dict[str, float]]:
     """Gives speakers that are in a store their names, and says their scores.
 
-    A speaker whose score is not above the threshold stays as it is. Speakers
-    that get one name are taken for one, with the embedding and the score of
-    that which is most like it.
+    A speaker whose score is not above the threshold stays ``speaker_1`` and so
+    on, without the numbers that are names in the store. Speakers that get one
+    name are taken for one, with the embedding and the score of that which is
+    most like it.
     """
     if not found.voices:
         return found, {}
     identified = store.identify(
         torch.stack(list(found.voices.values())), threshold
     )
+    taken = {_one_word(name) for name in store.names()}
+    numbered = (f"speaker_{number}" for number in itertools.count(1))
+    free = (name for name in numbered if name not in taken)
     names, scores, voices = {}, {}, {}
     for speaker, known in zip(found.voices, identified, strict=True):
-        name = known.name
-        names[speaker] = name = speaker if name is None else name
+        unnamed = next(free)
+        names[speaker] = name = unnamed if known.name is None else known.name
         if name not in scores or known.score > scores[name]:
             scores[name] = known.score
             voices[name] = found.voices[speaker]
@@ -164,6 +168,7 @@ def cut_windows(spans: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
     >>> cut_windows([(0, 30000), (33000, 40000), (90000, 99000)])
     [[(0, 24000), (12000, 36000), (16000, 40000)], [(90000, 99000)]]
     """
+    window = round(WINDOW_SECONDS * SAMPLE_RATE)
     bridged = round(BRIDGED_BY_WINDOWS * SAMPLE_RATE)
     stretches: list[tuple[int, int]] = []
     for start, stop in spans:
@@ -172,9 +177,9 @@ def cut_windows(spans: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         stretches.append((start, stop))
     windows = []
     for start, stop in stretches:
-        last = max(start, stop - WINDOW)
-        starts = [*range(start, last, HOP), last]
-        windows.append([(at, min(at + WINDOW, stop)) for at in starts])
+        last = max(start, stop - window)
+        starts = [*range(start, last, window // 2), last]
+        windows.append([(at, min(at + window, stop)) for at in starts])
     return windows
 
 

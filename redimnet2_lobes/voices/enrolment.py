@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
-from redimnet2_lobes.data.audio import AudioError
+from redimnet2_lobes.data.audio import checked_chunk
 from redimnet2_lobes.data.quality import (
     LIMIT_DB,
     Quality,
@@ -224,9 +224,10 @@ class Enrolment:
         """Takes the next chunk [samples].
 
         A ValueError if it is no mono audio in floats; an AudioError if it holds
-        NaN or infinite values, or the network gives them.
+        NaN, infinite or absurdly large samples, or an embedding is zero or not
+        finite.
         """
-        audio = torch.cat([self._held, _checked(chunk)])
+        audio = torch.cat([self._held, checked_chunk(torch.as_tensor(chunk))])
         whole = len(audio) // BLOCK * BLOCK
         # Copies, since a view keeps all of a long chunk.
         self._held = audio[whole:].clone()
@@ -318,22 +319,6 @@ class Enrolment:
     ) -> bool:
         mean = mean_voice(torch.stack(prototypes))
         return cosine_similarity(embedding, mean, dim=0).item() > self.limit
-
-
-def _checked(chunk: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """A chunk in float32 on the CPU."""
-    chunk = torch.as_tensor(chunk)
-    if chunk.ndim != 1 or not chunk.is_floating_point():
-        raise ValueError(
-            f"chunk: expected mono audio [samples] in floats from -1 to 1, not "
-            f"{list(chunk.shape)} of {chunk.dtype}; mix its channels, and "
-            "divide 16-bit integers by 32768"
-        )
-    if not chunk.isfinite().all():
-        raise AudioError(
-            "not finite", "a chunk holds NaN or infinite samples", "enrolment"
-        )
-    return chunk.float().cpu()
 
 
 def _problem(quality: Quality) -> str | None:

@@ -16,7 +16,7 @@ from redimnet2_lobes.scoring.backends import BLOCK
 # From tests [tests, embedding] and a number to the cosines of so many nearest
 # rows and which they are, both [tests, number], the nearest first.
 Search = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-PROBED = 64  # cells of faiss's index
+PROBED = 256  # cells of faiss's index
 
 
 def mean_voice(prototypes: torch.Tensor) -> torch.Tensor:
@@ -64,9 +64,9 @@ def exact_search(rows: torch.Tensor) -> Search:
 
 
 def faiss_search(rows: torch.Tensor) -> Search:
-    """The same by faiss, approximate beyond some thousand rows.
+    """The same by faiss, exact up to 65,536 rows.
 
-    They are put into cells, the square root of their number, of which the 64
+    They are put into cells, the square root of their number, of which the 256
     nearest to a test are searched: cosines are exact, a row may be missed.
     Where fewer than ``count`` are found, rows of -1 stand in their place.
 

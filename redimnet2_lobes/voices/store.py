@@ -119,7 +119,7 @@ class VoiceStore:
     index
         How the nearest voices are found: "exact" compares with all of them,
         "faiss" (the package faiss-cpu) with those of the nearest cells, which
-        is faster for a million and may miss one.
+        is faster, and beyond 65,536 voices may miss one.
 
     Raises
     ------

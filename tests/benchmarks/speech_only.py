@@ -57,6 +57,7 @@ def main(arguments=None):
             f"| {name} | {' | '.join(rates)} | {100 * share(found):.0f} | "
             f"{alone.count(None)} |"
         )
+    lines += ["", *by_speech_found(trials, encode_batch)]
     lines += ["", *other_borders(trials, encode_batch)]
     lines += ["", *little_speech(trials, encode_batch)]
     text = "\n".join(lines) + "\n"
@@ -163,6 +164,36 @@ def speech_of(waveforms, found):
         speech.of(waveform) if speech.spans else None
         for speech, waveform in zip(found, waveforms, strict=True)
     ]
+
+
+def by_speech_found(trials, encode_batch):
+    """Lines of a table: where noise hides speech, the EER by what is found."""
+    random = torch.Generator().manual_seed(0)
+    waveforms = [
+        with_noise(each, random, 20, each) for each in trials.waveforms
+    ]
+    found = [find_speech(each) for each in waveforms]
+    lines = [
+        "| speech found in pink noise of 20 dB, s, at least | recordings | of "
+        "all audio, EER % | of speech alone, EER % |",
+        "|---:|---:|---:|---:|",
+    ]
+    for seconds in (0.25, 1, 2, 2.5, 3):
+        alone = [
+            speech.of(waveform) if speech.seconds >= seconds else None
+            for speech, waveform in zip(found, waveforms, strict=True)
+        ]
+        whole = [
+            None if speech is None else waveform
+            for speech, waveform in zip(alone, waveforms, strict=True)
+        ]
+        rates = [
+            f"{100 * trials.eer(encode_batch, each):.2f}"
+            for each in (whole, alone)
+        ]
+        count = len(alone) - alone.count(None)
+        lines.append(f"| {seconds:g} | {count} | {' | '.join(rates)} |")
+    return lines
 
 
 def other_borders(trials, encode_batch):

@@ -161,8 +161,8 @@ def speeds(names, each, count):
             table.append(
                 [
                     *(f"{names:,}", f"{names * each:,}", index),
-                    f"{first:.2g}",
-                    f"{1000 * statistics.median(times):.2g}",
+                    f"{first:.3g}",
+                    f"{1000 * statistics.median(times):.3g}",
                     share(one.name == two.name for one, two in pairs),
                     share(
                         abs(one.margin - two.margin) < 1e-5
