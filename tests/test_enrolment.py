@@ -16,12 +16,20 @@ from test_cli import small_network
 
 from redimnet2_lobes.cli import main
 from redimnet2_lobes.data.audio import AudioError
+from redimnet2_lobes.data.speech import at_usual_level
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.scoring.bootstrap import Interval
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
+from redimnet2_lobes.scoring.operating_points import (
+    find_operating_points,
+    to_json,
+)
+from redimnet2_lobes.scoring.own_trials import score_all
 from redimnet2_lobes.voices.enrolment import (
     ANOTHER_VOICE,
     CLIPPED,
+    ENOUGH_SECONDS,
     LONGEST_SECONDS,
     NO_SPEECH,
     REMEDIES,
@@ -29,6 +37,7 @@ from redimnet2_lobes.voices.enrolment import (
     TOO_NOISY,
     Enrolment,
     Progress,
+    at_eer,
 )
 from redimnet2_lobes.voices.store import VoiceStore
 
@@ -214,6 +223,29 @@ def test_known_prototypes_never_give_way():
     assert voices_of(enrolment) == [0]
 
 
+def test_more_of_another_voice_than_was_taken():
+    enrolment = enrolment_of(seconds=30)
+    assert not enrolment.is_mostly_others  # of nobody
+    for voice in (0, 0, 1, 1, 1):
+        enrolment.add(spoken(voice))
+        others = sum(
+            piece.quality.speech_seconds
+            for piece in enrolment.pieces
+            if piece.problem
+        )
+        assert enrolment.seconds_of_others == others
+        taken = sum(enrolment.seconds)
+        assert enrolment.is_mostly_others == (others > taken)
+    assert others > taken
+
+
+def test_quiet_speech_is_heard_when_it_is_louder():
+    """What the documentation advises for streams."""
+    quiet = spoken(0) / 3000
+    assert enrolment_of().add(quiet).problem == NO_SPEECH
+    assert enrolment_of().add(at_usual_level(quiet)).problem is None
+
+
 def tensors_within(thing, seen):
     """All tensors and arrays that an object holds, at any depth."""
     if id(thing) in seen or isinstance(thing, type):
@@ -355,7 +387,8 @@ def test_a_folder_is_enrolled(run, recordings, store, capsys):
         *(run, "anna", recordings / "anna", f"--store={store}"),
         "--consent=form 17",
     )
-    *lines, last = text.splitlines()
+    *lines, threshold, last = text.splitlines()
+    assert threshold == "threshold  0.8000 (given by --threshold)"
     assert [line.split(": ")[0] for line in lines] == [
         str(recordings / "anna" / f"{utterance}.wav") for utterance in range(3)
     ]
@@ -488,7 +521,7 @@ def test_recordings_that_cannot_be_used(
         (f"{folder}/silent.wav", "silent"),
         (f"{folder}/hiss.wav", "no speech"),
     }
-    assert len(text.splitlines()) == 4
+    assert len(text.splitlines()) == 5
     # Nothing of the file that is cut short, though it begins well.
     assert content_of(store) == {"anna": [0, 0, 0]}
     store.unlink()
@@ -536,9 +569,42 @@ def test_a_model_without_threshold(recordings, store, capsys, monkeypatch):
             *(f"--store={store}", "--seconds=9"),
         ]
     )
-    (line,) = capsys.readouterr().err.splitlines()
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
     assert line.startswith("note: no threshold known: ")
     assert "0.25" in line
+    assert "threshold  0.2500 (SpeechBrain's default)" in captured.out
+
+
+def test_the_limit_is_that_of_the_eer_on_own_recordings(recordings, store, run):
+    """Not the first operating point, which few utterances reach."""
+    trials = score_all(torch.randn(12, 9), [*"aaabbbcccddd"], [3.0] * 12)
+    found = find_operating_points(
+        *(trials, "tones", [*"aaabbbcccddd"]),
+        speech_only=True,
+        resamples=10,
+    )
+    points = [
+        point._replace(
+            threshold=Interval(*[0.3 if point.name == "EER" else 0.9] * 3)
+        )
+        for point in found.points
+    ]
+    found = found._replace(points=points)
+    with VoiceStore(store, "tones") as voices:
+        voices.write_operating_points(to_json(found))
+    arguments = "enrol", "anna", recordings / "anna", f"--store={store}"
+    text = run(*arguments, "--seconds=9")
+    (line,) = [each for each in text.splitlines() if "threshold" in each]
+    assert line.startswith("threshold  0.3000 (EER on own recordings of 4 ")
+    rest = found._replace(points=points[:1])
+    assert at_eer(rest) == rest
+    text = run(*arguments, "--threshold=0.7")
+    assert "threshold  0.7000 (given by --threshold)" in text
+
+
+def test_as_much_is_enough_for_the_command_as_in_python():
+    assert enrol_module.ENOUGH == ENOUGH_SECONDS
 
 
 def test_another_process_changes_the_store(
@@ -565,6 +631,15 @@ def test_another_process_changes_the_store(
 
         monkeypatch.setattr(enrol_module, "_feed", feed)
 
+    def adding_last(prototype):
+        """As the voice is about to be written."""
+
+        def note(voices, *arguments):
+            with VoiceStore(store, "tones") as other:
+                other.add("eve", prototype, [3.0])
+
+        monkeypatch.setattr(enrol_module, "_note_others", note)
+
     arguments = [
         *("enrol", "anna", recordings / "anna", f"--store={store}"),
         *OPTIONS,
@@ -582,6 +657,11 @@ def test_another_process_changes_the_store(
     changing(add.format("dora"))
     run(*arguments)
     assert content_of(store) == {"anna": [0, 0, 0], "dora": [3]}
+    changing("pass")
+    adding_last(prototype)
+    arguments[1] = "eve"
+    assert "was changed meanwhile" in error_of(*arguments)
+    assert content_of(store)["eve"] == [3]
 
 
 def test_a_store_of_another_space(recordings, store, run, error_of):

@@ -30,6 +30,7 @@ from test_cli import small_network
 
 from redimnet2_lobes import load, space_of
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.scoring.bootstrap import Interval
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 from redimnet2_lobes.scoring.operating_points import (
     find_operating_points,
@@ -459,6 +460,62 @@ def test_a_voice_that_goes_meanwhile(store):
     encode = changed_while_computing(store, change)
     with client_of(app_of(store, encode_batch=encode)) as client:
         refused(post(client, "/verify/anna", recording(0)), 404)
+
+
+def removed_after(monkeypatch, method):
+    """Another process removes each voice that a store has just found."""
+    found = getattr(VoiceStore, method)
+
+    def find(store, name):
+        result = found(store, name)
+        with VoiceStore(store.path) as other, contextlib.suppress(ValueError):
+            other.remove(name)
+        return result
+
+    monkeypatch.setattr(VoiceStore, method, find)
+
+
+@pytest.mark.parametrize("method", ["find", "read"])
+def test_a_voice_that_goes_between_two_steps(store, method, monkeypatch):
+    """Each answer is as if it had gone before or afterwards."""
+    with VoiceStore(store, SPACE) as other:
+        for name in ("anna", "bert", "carl"):
+            other.add(name, torch.eye(VOICES)[:1], [3.0])
+    removed_after(monkeypatch, method)
+    with client_of(app_of(store)) as client:
+        answers = [
+            enrol(client, "anna", 0),
+            post(client, "/verify/bert", recording(0)),
+            client.delete("/voices/carl"),
+        ]
+        for answer in answers:
+            assert answer.status_code in (200, 204, 404, 409), answer.text
+
+
+def test_the_limit_of_enrolments(store):
+    found = find_operating_points(
+        score_all(torch.randn(4, 9), [*"aabb"], [3.0] * 4),
+        *(SPACE, [*"aabb"]),
+        resamples=10,
+    )
+    first, *others, equal = found.points
+    own = found._replace(
+        points=[
+            first._replace(threshold=Interval(0.999, 0.9, 1.0)),
+            *others,
+            equal._replace(threshold=Interval(0.5, 0.4, 0.6)),
+        ]
+    )
+    known = torch.eye(VOICES)[:2].sum(0, keepdim=True)  # cosine 0.7
+    for name, point, status in (
+        ("anna", own.operating_point, 200),
+        ("bert", OperatingPoint(0.9, "given by --threshold"), 422),
+    ):
+        with VoiceStore(store, SPACE) as other:
+            other.add(name, known, [3.0])
+        app = app_of(store, own=own, operating_point=point)
+        with client_of(app) as client:
+            assert enrol(client, name, 0).status_code == status
 
 
 def test_one_voice_scores_as_among_all(store):

@@ -80,6 +80,33 @@ def test_a_note_is_replaced(store):
     assert store.voices()[0].consent == "form 7"
 
 
+def test_a_voice_is_read_as_of_one_moment(store):
+    fill(store, ["anna", "bert"])
+    for name in store.names():
+        voice, prototypes = store.read(name)
+        assert voice == store.find(name)
+        assert torch.equal(prototypes, store.prototypes(name))
+        assert voice.prototypes == len(prototypes)
+
+
+def test_a_voice_is_added_to_if_it_is_as_it_was(store, path):
+    first, second = embeddings(1), embeddings(2)
+    store.add("anna", first, [1.0], known=None)
+    with VoiceStore(path) as other:
+        for known in (None, second, embeddings(3, 2)):
+            with pytest.raises(
+                module.VoiceChangedError,
+                match="sqlite: the voice of anna was changed meanwhile by",
+            ):
+                other.add("anna", second, [1.0], known=known)
+        assert torch.equal(store.prototypes("anna"), first)
+        other.add("anna", second, [1.0], known=first)
+        other.remove("anna")
+    with pytest.raises(module.VoiceChangedError):
+        store.add("anna", second, [1.0], known=torch.cat([first, second]))
+    assert store.names() == []
+
+
 def test_embeddings_are_little_endian_float32(store, path):
     store.add("anna", torch.tensor([[1.0, -2.5]]), [1])
     ((blob,),) = sqlite3.connect(path).execute(
@@ -294,10 +321,10 @@ def test_notes_that_are_none(store):
 
 
 def test_nobody(store, path):
-    for use in (store.remove, store.prototypes):
-        with pytest.raises(ValueError, match="voices.sqlite: no voice 'anna'"):
+    for use in (store.remove, store.prototypes, store.read):
+        with pytest.raises(module.NoVoiceError, match="sqlite: no voice 'anna"):
             use("anna")
-    with pytest.raises(ValueError, match="voices.sqlite: holds no voices"):
+    with pytest.raises(module.NoVoiceError, match="sqlite: holds no voices"):
         store.identify(embeddings(1))
     with pytest.raises(ValueError, match="voices.sqlite: holds no voices"):
         store.export(path.parent / "voices.npz")
@@ -524,6 +551,36 @@ def test_a_removal_that_is_killed_is_finished_later(store, path):
     assert traces(path.parent, parts) == []
 
 
+def test_a_removal_is_not_called_finished_by_another(store, path, monkeypatch):
+    """Another process removes a voice after this one has written anew."""
+    names = ["anna", "bert", "carl"]
+    fill(store, names)
+    parts = parts_of("carl", embeddings(2, 3))
+    writing = store._writing
+    writes = []
+
+    def ended():
+        raise OSError("killed")
+
+    def removed_meanwhile():
+        writes.append(1)
+        if len(writes) == 2:  # the file is written anew
+            with pytest.raises(OSError, match="killed"):
+                other.remove("carl")
+            leave_copies(path, parts)
+        return writing()
+
+    with VoiceStore(path) as other:
+        monkeypatch.setattr(store, "_writing", removed_meanwhile)
+        monkeypatch.setattr(other, "_overwrite_removed", ended)
+        store.remove("anna")
+    store.close()
+    assert traces(path.parent, parts) == parts
+    with VoiceStore(path) as store:
+        assert store.names() == ["bert"]
+    assert traces(path.parent, parts) == []
+
+
 def test_a_removal_that_waits_in_vain_says_so(store, path, monkeypatch):
     fill(store, ["anna", "bert"])
 
@@ -603,6 +660,36 @@ def test_kill_9_at_any_moment(path):
         there = names
     assert len(there) > 20
     assert os.listdir(path.parent) == [path.name]
+
+
+def add_new(path, number, pipe):
+    with VoiceStore(path) as store:
+        pipe.recv()
+        try:
+            store.add("anna", embeddings(number), [1.0], known=None)
+        except module.VoiceChangedError:
+            pipe.send(None)
+        else:
+            pipe.send(number)
+
+
+def test_one_of_many_processes_has_a_new_name(store, path):
+    pipes = []
+    processes = []
+    for number in range(4):
+        ours, theirs = SERVER.Pipe()
+        pipes.append(ours)
+        processes.append(
+            SERVER.Process(target=add_new, args=(path, number, theirs))
+        )
+        processes[-1].start()
+    for pipe in pipes:
+        pipe.send("go")
+    added = [number for pipe in pipes if (number := pipe.recv()) is not None]
+    for process in processes:
+        process.join()
+    (number,) = added
+    assert torch.equal(store.prototypes("anna"), embeddings(number))
 
 
 def add_many(path, start, count):

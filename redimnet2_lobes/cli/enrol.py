@@ -6,6 +6,7 @@ Authors
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -15,7 +16,8 @@ import click
 
 from redimnet2_lobes.cli.encoder import (
     any_length,
-    embedding_options,
+    describe_threshold,
+    encoder_options,
     find_operating_point,
     find_own_operating_points,
     load_encoder,
@@ -46,6 +48,10 @@ if TYPE_CHECKING:
     from redimnet2_lobes.voices.store import VoiceStore
 
 
+ENOUGH = 12  # that of voices.enrolment, which takes long to import
+SECONDS_AT_ONCE = 60.0  # of a file that are brought to a usual level
+
+
 class Heard(NamedTuple):
     """What was judged of a file."""
 
@@ -70,7 +76,7 @@ class Heard(NamedTuple):
 @command("anna anna/ --store=voices.sqlite --model=redimnet2_b3")
 @click.argument("name")
 @files_argument
-@embedding_options
+@encoder_options
 @vad_option
 @click.option(
     "--store",
@@ -86,11 +92,11 @@ class Heard(NamedTuple):
 )
 @click.option(
     "--seconds",
-    default=12,
+    default=ENOUGH,
     metavar="SECONDS",
     type=number(float, 1, sys.float_info.max, "a number from 1 on"),
-    help="How much speech is enough; the default is 12. With less nothing is "
-    "written.",
+    help=f"How much speech is enough; the default is {ENOUGH}. With less "
+    "nothing is written.",
 )
 @threshold_option
 @strict_option
@@ -102,7 +108,6 @@ def enrol(
     device: str | None,
     threads: int | None,
     engine_cache: str | None,
-    seconds_per_piece: float,
     vad: bool,
     store: str,
     consent: str | None,
@@ -130,16 +135,18 @@ def enrol(
     space = space_of(encoder)
     kept = store if os.path.exists(store) else None
     own = find_own_operating_points(None, kept, model, space)
+
+    from redimnet2_lobes.scoring.operating_point import OperatingPoint
+    from redimnet2_lobes.voices.enrolment import VOICE_LIMIT, Enrolment, at_eer
+    from redimnet2_lobes.voices.store import NoVoiceError, VoiceStore
+
     operating_point = find_operating_point(
-        threshold, own, model, encoder, space, vad
+        threshold, own and at_eer(own), model, encoder, space, vad
     )
-
-    from redimnet2_lobes.voices.enrolment import VOICE_LIMIT, Enrolment
-    from redimnet2_lobes.voices.store import VoiceStore
-
     limit = operating_point.value
     if limit is None:
         limit = VOICE_LIMIT
+        operating_point = OperatingPoint(limit, "SpeechBrain's default")
         note(
             f"no threshold known: speech is of another voice where its score "
             f"is not above {limit}, which was not made for this model; give "
@@ -147,19 +154,24 @@ def enrol(
         )
     known, known_seconds = None, 0.0
     if os.path.exists(store):
-        with VoiceStore(store, space) as voices:
-            known, known_seconds = _known(voices, name)
+        with (
+            VoiceStore(store, space) as voices,
+            contextlib.suppress(NoVoiceError),
+        ):
+            voice, known = voices.read(name)
+            known_seconds = voice.seconds
     enrolment = Enrolment(
         any_length(encoder),
         *(seconds, limit, known, known_seconds),
         speech_only=vad,
     )
-    heard = _feed(enrolment, paths, seconds_per_piece, faults)
+    heard = _feed(enrolment, paths, faults)
     _find_faults(enrolment, name, heard, faults)
     with VoiceStore(store, space) as voices:
-        _check_unchanged(voices, name, known, store)
         _note_others(voices, name, enrolment.prototypes, limit, store)
-        voices.add(name, enrolment.prototypes, enrolment.seconds, consent)
+        voices.add(
+            name, enrolment.prototypes, enrolment.seconds, consent, known
+        )
     count = len(enrolment.prototypes)
     percent = enrolment.progress.percent
     if as_json:
@@ -193,6 +205,7 @@ def enrol(
             for path, found in heard.items()
             if path not in (faults or {})
         ]
+        lines.append(describe_threshold(operating_point))
         lines.append(
             f"enrolled  {name}: {percent} %, {sum(enrolment.seconds):.1f} s of "
             f"speech in {count} prototype{'s' * (count > 1)}; {store}"
@@ -203,18 +216,9 @@ def enrol(
     return text
 
 
-def _known(voices: VoiceStore, name: str) -> tuple[torch.Tensor | None, float]:
-    """The prototypes of a name, and seconds of speech, as far as there are."""
-    for voice in voices.voices():
-        if voice.name == name:
-            return voices.prototypes(name), voice.seconds
-    return None, 0.0
-
-
 def _feed(
     enrolment: Enrolment,
     paths: list[str],
-    seconds_per_piece: float,
     faults: Faults | None,
 ) -> dict[str, Heard]:
     """Feeds each file that can be read, and says what was heard of it."""
@@ -231,7 +235,7 @@ def _feed(
         for path in progress:
             with noted(faults, path):
                 # All of it, before any is fed: its end may be damaged.
-                waveforms = [*read_in_order(path, seconds_per_piece)]
+                waveforms = [*read_in_order(path, SECONDS_AT_ONCE)]
             if path in (faults or {}):
                 continue
             first = len(enrolment.pieces)
@@ -256,14 +260,8 @@ def _find_faults(
 ) -> None:
     """Names the files that nothing was taken of, and refuses an enrolment."""
     from redimnet2_lobes.data.audio import AudioError
-    from redimnet2_lobes.voices.enrolment import ANOTHER_VOICE, REMEDIES
+    from redimnet2_lobes.voices.enrolment import REMEDIES
 
-    others = sum(
-        piece.quality.speech_seconds
-        for found in heard.values()
-        for piece in found.pieces
-        if piece.problem == ANOTHER_VOICE
-    )
     for path, found in heard.items():
         if found.speech(taken=True):
             continue
@@ -280,10 +278,11 @@ def _find_faults(
     if not taken:
         raise LeftOut(faults or {})
     percent = enrolment.progress.percent
-    if others > taken:
+    if enrolment.is_mostly_others:
         remedy = (
-            f"{others:.1f} s of speech are of another voice than before, only "
-            f"{taken:.1f} s are not; give recordings of one person"
+            f"{enrolment.seconds_of_others:.1f} s of speech are of "
+            f"another voice than before, only {taken:.1f} s are not; give "
+            "recordings of one person"
         )
     elif percent < 100:
         remedy = (
@@ -296,19 +295,6 @@ def _find_faults(
     raise LeftOut({**(faults or {}), f"speaker {name}": fault})
 
 
-def _check_unchanged(
-    voices: VoiceStore, name: str, known: torch.Tensor | None, store: str
-) -> None:
-    """Refuses a voice that another process has changed since it was read."""
-    now, _ = _known(voices, name)
-    before = None if known is None else known.tolist()
-    if before != (None if now is None else now.tolist()):
-        raise ValueError(
-            f"{store}: the voice of {name} was changed meanwhile by another "
-            "process; enrol again"
-        )
-
-
 def _note_others(
     voices: VoiceStore,
     name: str,
@@ -317,12 +303,12 @@ def _note_others(
     store: str,
 ) -> None:
     """Says that the voice is known by another name."""
-    from torch.nn.functional import normalize
+    from redimnet2_lobes.voices.search import mean_voice
 
     if not voices.names():
         return
-    mean = normalize(prototypes, dim=1).mean(0, keepdim=True)
-    (found,) = voices.identify(mean, threshold=limit, top=2)
+    mean = mean_voice(prototypes)
+    (found,) = voices.identify(mean[None], threshold=limit, top=2)
     for other, score in found.candidates:
         if other != name and score > limit:
             note(

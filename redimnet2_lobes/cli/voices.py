@@ -51,11 +51,8 @@ def kept_voice(store: str, name: str) -> tuple[str, torch.Tensor, float]:
     from redimnet2_lobes.voices.store import VoiceStore
 
     with VoiceStore(store) as opened:
-        mean = mean_voice(opened.prototypes(name))
-        seconds = sum(
-            each.seconds for each in opened.voices() if each.name == name
-        )
-        return opened.space, mean, seconds
+        kept, prototypes = opened.read(name)
+        return opened.space, mean_voice(prototypes), kept.seconds
 
 
 @command("--store=voices.sqlite", voices)

@@ -7,11 +7,11 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 
 from redimnet2_lobes.data.audio import checked_chunk
 from redimnet2_lobes.data.quality import (
@@ -23,6 +23,10 @@ from redimnet2_lobes.data.speech import FRAME, Speech, SpeechDetector
 from redimnet2_lobes.files.settings import require_number, require_positive
 from redimnet2_lobes.inference.encode import EncodeBatch, check_finite
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
+from redimnet2_lobes.voices.search import mean_voice
+
+if TYPE_CHECKING:
+    from redimnet2_lobes.scoring.operating_points import OperatingPoints
 
 # What the figures are from: docs/enrolment.md.
 ENOUGH_SECONDS = 12.0  # of speech in an enrolment
@@ -54,6 +58,16 @@ REMEDIES = {
 }
 
 
+def at_eer(own: "OperatingPoints") -> "OperatingPoints":
+    """Operating points that decide by the EER, for the limit of an enrolment.
+
+    Pieces are single utterances of a few seconds, of which a threshold for few
+    false accepts would refuse most. Without an EER they stay as they are.
+    """
+    points = [point for point in own.points if point.name == "EER"]
+    return own._replace(points=points or own.points)
+
+
 class Piece(NamedTuple):
     """Figures of a piece of audio that was judged."""
 
@@ -78,7 +92,11 @@ class Progress(NamedTuple):
 class Enrolment:
     """Enrols a voice from audio that arrives in chunks.
 
-    Chunks are mono, 16 kHz, float, of any length, which makes no difference. A
+    Chunks are mono, 16 kHz, float, of any length, which makes no difference.
+    They must be about as loud as speech usually is, -20 dB of full scale: the
+    voice activity overlooks what is recorded quietly. The commands bring each
+    recording to that by ``data.speech.at_usual_level``, a stream can be
+    multiplied by one number that fits its microphone. A
     piece of audio ends with 3 s of speech, after 10 s at most, or with the
     utterance (``finish``). It is refused if it has less than 2 s of speech, is
     clipped or noisy, or if the cosine of its embedding with the mean direction
@@ -166,6 +184,23 @@ class Enrolment:
             self.pieces[number].quality.speech_seconds
             for number in self._embeddings
         ]
+
+    @property
+    def seconds_of_others(self) -> float:
+        """Seconds of speech that were refused as of another voice."""
+        return sum(
+            piece.quality.speech_seconds
+            for piece in self.pieces
+            if piece.problem == ANOTHER_VOICE
+        )
+
+    @property
+    def is_mostly_others(self) -> bool:
+        """Whether more speech is of another voice than was taken.
+
+        Then nobody knows whose voice it would be: do not keep it.
+        """
+        return self.seconds_of_others > sum(self.seconds)
 
     @property
     def progress(self) -> Progress:
@@ -282,7 +317,7 @@ class Enrolment:
     def _matches(
         self, embedding: torch.Tensor, prototypes: list[torch.Tensor]
     ) -> bool:
-        mean = normalize(torch.stack(prototypes), dim=1).mean(0)
+        mean = mean_voice(torch.stack(prototypes))
         return cosine_similarity(embedding, mean, dim=0).item() > self.limit
 
 

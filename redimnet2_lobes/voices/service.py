@@ -48,6 +48,7 @@ from redimnet2_lobes.voices.enrolment import (
     REMEDIES,
     VOICE_LIMIT,
     Enrolment,
+    at_eer,
 )
 from redimnet2_lobes.voices.requests import (
     DEFAULT_LIMITS,
@@ -56,7 +57,12 @@ from redimnet2_lobes.voices.requests import (
     Limits,
     refusal,
 )
-from redimnet2_lobes.voices.store import Identification, VoiceStore
+from redimnet2_lobes.voices.store import (
+    Identification,
+    NoVoiceError,
+    VoiceChangedError,
+    VoiceStore,
+)
 from redimnet2_lobes.voices.uploads import (
     NAME,
     TOO_LONG,
@@ -106,6 +112,8 @@ def make_app(
         The threshold that decisions go by; without a value there are none.
     own
         Of recordings such as come here, for the false-accept rates of scores.
+        Where the operating point is theirs, voices are enrolled by that of the
+        EER.
     speech_only
         False takes all audio for speech.
     limits
@@ -201,6 +209,11 @@ class _Service:
         self.space = space
         self.operating_point = operating_point
         self.own = own
+        limit = operating_point.value
+        # Unless another threshold was asked for.
+        if own is not None and limit == own.operating_point.value:
+            limit = at_eer(own).operating_point.value
+        self.limit = VOICE_LIMIT if limit is None else limit
         self.speech_only = speech_only
         self.limits = limits
         self.registry = registry
@@ -216,12 +229,26 @@ class _Service:
             yield
 
     async def in_store(self, function: Callable[..., Result], *args) -> Result:
-        """Calls a function in a thread, one at a time."""
+        """Calls a function in a thread, one at a time.
+
+        A voice that is not there, or no longer, and one that has changed refuse
+        the request.
+        """
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(
                 self.store_thread, function, *args
             )
+        except NoVoiceError:
+            raise refusal(
+                HTTPStatus.NOT_FOUND, "no voice of that name"
+            ) from None
+        except VoiceChangedError:
+            raise refusal(
+                HTTPStatus.CONFLICT,
+                "the voice was changed meanwhile by another request; send it "
+                "again",
+            ) from None
         except OSError as error:
             logger.error(one_line(error))
             raise refusal(
@@ -261,7 +288,10 @@ class _Service:
         enrolment, seconds = await self.computation.run(
             request, functools.partial(self._enrol, *known)
         )
-        await self.in_store(self._add, name, known[0], enrolment, consent)
+        await self.in_store(
+            self.store.add,
+            *(name, enrolment.prototypes, enrolment.seconds, consent, known[0]),
+        )
         return JSONResponse(
             {
                 "name": name,
@@ -278,16 +308,19 @@ class _Service:
 
     async def remove(self, request: Request) -> Response:
         """Removes a voice."""
-        await self.in_store(self._remove, _voice_name(request))
+        await self.in_store(self.store.remove, _voice_name(request))
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def verify(self, request: Request) -> Response:
         """Compares the recording of a request with a voice."""
         name = _voice_name(request)
         _check_type(request)
-        await self.in_store(self._check_known, name)
+        await self.in_store(self.store.read, name)
         test = await self.computation.run(request, self._test)
-        score = await self.in_store(self._score, name, test.embedding)
+        score = await self.in_store(
+            self.store.score, name, test.embedding[None]
+        )
+        score = score.item()
         threshold, origin = self.operating_point
         decision = None if threshold is None else score > threshold
         return JSONResponse(
@@ -337,57 +370,23 @@ class _Service:
 
     # In the thread of the store.
 
-    def _check_known(self, name: str) -> None:
-        if self.store.find(name) is None:
-            raise refusal(HTTPStatus.NOT_FOUND, "no voice of that name")
-
     def _known(self, name: str) -> tuple[torch.Tensor | None, float]:
         """The prototypes of a voice, and its seconds of speech."""
-        voice = self.store.find(name)
-        if voice is None:
+        try:
+            voice, prototypes = self.store.read(name)
+        except NoVoiceError:
             return None, 0.0
-        return self.store.prototypes(name), voice.seconds
-
-    def _add(
-        self,
-        name: str,
-        known: torch.Tensor | None,
-        enrolment: Enrolment,
-        consent: str | None,
-    ) -> None:
-        now, _ = self._known(name)
-        if (None if now is None else now.tolist()) != (
-            None if known is None else known.tolist()
-        ):
-            raise refusal(
-                HTTPStatus.CONFLICT,
-                "the voice was changed meanwhile by another request; send it "
-                "again",
-            )
-        self.store.add(name, enrolment.prototypes, enrolment.seconds, consent)
-
-    def _remove(self, name: str) -> None:
-        self._check_known(name)
-        self.store.remove(name)
+        return prototypes, voice.seconds
 
     def _identify(
         self, embedding: torch.Tensor, threshold: float | None
     ) -> Identification:
         try:
             return self.store.identify(embedding[None], threshold)[0]
-        except ValueError:
-            if self.store.names():
-                raise
+        except NoVoiceError:
             raise refusal(
                 HTTPStatus.NOT_FOUND, "no voice is enrolled yet"
             ) from None
-
-    def _score(self, name: str, embedding: torch.Tensor) -> float:
-        try:
-            return self.store.score(name, embedding[None]).item()
-        except ValueError:
-            self._check_known(name)  # it may have gone meanwhile
-            raise
 
     # In a thread of the computation.
 
@@ -400,24 +399,20 @@ class _Service:
     ) -> tuple[Enrolment, float]:
         """An enrolment with a prototype at least, and the seconds of audio."""
         waveform = decode_upload(content, self.limits.seconds)
-        limit = self.operating_point.value
         enrolment = Enrolment(
             self.encode_batch,
-            limit=VOICE_LIMIT if limit is None else limit,
+            limit=self.limit,
             known=known,
             known_seconds=known_seconds,
             speech_only=self.speech_only,
         )
         enrolment.add(at_usual_level(waveform))
-        taken = sum(enrolment.seconds)
-        others = sum(
-            piece.quality.speech_seconds
-            for piece in enrolment.pieces
-            if piece.problem == ANOTHER_VOICE
-        )
-        if taken <= others:
-            problem = ANOTHER_VOICE if others else enrolment.pieces[-1].problem
-            assert problem
+        problem = None
+        if enrolment.is_mostly_others:
+            problem = ANOTHER_VOICE
+        elif not enrolment.seconds:
+            problem = enrolment.pieces[-1].problem
+        if problem is not None:
             raise refusal(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
                 f"{problem}; {REMEDIES[problem]}",

@@ -11,10 +11,12 @@ import contextlib
 import datetime
 import json
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +36,7 @@ from redimnet2_lobes.voices.search import (
     Identification,
     Search,
     identify_by,
+    mean_voice,
 )
 from redimnet2_lobes.voices.transfer import Voices, read_voices, write_voices
 
@@ -69,6 +72,14 @@ PRAGMA foreign_keys = ON;
 PRAGMA cell_size_check = ON;
 PRAGMA trusted_schema = OFF;
 """
+
+
+class NoVoiceError(ValueError):
+    """Nobody of that name, or nobody at all, is in the store."""
+
+
+class VoiceChangedError(ValueError):
+    """A voice is no longer what it was when it was read."""
 
 
 class Voice(NamedTuple):
@@ -187,6 +198,7 @@ class VoiceStore:
         prototypes: torch.Tensor,
         seconds: Sequence[float],
         consent: str | None = None,
+        known: torch.Tensor | EllipsisType | None = ...,
     ) -> None:
         """Adds prototypes to a voice, which is new or known.
 
@@ -201,6 +213,11 @@ class VoiceStore:
         consent
             A note of one line, such as where a signed one is; it replaces an
             earlier one, None keeps that.
+        known
+            The prototypes of the voice that the new ones were compared with,
+            None where it was new. If it has others now, which another process
+            has written meanwhile, it is a VoiceChangedError, and nothing is
+            added. By default it may have any.
         """
         name = checked_text("name", name)
         if consent is not None:
@@ -209,6 +226,8 @@ class VoiceStore:
         check_seconds(seconds, len(prototypes))
         now = _now()
         with self._writing() as file:
+            if known is not ...:
+                self._check_unchanged(name, known)
             self._check_size("prototypes", prototypes)
             file.execute(
                 "INSERT INTO voices (name, consent, added, changed) "
@@ -236,7 +255,7 @@ class VoiceStore:
         with self._writing() as file:
             voice = self._number_of(name)
             file.execute("DELETE FROM voices WHERE voice = ?", (voice,))
-            self._write_fact("removing", "")
+            self._write_fact("removing", secrets.token_hex())
         try:
             self._overwrite_removed()
         except OSError as error:
@@ -251,22 +270,37 @@ class VoiceStore:
 
     def voices(self) -> list[Voice]:
         """What is kept of each voice, in the order of their addition."""
-        return self._voices("GROUP BY voice ORDER BY voice")
+        with self._reading():
+            return self._voices("GROUP BY voice ORDER BY voice")
 
     def find(self, name: str) -> Voice | None:
         """What is kept of one voice, or None."""
+        with self._reading():
+            return self._find(name)
+
+    def read(self, name: str) -> tuple[Voice, torch.Tensor]:
+        """What is kept of one voice, and its prototypes of the same moment.
+
+        They are [prototypes, embedding]. A NoVoiceError without the voice.
+        """
+        with self._reading():
+            prototypes = self._prototypes_of(name)
+            voice = self._find(name)
+        assert voice is not None
+        return voice, prototypes
+
+    def _find(self, name: str) -> Voice | None:
         found = self._voices(
             "WHERE name = ? GROUP BY voice", checked_text("name", name)
         )
         return found[0] if found else None
 
     def _voices(self, which: str, *values: str) -> list[Voice]:
-        with self._reading() as file:
-            rows = file.execute(
-                "SELECT name, count(*), total(seconds), voices.added, changed, "
-                f"consent FROM voices JOIN prototypes USING (voice) {which}",
-                values,
-            ).fetchall()
+        rows = self._file.execute(
+            "SELECT name, count(*), total(seconds), voices.added, changed, "
+            f"consent FROM voices JOIN prototypes USING (voice) {which}",
+            values,
+        ).fetchall()
         voices = [Voice(*row) for row in rows]
         for voice in voices:
             self._check_texts(*voice[:1], *voice[3:5], voice.consent or "-")
@@ -274,13 +308,27 @@ class VoiceStore:
 
     def prototypes(self, name: str) -> torch.Tensor:
         """The prototypes of a voice [prototypes, embedding]."""
-        with self._reading() as file:
-            rows = file.execute(
-                "SELECT embedding FROM prototypes WHERE voice = ? "
-                "ORDER BY prototype",
-                (self._number_of(name),),
-            ).fetchall()
+        with self._reading():
+            return self._prototypes_of(name)
+
+    def _prototypes_of(self, name: str) -> torch.Tensor:
+        rows = self._file.execute(
+            "SELECT embedding FROM prototypes WHERE voice = ? "
+            "ORDER BY prototype",
+            (self._number_of(name),),
+        ).fetchall()
+        if not rows:
+            raise self._damaged(f"{name} has no prototypes")
         return self._embeddings_of([blob for (blob,) in rows])
+
+    def _check_unchanged(self, name: str, known: torch.Tensor | None) -> None:
+        now = None if self._find(name) is None else self._prototypes_of(name)
+        before = None if known is None else known.tolist()
+        if before != (None if now is None else now.tolist()):
+            raise VoiceChangedError(
+                f"{self.path}: the voice of {name} was changed meanwhile by "
+                "another process; enrol again"
+            )
 
     def score(self, name: str, embeddings: torch.Tensor) -> torch.Tensor:
         """Scores [tests] of embeddings [tests, embedding] for one voice.
@@ -290,7 +338,7 @@ class VoiceStore:
         prototypes = self.prototypes(name)
         size = prototypes.shape[1]
         tests = normalize(checked_embeddings("embeddings", embeddings, size))
-        return tests @ normalize(normalize(prototypes).mean(0), dim=0)
+        return tests @ normalize(mean_voice(prototypes), dim=0)
 
     def identify(
         self,
@@ -429,7 +477,7 @@ class VoiceStore:
                 0, torch.tensor(owners), normalize(embeddings, dim=1)
             )
         if not numbers:
-            raise ValueError(f"{self.path}: holds no voices; enrol one first")
+            raise NoVoiceError(f"{self.path}: holds no voices; enrol one first")
         self._check_texts(*numbers)
         return [*numbers], normalize(means, dim=1)
 
@@ -456,13 +504,13 @@ class VoiceStore:
             raise self._damaged(error) from None
 
     def _number_of(self, name: str) -> int:
-        """The number of a voice; a ValueError if there is none."""
+        """The number of a voice; a NoVoiceError if there is none."""
         found = self._file.execute(
             "SELECT voice FROM voices WHERE name = ?",
             (checked_text("name", name),),
         ).fetchone()
         if found is None:
-            raise ValueError(
+            raise NoVoiceError(
                 f"{self.path}: no voice {name!r}; redimnet2 voices list shows "
                 "the names"
             )
@@ -491,11 +539,18 @@ class VoiceStore:
 
         secure_delete overwrites what is deleted, but not the copies of it that
         SQLite has left in pages when it moved rows from one to another.
+        Whatever another process removes while the file is written anew has a
+        mark of its own, which stays.
         """
+        with self._reading():
+            mark = self._fact("removing")
         with self._lock, self._plain_errors():
             self._file.execute("VACUUM")
         with self._writing() as file:
-            file.execute("DELETE FROM facts WHERE key = 'removing'")
+            file.execute(
+                "DELETE FROM facts WHERE key = 'removing' AND value = ?",
+                (mark,),
+            )
 
     def _make_if_empty(self, space: str) -> None:
         """Makes the tables of a new file."""
