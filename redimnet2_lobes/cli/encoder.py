@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     Embeddings = dict[str, torch.Tensor]  # of each path [embedding]
 
 MODEL_VARIABLE = "REDIMNET2_MODEL"
-# Seconds of speech. With less, the EER of the demo's trials is more than twice
-# as high (tests/benchmarks/measured/speech_only.md).
-LITTLE_SPEECH = 1.0
 UNKNOWN = (
     "none known; give --threshold, or find one for recordings of yours by "
     "redimnet2 calibrate"
@@ -305,6 +302,8 @@ def embed_files(
 
 
 def _note_little_speech(speech: dict[str, Speech]) -> None:
+    from redimnet2_lobes.data.speech import LITTLE_SPEECH
+
     little = [
         f"{path} ({found})"
         for path, found in speech.items()
