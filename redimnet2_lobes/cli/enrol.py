@@ -29,6 +29,7 @@ from redimnet2_lobes.cli.group import (
     LeftOut,
     command,
     json_option,
+    left_out_as_json,
     note,
     number,
 )
@@ -193,10 +194,7 @@ def enrol(
                 }
                 for path, found in heard.items()
             ],
-            "left_out": [
-                {"name": path, "reason": f"{fault.reason}; {fault.remedy}"}
-                for path, fault in (faults or {}).items()
-            ],
+            "left_out": left_out_as_json(faults),
         }
         text = json.dumps(result, indent=2)
     else:

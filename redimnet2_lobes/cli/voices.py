@@ -70,7 +70,8 @@ def list_(store: str, as_json: bool) -> str:
     lines = [f"{len(found)} voices of the embedding space {opened.space}"]
     for voice in found:
         lines.append(
-            f"{voice.name}: {voice.prototypes} prototypes of "
+            f"{voice.name}: {voice.prototypes} "
+            f"prototype{'s' * (voice.prototypes > 1)} of "
             f"{voice.seconds:.1f} s of speech, added {voice.added}, changed "
             f"{voice.changed}, consent: {voice.consent or 'no note'}"
         )

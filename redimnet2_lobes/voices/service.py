@@ -32,7 +32,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from redimnet2_lobes.data.audio import AudioError
-from redimnet2_lobes.data.speech import at_usual_level, find_speech
+from redimnet2_lobes.data.speech import (
+    LITTLE_SPEECH,
+    at_usual_level,
+    find_speech,
+)
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.inference.encode import EncodeBatch, check_finite
@@ -78,7 +82,6 @@ logger = get_logger(__name__)
 
 Result = TypeVar("Result")
 
-LEAST_SPEECH = 1.0  # seconds; of less a score says little
 NO_DECISION = OperatingPoint()
 UNTYPED = "application/octet-stream"
 
@@ -427,11 +430,11 @@ class _Service:
         if self.speech_only:
             speech = find_speech(waveform)
             speech_seconds = speech.seconds
-            if speech_seconds < LEAST_SPEECH:
+            if speech_seconds < LITTLE_SPEECH:
                 raise refusal(
                     HTTPStatus.UNPROCESSABLE_ENTITY,
                     f"too little speech: {speech}, and it takes "
-                    f"{LEAST_SPEECH:g} s; record it again",
+                    f"{LITTLE_SPEECH:g} s; record it again",
                 )
             waveform = speech.of(waveform)
         with torch.no_grad():
