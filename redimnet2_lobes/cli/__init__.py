@@ -4,9 +4,9 @@
 ``redimnet2 embed FILES`` writes embeddings, and ``redimnet2 identify --enrol
 FOLDER FILES`` says who speaks, ``diarize FILES`` who speaks when. ``enrol NAME
 FILES`` keeps a voice in a store, ``voices`` shows and moves what it holds,
-``calibrate`` finds a threshold for recordings of one's own. ``convert``,
-``push`` and ``export`` take models from one form to another, ``check`` runs an
-exported one. ``--help`` explains each.
+``calibrate`` finds a threshold for recordings of one's own, ``serve`` does all
+that over HTTP. ``convert``, ``push`` and ``export`` take models from one form
+to another, ``check`` runs an exported one. ``--help`` explains each.
 
 Results go to stdout, everything else to stderr. The exit code is 0 if there is
 a result, whatever it is; 1 with one line on stderr if something is wrong with
@@ -33,19 +33,19 @@ With ``--json`` the results are one JSON value, floats in full precision:
 - embed: a list of objects with ``name``, ``embedding`` and
   ``embedding_space``;
 - enrol: an object with ``name``, ``percent``, ``speech_seconds`` and
-  ``prototypes`` (those that were added), ``threshold``, ``threshold_origin``
-  (null where none is known), ``embedding_space``, ``files``, a list of objects
-  with ``name``, ``seconds``, ``taken_seconds`` and ``refused_seconds`` (of
-  speech) and ``problems``, and ``left_out`` as of identify;
+  ``prototypes`` (those that were added), ``threshold``, ``threshold_origin``,
+  ``embedding_space``, ``files``, a list of objects with ``name``, ``seconds``,
+  ``taken_seconds`` and ``refused_seconds`` (of speech) and ``problems``, and
+  ``left_out`` as of identify;
 - identify: an object with ``threshold``, ``threshold_origin``,
   ``embedding_space``, ``files``, a list of objects with ``name``,
   ``speech_seconds`` and ``seconds`` (null with ``--no_vad``), ``speaker``
-  (null if it is none of the enrolled) and ``candidates``, a list of objects
-  with ``speaker`` and ``score``, the best first, and ``left_out``, a list of
-  objects with ``name`` and ``reason``. Its names are those of recordings, or
-  ``speaker NAME`` for a speaker without any that can be used;
-- identify --store: the same, and each of ``files`` has ``score``, that of the
-  best speaker, and ``margin``, how far the second is behind (null without one);
+  (null if it is none of the enrolled), ``score``, that of the best speaker,
+  ``margin``, how far the second is behind (null without one), and
+  ``candidates``, a list of objects with ``speaker`` and ``score``, the best
+  first, and ``left_out``, a list of objects with ``name`` and ``reason``. Its
+  names are those of recordings, or ``speaker NAME`` for a speaker without any
+  that can be used;
 - voices list: an object with ``embedding_space`` and ``voices``, a list of
   objects with ``name``, ``prototypes`` (how many), ``seconds``, ``added``,
   ``changed`` and ``consent`` (null if there is none);

@@ -45,9 +45,9 @@ WEB = ("http:", "https:")
 class SpeakerRecognition(speaker.SpeakerRecognition):
     """SpeechBrain's `SpeakerRecognition`, for what people hand to it.
 
-    It decides by ``operating_point``, a value and where it is from: that of the
-    EER in the results.json of the model, or, where there is none, SpeechBrain's
-    0.25. Files and folders may be `pathlib.Path`, and an `AudioError` names the
+    It decides by ``operating_point``, a value and where it is from: what
+    ``redimnet2 calibrate`` has left in the model folder, or else that of the
+    EER in its results.json, or else SpeechBrain's 0.25. Files and folders may be `pathlib.Path`, and an `AudioError` names the
     file that cannot be used. Files of this machine are read where they are;
     SpeechBrain, given a ``savedir``, takes a second file of the same name for
     the first.

@@ -19,7 +19,7 @@ import scipy.linalg
 import torch
 from torch.nn.functional import normalize
 
-KEPT = 0.1  # share of the cosines that each window keeps
+KEPT = 0.05  # share of the cosines that each window keeps
 FEWEST_KEPT = 10
 ONE_VOICE = 0.72  # cosine of two halves that are one speaker
 # What a change of the speaker costs, as a share of how much more alike windows
