@@ -47,10 +47,10 @@ class SpeakerRecognition(speaker.SpeakerRecognition):
 
     It decides by ``operating_point``, a value and where it is from: what
     ``redimnet2 calibrate`` has left in the model folder, or else that of the
-    EER in its results.json, or else SpeechBrain's 0.25. Files and folders may be `pathlib.Path`, and an `AudioError` names the
-    file that cannot be used. Files of this machine are read where they are;
-    SpeechBrain, given a ``savedir``, takes a second file of the same name for
-    the first.
+    EER in its results.json, or else SpeechBrain's 0.25. Files and folders may
+    be `pathlib.Path`, and an `AudioError` names the file that cannot be used.
+    Files of this machine are read where they are; SpeechBrain, given a
+    ``savedir``, takes a second file of the same name for the first.
 
     Example
     -------
