@@ -483,7 +483,7 @@ def test_a_store_needs_a_threshold(
     monkeypatch.setattr(
         command,
         "find_operating_point",
-        lambda *_: OperatingPoint(None, None),
+        lambda *_: OperatingPoint(),
     )
     line = error_of("diarize", meeting, f"--store={store.path}")
     assert "--threshold: missing, and tones has none" in line

@@ -31,7 +31,8 @@ from redimnet2_lobes.cli.recordings import (
     strict_option,
 )
 from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
-from redimnet2_lobes.files.same_space import KEY
+from redimnet2_lobes.files.same_space import KEY, check_same_space
+from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
 if TYPE_CHECKING:
     from redimnet2_lobes.voices.diarization import Diarization, Turn
@@ -114,9 +115,8 @@ def diarize(
     encode_batch = encode_batch_of(encoder)
     found: dict[str, tuple[Diarization, Scores]] = {}
     with contextlib.ExitStack() as stack:
-        voices, operating_point = None, None
+        voices, operating_point = None, OperatingPoint()
         if store is not None:
-            from redimnet2_lobes.files.same_space import check_same_space
             from redimnet2_lobes.voices.store import VoiceStore
 
             voices = stack.enter_context(VoiceStore(store))
@@ -133,20 +133,18 @@ def diarize(
             if path in (faults or {}):
                 continue
             try:
-                result, scores = (
-                    diarization.diarize(
-                        encode_batch, path, speakers, seconds_per_piece
-                    ),
-                    {},
+                result = diarization.diarize(
+                    encode_batch, path, speakers, seconds_per_piece
                 )
             except AudioError as error:
                 if faults is None:
                     raise
                 faults[path] = error
                 continue
-            if voices is not None:
+            scores, limit = {}, operating_point.value
+            if voices is not None and limit is not None:
                 result, scores = diarization.name_speakers(
-                    result, voices, operating_point.value
+                    result, voices, limit
                 )
             found[path] = result, scores
             if output:
@@ -156,8 +154,8 @@ def diarize(
     if as_json:
         text = json.dumps(
             {
-                "threshold": operating_point and operating_point.value,
-                "threshold_origin": operating_point and operating_point.origin,
+                "threshold": operating_point.value,
+                "threshold_origin": operating_point.origin,
                 KEY: space,
                 "files": [
                     _as_dictionary(path, *result)

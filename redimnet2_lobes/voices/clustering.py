@@ -19,7 +19,7 @@ import scipy.linalg
 import torch
 from torch.nn.functional import normalize
 
-KEPT = 0.1  # share of the cosines that each window keeps
+KEPT = 0.05  # share of the cosines that each window keeps
 FEWEST_KEPT = 10
 ONE_VOICE = 0.72  # cosine of two halves that are one speaker
 # What a change of the speaker costs, as a share of how much more alike windows
@@ -32,11 +32,11 @@ MOST_SPEAKERS = 10
 def cluster_windows(
     embeddings: torch.Tensor, speakers: tuple[int, int] = (1, MOST_SPEAKERS)
 ) -> torch.Tensor:
-    """The speaker of each window, from 0 [windows].
+    """The speaker of each window, from 0 as they begin to speak [windows].
 
     ``embeddings`` [windows, embedding] are of windows in the order of time;
     ``speakers`` are the fewest and the most that there may be. There are never
-    more than windows.
+    more than windows, and a speaker whom no window is most like is left out.
 
     Example
     -------
@@ -58,9 +58,11 @@ def cluster_windows(
     steady = normalize(steady, dim=1)
     step = -(-count // MOST_WINDOWS)
     labels = _spectral(steady[::step], fewest, most)
-    return _speakers_in_time(
+    labels = _speakers_in_time(
         embeddings, mean_directions(embeddings[::step], labels)
     )
+    order = list(dict.fromkeys(labels))
+    return torch.tensor([order.index(label) for label in labels])
 
 
 def mean_directions(
@@ -125,7 +127,7 @@ def _spectral(embeddings: torch.Tensor, fewest: int, most: int) -> torch.Tensor:
 
 def _speakers_in_time(
     embeddings: torch.Tensor, means: torch.Tensor
-) -> torch.Tensor:
+) -> list[int]:
     """The speakers of windows in a row that are most alike, with few changes.
 
     Viterbi's algorithm: the sum of cosines, less what the changes cost.
@@ -142,7 +144,7 @@ def _speakers_in_time(
     path = [int(best.argmax())]
     for before in reversed(came_from):
         path.append(int(before[path[-1]]))
-    return torch.tensor(path[::-1])
+    return path[::-1]
 
 
 @contextlib.contextmanager

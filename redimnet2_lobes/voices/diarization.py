@@ -10,7 +10,7 @@ Authors
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -91,11 +91,9 @@ def diarize(
     if not windows:
         return Diarization([], {}, speech)
     embeddings = _embed(encode_batch, path, windows, seconds_per_piece)
-    labels = cluster_windows(embeddings, speakers).tolist()
-    order = list(dict.fromkeys(labels))
-    numbers = torch.tensor([order.index(label) for label in labels])
-    names = [f"speaker_{number + 1}" for number in range(len(order))]
+    numbers = cluster_windows(embeddings, speakers)
     means = mean_directions(embeddings, numbers)
+    names = [f"speaker_{number + 1}" for number in range(len(means))]
     return Diarization(
         join_windows(windows, [names[number] for number in numbers]),
         dict(zip(names, means, strict=True)),
@@ -222,7 +220,7 @@ def join_turns(turns: list[Turn]) -> list[Turn]:
     return joined
 
 
-def _pieces(path: str, seconds: float, task: str) -> Iterator[torch.Tensor]:
+def _pieces(path: str, seconds: float, task: str) -> Iterable[torch.Tensor]:
     return tqdm(
         read_pieces(path, seconds, silence=True),
         desc=f"{task} {path}",
