@@ -5,8 +5,8 @@
         demo/corpus demo/trained/model demo/untrained/model diarization.md
 
 Twelve conversations of two to four speakers, half of them overlapping, by
-``redimnet2 diarize``, by senko, and by pyannote.audio's pipeline with the same
-embeddings; then an hour of audio, each in a process of its own.
+``redimnet2 diarize`` and by senko; then an hour of audio, each in a process of
+its own.
 """
 
 import json
@@ -54,22 +54,6 @@ def senko(_):
         return [
             (each["start"], each["end"], each["speaker"]) for each in segments
         ]
-
-    return run
-
-
-def pyannote(model):
-    from diarization_error import make_pipeline
-
-    from redimnet2_lobes.data.audio import load_waveform
-    from redimnet2_lobes.integrations.pyannote import SpeakerEncoder
-
-    pipeline = make_pipeline(SpeakerEncoder(model))
-
-    def run(path, speakers):
-        file = {"waveform": load_waveform(path)[None], "sample_rate": RATE}
-        found = pipeline(file, num_speakers=speakers).speaker_diarization
-        return [(turn.start, turn.end, speaker) for turn, speaker in found]
 
     return run
 
@@ -198,7 +182,7 @@ def time_an_hour(system, model, path):
     return row
 
 
-SYSTEMS = {"ours": ours, "senko": senko, "pyannote": pyannote}
+SYSTEMS = {"ours": ours, "senko": senko}
 
 
 def main(corpus, model, untrained, output):
@@ -213,11 +197,6 @@ def main(corpus, model, untrained, output):
         ]
         path = long_conversation(corpus, Path(folder))
         times = [time_an_hour(name, model, path) for name in ("ours", "senko")]
-        pipeline = pyannote(model)
-        rows += [
-            measure("pyannote.audio, the demo's B0", pipeline, made, known)
-            for known in (False, True)
-        ]
     heads = [
         ["", "speakers", *COLUMNS, *(f"overlapping: {c}" for c in COLUMNS)],
         ["an hour of four", "time", "to real time", "MiB before", "at most"],

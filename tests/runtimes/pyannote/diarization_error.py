@@ -87,30 +87,28 @@ def conversations(corpus):
         yield (joined + 1e-4 * noise)[None], reference
 
 
-def make_pipeline(embedding):
-    """pyannote.audio's, as docs/pyannote.md makes it."""
-    pipeline = SpeakerDiarization(
-        segmentation=load_segmentation(),
-        embedding=embedding,
-        embedding_exclude_overlap=True,
-        embedding_batch_size=16,
-        segmentation_batch_size=16,
-        clustering="AgglomerativeClustering",
-        plda=NoPlda(),
-    )
-    clustering = {"method": "centroid", "min_cluster_size": 12}
-    return pipeline.instantiate(
-        {
-            "segmentation": {"min_duration_off": 0.0},
-            "clustering": {**clustering, "threshold": 0.7},
-        }
-    )
-
-
 def main(corpus, *sources):
     for source in sources:
-        pipeline = make_pipeline(
-            CamPlusPlus() if source == "CAM++" else SpeakerEncoder(source)
+        pipeline = SpeakerDiarization(
+            segmentation=load_segmentation(),
+            embedding=CamPlusPlus()
+            if source == "CAM++"
+            else SpeakerEncoder(source),
+            embedding_exclude_overlap=True,
+            embedding_batch_size=16,
+            segmentation_batch_size=16,
+            clustering="AgglomerativeClustering",
+            plda=NoPlda(),
+        )
+        pipeline.instantiate(
+            {
+                "segmentation": {"min_duration_off": 0.0},
+                "clustering": {
+                    "method": "centroid",
+                    "min_cluster_size": 12,
+                    "threshold": 0.7,
+                },
+            }
         )
         errors = DiarizationErrorRate()
         for waveform, reference in conversations(Path(corpus)):
