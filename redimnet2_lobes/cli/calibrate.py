@@ -212,7 +212,13 @@ def _draw(
     """Draws what is found beside what is written."""
     import numpy as np
 
-    from redimnet2_lobes.scoring.bootstrap import bootstrap, frr_at_far
+    from redimnet2_lobes.scoring.bootstrap import (
+        Interval,
+        bootstrap,
+        far_at,
+        frr_at,
+        frr_at_far,
+    )
     from redimnet2_lobes.scoring.metrics import det_curve
     from redimnet2_lobes.scoring.plots import (
         plot_det,
@@ -235,18 +241,25 @@ def _draw(
     )
     rates = np.geomspace(1 / len(different), 0.5, 100)
     name = f"own recordings ({found.speakers} speakers), with its interval"
-    band = bootstrap(
+    low, high = trials.scores.double().aminmax()
+    thresholds = np.linspace(low, high, 200)
+    bands = bootstrap(
         *(trials.scores, trials.labels, trials.speakers.numpy()),
-        {"det": frr_at_far(rates)},
-    )["det"]
+        {
+            "det": frr_at_far(rates),
+            "far": far_at(thresholds),
+            "frr": frr_at(thresholds),
+        },
+    )
     far, frr, _ = det_curve(same, different)
-    plot_det({name: (far, frr)}, det, {name: (rates, band)})
-    plots = [histogram, det]
-    if found.scores:
-        plot_error_rates(
-            *(found.scores, found.far, found.frr),
-            {each.name: each.threshold.value for each in found.points},
-            error_rates,
-        )
-        plots.append(error_rates)
-    return plots
+    plot_det({name: (far, frr)}, det, {name: (rates, bands["det"])})
+    far_rates, frr_rates = (
+        [Interval(*row) for row in zip(*bands[kind], strict=True)]
+        for kind in ("far", "frr")
+    )
+    plot_error_rates(
+        *(thresholds.tolist(), far_rates, frr_rates),
+        {each.name: each.threshold.value for each in found.points},
+        error_rates,
+    )
+    return [histogram, det, error_rates]

@@ -206,7 +206,9 @@ def enrol(
         lines.append(describe_threshold(operating_point))
         lines.append(
             f"enrolled  {name}: {percent} %, {sum(enrolment.seconds):.1f} s of "
-            f"speech in {count} prototype{'s' * (count > 1)}; {store}"
+            f"speech in {count} prototype{'s' * (count > 1)}"
+            f"{f' added to {known_seconds:.1f} s' * bool(known_seconds)}; "
+            f"{store}"
         )
         text = "\n".join(lines)
     if faults:

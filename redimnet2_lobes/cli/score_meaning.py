@@ -48,7 +48,7 @@ def score_meaning(
         words = interval_in_percent(rate)
         if is_limit:  # there were too few false accepts to tell more
             value, limit = in_percent(rate.value), in_percent(rate.high)
-            words = f"fewer than {value} % (in truth {limit} % at most)"
+            words = f"less than {value} % (up to {limit} %)"
         meaning.lines.append(
             f"false accepts  {words} of other speakers score higher than this"
         )

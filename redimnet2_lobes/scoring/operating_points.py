@@ -131,15 +131,24 @@ class OperatingPoints(NamedTuple):
         """Of other speakers the share that scores higher.
 
         And whether it is only an upper limit, for a score above which there
-        were too few to tell. None if there are too few for any.
+        were too few to tell: that of the highest threshold below it. None if
+        there are too few for any.
         """
         if not self.scores:
             return None
+        if score > self.scores[-1]:
+            known = [self.far[-1]]
+            known += [
+                point.far
+                for point in self.points
+                if self.scores[-1] < point.threshold.value <= score
+            ]
+            return min(known, key=lambda rate: rate.high), True
         limits = [
             float(np.interp(score, self.scores, values, left=1.0))
             for values in zip(*self.far, strict=True)
         ]
-        return Interval(*limits), score > self.scores[-1]
+        return Interval(*limits), False
 
 
 def find_operating_points(

@@ -207,7 +207,7 @@ def plot_error_rates(
         axes.axvline(threshold, color="black", linestyle=style, label=label)
     axes.set_yscale("log")
     smallest = min(rate.value for rate in [*far, *frr] if rate.value > 0)
-    axes.set_ylim(50 * smallest, 110)
+    axes.set_ylim(50 * max(smallest, 1e-4), 110)
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
     axes.grid(color="0.9")
     axes.set_axisbelow(True)

@@ -196,7 +196,7 @@ def turn(encoder, paths, options):
 
     def keep(wavs, wav_lens):
         batches.append((wavs, wav_lens))
-        return torch.zeros(len(wavs), 1, 1)
+        return torch.ones(len(wavs), 1, 1)
 
     def loading():
         seconds_per_batch = options.seconds_per_batch
