@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     default=1,
     metavar="N",
     type=number(int, 1, sys.maxsize, "a whole number from 1 on"),
-    help="How many recordings will enrol a voice; the default is 1, by which "
-    "rates are rather too high for voices of several.",
+    help="How many recordings will enrol a voice; the default is 1, whose "
+    "threshold is too low for voices of several.",
 )
 @click.option(
     "--output",
