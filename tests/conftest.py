@@ -12,6 +12,7 @@ import torch
 
 from redimnet2_lobes import cli
 from redimnet2_lobes.models import folded_copy, redimnet2, tiles
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS / "parity"))
@@ -122,6 +123,22 @@ def noise_corpora(tmp_path_factory):
         "musan_folder": str(folder / "musan"),
         "rirs_folder": str(folder / "rirs"),
     }
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    from test_cli import small_network
+
+    folder = tmp_path_factory.mktemp("models") / "small"
+    write_model_folder(folder, small_network(), "A small network")
+    return folder
+
+
+@pytest.fixture
+def model(model_folder, monkeypatch):
+    """It is the default model of the command."""
+    monkeypatch.setenv("REDIMNET2_MODEL", str(model_folder))
+    return model_folder
 
 
 @pytest.fixture

@@ -47,20 +47,6 @@ def buzz(pitch, seconds=1.0, rate=16000, channels=1):
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "small"
-    write_model_folder(folder, small_network(), "A small network")
-    return folder
-
-
-@pytest.fixture
-def model(model_folder, monkeypatch):
-    """It is the default model of the command."""
-    monkeypatch.setenv("REDIMNET2_MODEL", str(model_folder))
-    return model_folder
-
-
-@pytest.fixture(scope="module")
 def encoder(model_folder):
     return EncoderClassifier.from_hparams(source=str(model_folder))
 

@@ -493,8 +493,9 @@ def test_a_voice_that_goes_between_two_steps(store, method, monkeypatch):
 
 
 def test_the_limit_of_enrolments(store):
+    rows = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
     found = find_operating_points(
-        score_all(torch.randn(4, 9), [*"aabb"], [3.0] * 4),
+        score_all(rows, [*"aabb"], [3.0] * 4),
         *(SPACE, [*"aabb"]),
         resamples=10,
     )

@@ -32,7 +32,6 @@ from redimnet2_lobes.data.speech import (
 from redimnet2_lobes.inference import long_files
 from redimnet2_lobes.inference.long_files import encode_files
 from redimnet2_lobes.onnx.export import export_onnx
-from redimnet2_lobes.pretrained.model_folder import write_model_folder
 
 RATE = 16000
 
@@ -298,20 +297,6 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     assert pieces == {path: 60}
     assert speech[path].seconds == 600
     assert peak < 600 * RATE * 4 / 4
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "small"
-    write_model_folder(folder, small_network(), "A small network")
-    return folder
-
-
-@pytest.fixture
-def model(model_folder, monkeypatch):
-    """It is the default model of the command."""
-    monkeypatch.setenv("REDIMNET2_MODEL", str(model_folder))
-    return model_folder
 
 
 @pytest.fixture(scope="module")

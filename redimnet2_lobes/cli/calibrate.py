@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import click
 
 from redimnet2_lobes.cli.encoder import (
+    ModelOptions,
     embed_files,
     embedded_seconds,
     embedding_options,
     load_encoder,
-    space_of,
     vad_option,
 )
 from redimnet2_lobes.cli.group import (
@@ -81,10 +81,7 @@ if TYPE_CHECKING:
 @json_option
 def calibrate(
     folder: str,
-    model: str | None,
-    device: str | None,
-    threads: int | None,
-    engine_cache: str | None,
+    options: ModelOptions,
     seconds_per_piece: float,
     vad: bool,
     rates: tuple[float, ...],
@@ -117,14 +114,13 @@ def calibrate(
     }
     check_files([*of_path], faults)
     _leave_out_copies(of_path, faults)
-    model, encoder = load_encoder(model, device, threads, engine_cache)
-    written = _where(output, store, model)
-    space = space_of(encoder)
+    loaded = load_encoder(options)
+    written = _where(output, store, loaded.name)
     if store is not None:  # what is no store should not be found out at the end
-        VoiceStore(store, space).close()
+        VoiceStore(store, loaded.space).close()
     speech = {} if vad else None
     embeddings = embed_files(
-        encoder, [*of_path], seconds_per_piece, faults, speech
+        loaded.encoder, [*of_path], seconds_per_piece, faults, speech
     )
 
     from redimnet2_lobes.scoring.operating_points import (
@@ -158,7 +154,7 @@ def calibrate(
         )
     found = find_operating_points(
         trials,
-        space,
+        loaded.space,
         names,
         rates,
         speech_only=vad,
@@ -168,7 +164,7 @@ def calibrate(
         written.parent.mkdir(parents=True, exist_ok=True)
         write_operating_points(found, written)
     else:
-        with VoiceStore(store, space) as voices:
+        with VoiceStore(store, loaded.space) as voices:
             voices.write_operating_points(to_json(found))
     plots = _draw(trials, found, written)
     if as_json:

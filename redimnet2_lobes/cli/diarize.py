@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import click
 
 from redimnet2_lobes.cli.encoder import (
+    ModelOptions,
     any_length,
     describe_threshold,
     encoder_options,
     find_operating_point,
     find_own_operating_points,
     load_encoder,
-    space_of,
     threshold_option,
 )
 from redimnet2_lobes.cli.group import (
@@ -37,7 +37,6 @@ from redimnet2_lobes.cli.recordings import (
     find_files,
     strict_option,
 )
-from redimnet2_lobes.cli.voices import check_not_empty
 from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
@@ -89,10 +88,7 @@ def _bounds(text: str) -> tuple[int, int]:
 @json_option
 def diarize(
     files: tuple[str, ...],
-    model: str | None,
-    device: str | None,
-    threads: int | None,
-    engine_cache: str | None,
+    options: ModelOptions,
     store: str | None,
     threshold: float | None,
     speakers: tuple[int, int],
@@ -117,9 +113,8 @@ def diarize(
     check_files(paths, faults)
     if faults and len(faults) == len(paths):
         raise LeftOut(faults)
-    model, encoder = load_encoder(model, device, threads, engine_cache)
-    space = space_of(encoder)
-    encode_batch = any_length(encoder)
+    loaded = load_encoder(options)
+    encode_batch = any_length(loaded.encoder)
     found: dict[str, tuple[Diarization, Scores]] = {}
     with contextlib.ExitStack() as stack:
         voices, operating_point = None, OperatingPoint()
@@ -128,16 +123,16 @@ def diarize(
             from redimnet2_lobes.voices.store import VoiceStore
 
             voices = stack.enter_context(VoiceStore(store))
-            check_same_space(store, voices.space, model, space)
-            check_not_empty(voices)
-            own = find_own_operating_points(None, store, model, space)
+            check_same_space(store, voices.space, loaded.name, loaded.space)
+            voices.check_not_empty()
+            own = find_own_operating_points(None, store, loaded)
             operating_point = find_operating_point(
-                threshold, own, model, encoder, space, vad=True
+                threshold, own, loaded, vad=True
             )
             if operating_point.value is None:
                 raise ValueError(
-                    f"--threshold: missing, and {model} has none; without it "
-                    "everybody would get the name of somebody"
+                    f"--threshold: missing, and {loaded.name} has none; "
+                    "without it everybody would get the name of somebody"
                 )
         for path in paths:
             if path in (faults or {}):
@@ -172,7 +167,7 @@ def diarize(
             {
                 "threshold": operating_point.value,
                 "threshold_origin": operating_point.origin,
-                KEY: space,
+                KEY: loaded.space,
                 "files": [
                     _as_dictionary(path, *result)
                     for path, result in found.items()

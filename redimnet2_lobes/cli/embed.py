@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import click
 
 from redimnet2_lobes.cli.encoder import (
+    ModelOptions,
     embed_files,
     embedding_options,
     load_encoder,
-    space_of,
 )
 from redimnet2_lobes.cli.group import LeftOut, command, json_option
 from redimnet2_lobes.cli.recordings import (
@@ -67,10 +67,7 @@ def _output(text: str) -> Path:
 @json_option
 def embed(
     files: tuple[str, ...],
-    model: str | None,
-    device: str | None,
-    threads: int | None,
-    engine_cache: str | None,
+    options: ModelOptions,
     seconds_per_piece: float,
     vad: bool,
     output: Path | None,
@@ -93,12 +90,12 @@ def embed(
     def compute() -> tuple[Embeddings, str]:
         if len(faults or {}) == len(paths):
             return {}, ""
-        encoder = load_encoder(model, device, threads, engine_cache)[1]
+        loaded = load_encoder(options)
         speech = {} if vad else None
         embeddings = embed_files(
-            encoder, paths, seconds_per_piece, faults, speech
+            loaded.encoder, paths, seconds_per_piece, faults, speech
         )
-        return embeddings, space_of(encoder)
+        return embeddings, loaded.space
 
     if output is None:
         embeddings, space = compute()

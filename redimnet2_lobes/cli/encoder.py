@@ -7,10 +7,11 @@ Authors
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -44,6 +45,23 @@ UNKNOWN = (
 )
 
 
+class ModelOptions(NamedTuple):
+    """What the command line says of a model."""
+
+    model: str | None
+    device: str | None
+    threads: int | None
+    engine_cache: str | None
+
+
+class Loaded(NamedTuple):
+    """A model that embeds."""
+
+    name: str  # as SpeechBrain names it
+    encoder: Encoder
+    space: str  # of its embeddings
+
+
 def embedding_options(function: Command) -> Command:
     """The options of whatever computes embeddings of files."""
     return encoder_options(
@@ -60,7 +78,19 @@ def embedding_options(function: Command) -> Command:
 
 
 def encoder_options(function: Command) -> Command:
-    """The options of whatever loads a model."""
+    """The options of whatever loads a model, which are its ``options``."""
+
+    @functools.wraps(function)
+    def run(
+        model: str | None,
+        device: str | None,
+        threads: int | None,
+        engine_cache: str | None,
+        **others: Any,
+    ) -> str | None:
+        options = ModelOptions(model, device, threads, engine_cache)
+        return function(options=options, **others)
+
     for option in (
         click.option(
             "--engine_cache",
@@ -92,8 +122,8 @@ def encoder_options(function: Command) -> Command:
             "that you trust.",
         ),
     ):
-        function = option(function)
-    return function
+        run = option(run)
+    return run
 
 
 vad_option = click.option(
@@ -119,13 +149,9 @@ operating_points_option = click.option(
 )
 
 
-def load_encoder(
-    model: str | None,
-    device: str | None,
-    threads: int | None,
-    engine_cache: str | None,
-) -> tuple[str, Encoder]:
-    """The model as SpeechBrain names it, and what embeds."""
+def load_encoder(options: ModelOptions) -> Loaded:
+    """Loads the model of the options, or of the environment."""
+    model, device, threads, engine_cache = options
     model = model or os.environ.get(MODEL_VARIABLE)
     if not model:
         raise ValueError(
@@ -140,9 +166,10 @@ def load_encoder(
     if threads is not None:
         torch.set_num_threads(usable_threads(threads))
     if door.is_onnx(model):
-        return model, door.load(
+        encoder = door.load(
             model, {"device": device}, engine_cache=engine_cache
         )
+        return Loaded(model, encoder, door.space_of(encoder))
     if engine_cache is not None:
         raise ValueError("--engine_cache: belongs to .onnx files; leave it out")
     if os.path.isfile(model):
@@ -171,11 +198,11 @@ def load_encoder(
         model = door.find(model)
         encoder = load_model(model, {"device": device})
     keep_freed_memory()
-    return model, encoder
+    return Loaded(model, encoder, door.space_of(encoder))
 
 
 def find_own_operating_points(
-    given: str | None, store: str | None, model: str, space: str
+    given: str | None, store: str | None, loaded: Loaded
 ) -> OperatingPoints | None:
     """Those of a file, or else of a store of voices, or else of the model."""
     from redimnet2_lobes import door
@@ -184,13 +211,13 @@ def find_own_operating_points(
     if given is None:
         if store is not None and (kept := points_of_store(store)):
             return kept
-        if door.is_onnx(model):
+        if door.is_onnx(loaded.name):
             return None
-        return own_operating_points(model, space)
+        return own_operating_points(loaded.name, loaded.space)
     from redimnet2_lobes.scoring.operating_points import read_operating_points
 
     found = read_operating_points(given)
-    check_same_space(given, found.embedding_space, "the model", space)
+    check_same_space(given, found.embedding_space, "the model", loaded.space)
     return found
 
 
@@ -207,9 +234,7 @@ def points_of_store(store: str) -> OperatingPoints | None:
 def find_operating_point(
     given: float | None,
     own: OperatingPoints | None,
-    model: str,
-    encoder: Encoder,
-    space: str,
+    loaded: Loaded,
     vad: bool,
 ) -> OperatingPoint:
     """The threshold that is given, of own recordings, or else of the model.
@@ -225,11 +250,12 @@ def find_operating_point(
         )
     from redimnet2_lobes import door
 
+    model = loaded.name
     if door.is_onnx(model):
-        operating_point = encoder.operating_point
+        operating_point = loaded.encoder.operating_point
         holder = os.path.basename(model)
     else:
-        operating_point = evaluated_operating_point(model, space)
+        operating_point = evaluated_operating_point(model, loaded.space)
         if os.path.isabs(model):  # where it lies is the user's business
             model = os.path.basename(model)
         holder = f"{RESULTS_FILE} of {model}"
@@ -348,10 +374,3 @@ def cosines(
     cosine = CosineBackend()
     rows = cosine.enrolment_side(torch.stack([*voices]))
     return cosine.test_side(torch.stack([*tests])) @ rows.T
-
-
-def space_of(encoder: Encoder) -> str:
-    """The space of an encoder's embeddings."""
-    from redimnet2_lobes import door
-
-    return door.space_of(encoder)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from redimnet2_lobes.cli.encoder import (
+    ModelOptions,
     any_length,
     describe_threshold,
     encoder_options,
     find_operating_point,
     find_own_operating_points,
     load_encoder,
-    space_of,
     threshold_option,
     vad_option,
 )
@@ -105,10 +105,7 @@ class Heard(NamedTuple):
 def enrol(
     name: str,
     files: tuple[str, ...],
-    model: str | None,
-    device: str | None,
-    threads: int | None,
-    engine_cache: str | None,
+    options: ModelOptions,
     vad: bool,
     store: str,
     consent: str | None,
@@ -132,17 +129,16 @@ def enrol(
     check_files(paths, faults)
     if len(faults or {}) == len(paths):
         raise LeftOut(faults or {})
-    model, encoder = load_encoder(model, device, threads, engine_cache)
-    space = space_of(encoder)
+    loaded = load_encoder(options)
     kept = store if os.path.exists(store) else None
-    own = find_own_operating_points(None, kept, model, space)
+    own = find_own_operating_points(None, kept, loaded)
 
     from redimnet2_lobes.scoring.operating_point import OperatingPoint
     from redimnet2_lobes.voices.enrolment import VOICE_LIMIT, Enrolment, at_eer
     from redimnet2_lobes.voices.store import NoVoiceError, VoiceStore
 
     operating_point = find_operating_point(
-        threshold, own and at_eer(own), model, encoder, space, vad
+        threshold, own and at_eer(own), loaded, vad
     )
     limit = operating_point.value
     if limit is None:
@@ -156,19 +152,19 @@ def enrol(
     known, known_seconds = None, 0.0
     if os.path.exists(store):
         with (
-            VoiceStore(store, space) as voices,
+            VoiceStore(store, loaded.space) as voices,
             contextlib.suppress(NoVoiceError),
         ):
             voice, known = voices.read(name)
             known_seconds = voice.seconds
     enrolment = Enrolment(
-        any_length(encoder),
+        any_length(loaded.encoder),
         *(seconds, limit, known, known_seconds),
         speech_only=vad,
     )
     heard = _feed(enrolment, paths, faults)
     _find_faults(enrolment, name, heard, faults)
-    with VoiceStore(store, space) as voices:
+    with VoiceStore(store, loaded.space) as voices:
         _note_others(voices, name, enrolment.prototypes, limit, store)
         voices.add(
             name, enrolment.prototypes, enrolment.seconds, consent, known
@@ -183,7 +179,7 @@ def enrol(
             "prototypes": count,
             "threshold": limit,
             "threshold_origin": operating_point.origin,
-            KEY: space,
+            KEY: loaded.space,
             "files": [
                 {
                     "name": path,

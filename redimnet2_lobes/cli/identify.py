@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from redimnet2_lobes.cli.encoder import (
+    ModelOptions,
     describe_threshold,
     embed_files,
     embedding_options,
@@ -22,7 +23,6 @@ from redimnet2_lobes.cli.encoder import (
     load_encoder,
     operating_points_option,
     seconds_of,
-    space_of,
     threshold_option,
     vad_option,
 )
@@ -78,10 +78,7 @@ if TYPE_CHECKING:
 @json_option
 def identify(
     files: tuple[str, ...],
-    model: str | None,
-    device: str | None,
-    threads: int | None,
-    engine_cache: str | None,
+    options: ModelOptions,
     seconds_per_piece: float,
     vad: bool,
     enrol: str | None,
@@ -123,15 +120,14 @@ def identify(
     check_files(paths, faults)
     if faults and all(path in faults for path in tests):
         raise LeftOut(faults)
-    model, encoder = load_encoder(model, device, threads, engine_cache)
-    space = space_of(encoder)
-    check_same_space(source, known_space, model, space)
-    own = find_own_operating_points(operating_points, store, model, space)
-    operating_point = find_operating_point(
-        threshold, own, model, encoder, space, vad
-    )
+    loaded = load_encoder(options)
+    check_same_space(source, known_space, loaded.name, loaded.space)
+    own = find_own_operating_points(operating_points, store, loaded)
+    operating_point = find_operating_point(threshold, own, loaded, vad)
     speech = {} if vad else None
-    embeddings = embed_files(encoder, paths, seconds_per_piece, faults, speech)
+    embeddings = embed_files(
+        loaded.encoder, paths, seconds_per_piece, faults, speech
+    )
     tests = [path for path in tests if path in embeddings]
     known = embeddings
     if enrolled:
@@ -178,7 +174,7 @@ def identify(
         result = {
             "threshold": operating_point.value,
             "threshold_origin": operating_point.origin,
-            KEY: space,
+            KEY: loaded.space,
             "files": rows,
             "left_out": left_out_as_json(faults),
         }

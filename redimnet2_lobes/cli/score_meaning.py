@@ -52,10 +52,7 @@ def score_meaning(
         meaning.lines.append(
             f"false accepts  {words} of other speakers score higher than this"
         )
-        meaning.values["false_accepts"] = {
-            **rate._asdict(),
-            "is_upper_limit": is_limit,
-        }
+        meaning.values["false_accepts"] = found.as_json()
     if own.ratio is not None:
         ratio = own.ratio(
             torch.tensor([score]), torch.tensor([seconds], dtype=torch.float32)

@@ -13,12 +13,12 @@ import sys
 import click
 
 from redimnet2_lobes.cli.encoder import (
+    ModelOptions,
     any_length,
     encoder_options,
     find_operating_point,
     find_own_operating_points,
     load_encoder,
-    space_of,
     threshold_option,
     vad_option,
 )
@@ -96,10 +96,7 @@ above_zero = number(
     help="The longest time that receiving and computing may take.",
 )
 def serve(
-    model: str | None,
-    device: str | None,
-    threads: int | None,
-    engine_cache: str | None,
+    options: ModelOptions,
     vad: bool,
     store: str,
     threshold: float | None,
@@ -136,7 +133,7 @@ def serve(
     # Before the model is loaded, which takes a while.
     listening = _listen(host, port)
     with listening:
-        model, encoder = load_encoder(model, device, threads, engine_cache)
+        loaded = load_encoder(options)
 
         import torch
 
@@ -145,13 +142,10 @@ def serve(
         from redimnet2_lobes.models.threads import usable_threads
         from redimnet2_lobes.voices.store import VoiceStore
 
-        space = space_of(encoder)
-        VoiceStore(store, space).close()  # or a line says why not
-        own = find_own_operating_points(None, store, model, space)
-        operating_point = find_operating_point(
-            threshold, own, model, encoder, space, vad
-        )
-        encode_batch = any_length(encoder)
+        VoiceStore(store, loaded.space).close()  # or a line says why not
+        own = find_own_operating_points(None, store, loaded)
+        operating_point = find_operating_point(threshold, own, loaded, vad)
+        encode_batch = any_length(loaded.encoder)
         # What first calls load, once for all threads.
         second = torch.zeros(1, SAMPLE_RATE)
         with torch.no_grad():
@@ -159,14 +153,14 @@ def serve(
         if vad:
             find_speech(second[0])
         app = make_app(
-            *(encode_batch, store, space, token, operating_point),
+            *(encode_batch, store, loaded.space, token, operating_point),
             *(own if own and own.speech_only == vad else None, vad),
             limits=Limits(
                 max_megabytes,
                 max_seconds,
                 timeout,
                 max_requests,
-                usable_threads(threads),
+                usable_threads(options.threads),
             ),
         )
         _log_requests()

@@ -11,6 +11,7 @@ import json
 import click
 
 from redimnet2_lobes.cli.encoder import (
+    ModelOptions,
     cosines,
     describe_threshold,
     embed_files,
@@ -21,7 +22,6 @@ from redimnet2_lobes.cli.encoder import (
     load_encoder,
     operating_points_option,
     seconds_of,
-    space_of,
     threshold_option,
     vad_option,
 )
@@ -48,10 +48,7 @@ from redimnet2_lobes.files.same_space import KEY, check_same_space
 def verify(
     enrolment: str,
     test: str,
-    model: str | None,
-    device: str | None,
-    threads: int | None,
-    engine_cache: str | None,
+    options: ModelOptions,
     seconds_per_piece: float,
     vad: bool,
     store: str | None,
@@ -67,16 +64,15 @@ def verify(
         paths = [test]
     for path in paths:
         check_file(path)
-    model, encoder = load_encoder(model, device, threads, engine_cache)
-    space = space_of(encoder)
+    loaded = load_encoder(options)
     if store is not None:
-        check_same_space(store, space_of_voice, model, space)
-    own = find_own_operating_points(operating_points, store, model, space)
-    operating_point = find_operating_point(
-        threshold, own, model, encoder, space, vad
-    )
+        check_same_space(store, space_of_voice, loaded.name, loaded.space)
+    own = find_own_operating_points(operating_points, store, loaded)
+    operating_point = find_operating_point(threshold, own, loaded, vad)
     speech = {} if vad else None
-    embeddings = embed_files(encoder, paths, seconds_per_piece, speech=speech)
+    embeddings = embed_files(
+        loaded.encoder, paths, seconds_per_piece, speech=speech
+    )
     if voice is None:
         voice = embeddings[enrolment]
         seconds = embedded_seconds(enrolment, speech)
@@ -104,7 +100,7 @@ def verify(
             "threshold": operating_point.value,
             "threshold_origin": operating_point.origin,
             "same_speaker": decision,
-            KEY: space,
+            KEY: loaded.space,
             **meaning.values,
         }
         return json.dumps(result, indent=2)

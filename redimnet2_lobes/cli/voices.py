@@ -17,8 +17,6 @@ from redimnet2_lobes.files.same_space import KEY
 if TYPE_CHECKING:
     import torch
 
-    from redimnet2_lobes.voices.store import VoiceStore
-
 
 @redimnet2.group(no_args_is_help=False)
 def voices() -> None:
@@ -35,14 +33,8 @@ def space_of_store(store: str) -> str:
     from redimnet2_lobes.voices.store import VoiceStore
 
     with VoiceStore(store) as opened:
-        check_not_empty(opened)
+        opened.check_not_empty()
         return opened.space
-
-
-def check_not_empty(opened: VoiceStore) -> None:
-    """Refuses a store without voices."""
-    if not opened.names():
-        raise ValueError(f"{opened.path}: holds no voices; enrol one first")
 
 
 def kept_voice(store: str, name: str) -> tuple[str, torch.Tensor, float]:

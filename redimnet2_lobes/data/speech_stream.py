@@ -26,8 +26,8 @@ class SpeechStream:
     """Gives the speech of audio that arrives in chunks, and keeps none of it.
 
     All that it gives, put together, is what a `SpeechDetector` finds in the
-    whole. Speech is given 0.25 s after it has begun, then
-    without delay. What follows it is held until it is a pause or speech again.
+    whole. Speech is given 0.25 s after it has begun, then without delay. What
+    follows it is held until it is a pause or speech again.
 
     Unlike a file, which `find_speech` brings to the usual level, a stream is
     taken at its own, which is known at its end only: in audio whose level is

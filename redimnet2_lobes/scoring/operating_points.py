@@ -68,6 +68,20 @@ class ChosenPoint(NamedTuple):
     frr: Interval
 
 
+class FalseAccepts(NamedTuple):
+    """Of other speakers the share that scores higher."""
+
+    rate: Interval
+    is_upper_limit: bool  # above a score that too few exceed to tell more
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as an object of JSON."""
+        return {
+            **self.rate._asdict(),
+            "is_upper_limit": self.is_upper_limit,
+        }
+
+
 class RatioOfScore(NamedTuple):
     """From a cosine and the seconds of both recordings to a likelihood ratio.
 
@@ -127,12 +141,11 @@ class OperatingPoints(NamedTuple):
             f"{name} on own recordings of {people}, {self.date}",
         )
 
-    def false_accepts(self, score: float) -> tuple[Interval, bool] | None:
+    def false_accepts(self, score: float) -> FalseAccepts | None:
         """Of other speakers the share that scores higher.
 
-        And whether it is only an upper limit, for a score above which there
-        were too few to tell: that of the highest threshold below it. None if
-        there are too few for any.
+        For a score above which there were too few to tell it is that of the
+        highest threshold below. None if there are too few for any.
         """
         if not self.scores:
             return None
@@ -143,12 +156,12 @@ class OperatingPoints(NamedTuple):
                 for point in self.points
                 if self.scores[-1] < point.threshold.value <= score
             ]
-            return min(known, key=lambda rate: rate.high), True
+            return FalseAccepts(min(known, key=lambda rate: rate.high), True)
         limits = [
             float(np.interp(score, self.scores, values, left=1.0))
             for values in zip(*self.far, strict=True)
         ]
-        return Interval(*limits), False
+        return FalseAccepts(Interval(*limits), False)
 
 
 def find_operating_points(

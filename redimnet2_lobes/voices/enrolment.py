@@ -96,8 +96,9 @@ class Enrolment:
     They must be about as loud as speech usually is, -20 dB of full scale: the
     voice activity overlooks what is recorded quietly. The commands bring each
     recording to that by ``data.speech.at_usual_level``, a stream can be
-    multiplied by one number that fits its microphone. A
-    piece of audio ends with 3 s of speech, after 10 s at most, or with the
+    multiplied by one number that fits its microphone.
+
+    A piece of audio ends with 3 s of speech, after 10 s at most, or with the
     utterance (``finish``). It is refused if it has less than 2 s of speech, is
     clipped or noisy, or if the cosine of its embedding with the mean direction
     of the prototypes so far is not above ``limit``. Otherwise its embedding is

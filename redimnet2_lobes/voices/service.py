@@ -366,10 +366,7 @@ class _Service:
     def _false_accepts(self, score: float) -> dict | None:
         """The share of other speakers that scores higher, if it is known."""
         found = self.own and self.own.false_accepts(score)
-        if not found:
-            return None
-        rate, is_limit = found
-        return {**rate._asdict(), "is_upper_limit": is_limit}
+        return found.as_json() if found else None
 
     # In the thread of the store.
 

@@ -266,7 +266,16 @@ class VoiceStore:
 
     def names(self) -> list[str]:
         """The names, in the order in which they were added."""
-        return [voice.name for voice in self.voices()]
+        with self._reading() as file:
+            rows = file.execute("SELECT name FROM voices ORDER BY voice")
+            names = [name for (name,) in rows]
+        self._check_texts(*names)
+        return names
+
+    def check_not_empty(self) -> None:
+        """A NoVoiceError if there are no voices."""
+        if not self.names():
+            raise NoVoiceError(f"{self.path}: holds no voices; enrol one first")
 
     def voices(self) -> list[Voice]:
         """What is kept of each voice, in the order of their addition."""
