@@ -266,16 +266,14 @@ class VoiceStore:
 
     def names(self) -> list[str]:
         """The names, in the order in which they were added."""
-        with self._reading() as file:
-            rows = file.execute("SELECT name FROM voices ORDER BY voice")
-            names = [name for (name,) in rows]
-        self._check_texts(*names)
-        return names
+        return [voice.name for voice in self.voices()]
 
     def check_not_empty(self) -> None:
         """A NoVoiceError if there are no voices."""
-        if not self.names():
-            raise NoVoiceError(f"{self.path}: holds no voices; enrol one first")
+        with self._reading() as file:
+            prototype = file.execute("SELECT 1 FROM prototypes").fetchone()
+        if prototype is None:
+            raise self._no_voices()
 
     def voices(self) -> list[Voice]:
         """What is kept of each voice, in the order of their addition."""
@@ -486,7 +484,7 @@ class VoiceStore:
                 0, torch.tensor(owners), normalize(embeddings, dim=1)
             )
         if not numbers:
-            raise NoVoiceError(f"{self.path}: holds no voices; enrol one first")
+            raise self._no_voices()
         self._check_texts(*numbers)
         return [*numbers], normalize(means, dim=1)
 
@@ -594,6 +592,9 @@ class VoiceStore:
         """A number that the file has of itself."""
         with self._plain_errors():
             return self._file.execute(f"PRAGMA {name}").fetchone()[0]
+
+    def _no_voices(self) -> NoVoiceError:
+        return NoVoiceError(f"{self.path}: holds no voices; enrol one first")
 
     def _damaged(self, reason: object) -> ValueError:
         return ValueError(
