@@ -64,7 +64,7 @@ build/highest/complete: RELEASE = $(NEWEST)
 build/%/complete: .venv/complete
 	$(BIN)/uv venv --clear --python $(RELEASE) build/$*
 	$(BIN)/uv pip install --python build/$* --resolution $* \
-	    --editable '.[onnx,kaldi,parquet,shards,sherpa,diarization,serve,faiss,dev]'
+	    --editable '.[onnx,kaldi,parquet,shards,sherpa,diarization,serve,faiss,lhotse,datasets,ray,dev]'
 	touch $@
 
 bench: .venv/complete

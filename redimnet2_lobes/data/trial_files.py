@@ -10,7 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from redimnet2_lobes.data.audio import audio_rank, match_utterances
 from redimnet2_lobes.data.trials import read_trials
@@ -122,6 +125,48 @@ def read_trial_lists(
 def files_of(lists: Iterable[TrialList]) -> dict[str, str]:
     """All utterances of trial lists, each with its file."""
     return {name: path for each in lists for name, path in each.paths.items()}
+
+
+def trial_speakers(trial_list: TrialList) -> np.ndarray | None:
+    """The two speakers of each trial, as numbers [trials, 2].
+
+    A speaker is the first folder of a name, as in VoxCeleb's lists. Where that
+    does not fit the labels, it is all that trials of one speaker link. None if
+    that does not fit either: two speakers of a trial are linked.
+
+    Example
+    -------
+    >>> trials = [(1, "u1", "u2"), (1, "u2", "u3"), (0, "u1", "u4")]
+    >>> enrolments = {name: [name] for _, name, _ in trials}
+    >>> trial_speakers(TrialList("O", trials, enrolments, {})).tolist()
+    [[0, 0], [0, 0], [0, 1]]
+    """
+    labels = trial_list.labels.numpy()
+    linked = [
+        (trial_list.enrolments[enrolment], test)
+        for _, enrolment, test in trial_list.trials
+    ]
+    names = [name for group, test in linked for name in (group[0], test)]
+    if all("/" in name for name in names):
+        folders = [name.split("/")[0] for name in names]
+        numbers = np.unique(folders, return_inverse=True)[1].reshape(-1, 2)
+        if np.array_equal(numbers[:, 0] == numbers[:, 1], labels):
+            return numbers
+    row: dict[str, int] = {}
+    for group, test in linked:
+        for name in (*group, test):
+            row.setdefault(name, len(row))
+    links = [
+        (row[group[0]], row[name])
+        for (group, test), label in zip(linked, labels, strict=True)
+        for name in ([*group, test] if label else group)
+    ]
+    first, second = np.array(links).T
+    graph = coo_array((np.ones(len(links)), (first, second)), [len(row)] * 2)
+    _, component = connected_components(graph, directed=False)
+    numbers = component[[row[name] for name in names]].reshape(-1, 2)
+    fits = np.array_equal(numbers[:, 0] == numbers[:, 1], labels)
+    return numbers if fits else None
 
 
 def find_files(

@@ -4,6 +4,8 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from collections.abc import Sequence
+
 
 def text_table(table: list[list[str]], names: int = 2) -> str:
     r"""Sets rows of cells, the headings first, in aligned columns.
@@ -37,3 +39,20 @@ def markdown_table(table: list[list[str]], names: int = 2) -> str:
     return "".join(
         f"| {' | '.join(cells)} |\n" for cells in (headings, rules, *rows)
     )
+
+
+def with_interval(
+    value: float, limits: Sequence[float] | None, form: str = "{:.2f}"
+) -> str:
+    """Writes a figure with the limits of its confidence interval, if known.
+
+    Example
+    -------
+    >>> with_interval(7.472, (5.9, 9.31)), with_interval(7.472, None)
+    ('7.47 [5.90, 9.31]', '7.47')
+    """
+    text = form.format(value)
+    if limits is None:
+        return text
+    low, high = map(form.format, limits)
+    return f"{text} [{low}, {high}]"
