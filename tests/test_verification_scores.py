@@ -145,7 +145,7 @@ def curves(monkeypatch):
     monkeypatch.setattr(
         report,
         "plot_det",
-        lambda of_backends, path: curves.append(list(of_backends)),
+        lambda of_backends, *others: curves.append(list(of_backends)),
     )
     monkeypatch.setattr(
         report,

@@ -6,7 +6,8 @@ FOLDER FILES`` says who speaks, ``diarize FILES`` who speaks when. ``enrol NAME
 FILES`` keeps a voice in a store, ``voices`` shows and moves what it holds,
 ``calibrate`` finds a threshold for recordings of one's own, ``serve`` does all
 that over HTTP. ``convert``, ``push`` and ``export`` take models from one form
-to another, ``check`` runs an exported one. ``--help`` explains each.
+to another, ``check`` runs an exported one, ``compare`` says whether two systems
+differ on the same trials. ``--help`` explains each.
 
 Results go to stdout, everything else to stderr. The exit code is 0 if there is
 a result, whatever it is; 1 with one line on stderr if something is wrong with
@@ -30,6 +31,12 @@ With ``--json`` the results are one JSON value, floats in full precision:
   ``log_likelihood_ratio``, each where the recordings are enough for it;
 - calibrate: what operating_points.json holds, where an interval is a list of
   the figure and its two limits;
+- compare: an object with ``first`` and ``second``, as they were given,
+  ``resamples`` and ``comparisons``, a list of objects with ``list`` and
+  ``back_end`` (both null for two files), ``trials``, ``speakers`` and
+  ``figures``, an object by the keys of results.json with objects of ``first``,
+  ``second`` and ``difference`` (of the second less the first), each a list of
+  the figure and its two limits, and ``p_value``;
 - embed: a list of objects with ``name``, ``embedding`` and
   ``embedding_space``;
 - enrol: an object with ``name``, ``percent``, ``speech_seconds`` and
@@ -73,8 +80,9 @@ import click
 from redimnet2_lobes.cli.group import redimnet2
 
 COMMANDS = (
-    *("calibrate", "check", "convert", "diarize", "embed", "enrol", "export"),
-    *("hparams", "identify", "push", "serve", "verify", "voices"),
+    *("calibrate", "check", "compare", "convert", "diarize", "embed"),
+    *("enrol", "export", "hparams", "identify", "push", "serve", "verify"),
+    "voices",
 )
 for name in COMMANDS:
     import_module(f"{__name__}.{name}")

@@ -211,6 +211,7 @@ def _draw(
     from redimnet2_lobes.scoring.bootstrap import (
         Interval,
         bootstrap,
+        det_rates,
         far_at,
         frr_at,
         frr_at_far,
@@ -235,7 +236,7 @@ def _draw(
         *(same, different, point.threshold.value, histogram),
         title=f"Scores of own recordings, and the threshold for {point.name}",
     )
-    rates = np.geomspace(1 / len(different), 0.5, 100)
+    rates = det_rates(len(different))
     name = f"own recordings ({found.speakers} speakers), with its interval"
     low, high = trials.scores.double().aminmax()
     thresholds = np.linspace(low, high, 200)
@@ -248,7 +249,10 @@ def _draw(
         },
     )
     far, frr, _ = det_curve(same, different)
-    plot_det({name: (far, frr)}, det, {name: (rates, bands["det"])})
+    plot_det(
+        *({name: (far, frr)}, det, {name: (rates, bands["det"])}),
+        {name: [100 * limit for limit in found.eer[1:]]},
+    )
     far_rates, frr_rates = (
         [Interval(*row) for row in zip(*bands[kind], strict=True)]
         for kind in ("far", "frr")

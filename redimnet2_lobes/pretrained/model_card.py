@@ -15,6 +15,7 @@ from redimnet2_lobes.scoring.operating_point import (
 )
 from redimnet2_lobes.scoring.results import (
     ENTRIES,
+    about_intervals,
     embedded_part,
     in_precision,
     results_table,
@@ -193,10 +194,12 @@ def _eval_results(results: dict) -> list[EvalResult]:
 def _results(results: dict) -> str:
     """The table, and what it was measured on."""
     table = markdown_table(results_table(results["results"], ENTRIES))
+    intervals = about_intervals(results)
     return (
         f"{table}\n"
         "Measured by whoever pushed this model, with the verification scripts "
         "of the\nrecipe; of each utterance "
         f"{embedded_part(results)} was embedded{in_precision(results)}. "
         "minDCF is normalized, the threshold\nthat of the EER."
+        f"{intervals and ' ' + intervals}"
     )

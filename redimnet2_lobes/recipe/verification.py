@@ -52,6 +52,7 @@ def check_hparams(hparams: dict) -> None:
         output_folder=str,
         embeddings_folder=str,
         keep_results_with_model=bool,
+        bootstrap_resamples=int,
         utterance_list=str | None,
         enrolment_file=str | None,
         list_folder=str | None,
@@ -68,7 +69,7 @@ def check_hparams(hparams: dict) -> None:
         check_types(hparams, mean_list=str | None)
     if "plda_file" in hparams:
         _check_plda(hparams)
-    check_at_least(hparams, utterances_per_speaker=1)
+    check_at_least(hparams, utterances_per_speaker=1, bootstrap_resamples=0)
     check_choices(
         hparams,
         cohort_entries=("speakers", "utterances"),

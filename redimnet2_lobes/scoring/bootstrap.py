@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy import stats
+from tqdm import tqdm
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -103,59 +104,131 @@ def bootstrap(
     >>> print(f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})")
     0.33 (0.00 to 1.00)
     """
-    values = torch.as_tensor(scores).double().cpu().numpy().ravel()
+    names, (drawn,) = resample(
+        [scores], labels, speakers, figures, resamples, seed
+    )
+    return {
+        name: interval(each, names, confidence) for name, each in drawn.items()
+    }
+
+
+class Drawn(NamedTuple):
+    """A figure of all trials, and of each resample of their speakers."""
+
+    value: Any
+    of_resamples: np.ndarray  # [resamples, ...]
+
+
+def resample(
+    systems: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    speakers: np.ndarray | Sequence[Sequence[object]],
+    figures: Mapping[str, Figure],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[int, list[dict[str, Drawn]]]:
+    """Draws speakers: what `bootstrap` makes intervals of.
+
+    Returns the number of speakers, and the figures of each of the systems,
+    which scored the same trials. A resample has the same speakers for all of
+    them, so that figures can be compared draw by draw. Arguments and errors are
+    those of `bootstrap`, with the scores [trials] of each system.
+
+    Example
+    -------
+    >>> scores = torch.tensor([0.9, 0.4, 0.8, 0.1, 0.5, 0.3])
+    >>> labels = torch.tensor([True] * 3 + [False] * 3)
+    >>> pairs = ["aa", "bb", "cc", "ab", "ac", "bc"]
+    >>> count, (one, other) = resample(
+    ...     [scores, scores + 1], labels, pairs, {"EER": eer}, resamples=9
+    ... )
+    >>> count, np.array_equal(one["EER"][1], other["EER"][1])
+    (3, True)
+    """
     targets = torch.as_tensor(labels).bool().cpu().numpy().ravel()
-    if not np.isfinite(values).all():
-        raise ValueError("scores: not all are finite")
     if targets.all() or not targets.any():
         raise ValueError("labels: error rates need both kinds of trials")
-    names, numbers = np.unique(
-        np.array([*map(tuple, speakers)]), return_inverse=True
-    )
+    if not isinstance(speakers, np.ndarray):
+        speakers = np.array([*map(tuple, speakers)])
+    names, numbers = np.unique(speakers, return_inverse=True)
     first, second = numbers.reshape(-1, 2).T
     if not np.array_equal(first == second, targets):
         raise ValueError(
             "labels: they must be True where both speakers are the same, and "
             "only there"
         )
+    with_themselves = first[targets]
+    with_others = first[~targets], second[~targets]
+    # A trial of one speaker has no second: a number that always counts once.
+    second = np.where(targets, len(names), second)
+    curves = [_curves(scores, targets, first, second) for scores in systems]
+
+    once = np.ones(len(names) + 1, np.int64)
+    drawn = [{name: [] for name in figures} for _ in systems]
+    random = np.random.default_rng(seed)
+    shares = np.full(len(names), 1 / len(names))
+    # Shown only if it takes a while.
+    for _ in tqdm(range(resamples), "bootstrap", leave=False, delay=3):
+        while True:
+            times = np.append(random.multinomial(len(names), shares), 1)
+            one, other = (times[side] for side in with_others)
+            if times[with_themselves].any() and (one * other).any():
+                break
+        for curve_of, of_system in zip(curves, drawn, strict=True):
+            curve = curve_of(times)
+            for name, figure in figures.items():
+                of_system[name].append(figure(curve))
+    return len(names), [
+        {
+            name: Drawn(figure(curve_of(once)), np.array(of_system[name]))
+            for name, figure in figures.items()
+        }
+        for curve_of, of_system in zip(curves, drawn, strict=True)
+    ]
+
+
+def _curves(
+    scores: torch.Tensor,
+    targets: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+) -> Callable[[np.ndarray], Curve]:
+    """The curve of trials, by how often each speaker is drawn."""
+    values = torch.as_tensor(scores).double().cpu().numpy().ravel()
+    if not np.isfinite(values).all():
+        raise ValueError("scores: not all are finite")
     order = np.argsort(values, kind="stable")
     values, targets = values[order], targets[order]
-    first = first[order]
-    # A trial of one speaker has no second: a number that always counts once.
-    second = np.where(targets, len(names), second[order])
+    first, second = first[order], second[order]
     ends = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
     nats = np.logaddexp(0, np.where(targets, -values, values))
 
-    def curve_of(weights: np.ndarray) -> Curve:
+    def curve_of(times: np.ndarray) -> Curve:
         # Whole numbers: sums are exact, and rates do not waver by rounding.
+        weights = times[first] * times[second]
         missed = np.cumsum(weights * targets)[ends]
         rejected = np.cumsum(weights * ~targets)[ends]
         far = (rejected[-1] - rejected) / rejected[-1]
         frr = missed / missed[-1]
         return Curve(targets, weights, nats, values[ends], far, frr)
 
-    whole = curve_of(np.ones(len(values), np.int64))
-    found = {name: figure(whole) for name, figure in figures.items()}
-    drawn = {name: [] for name in figures}
-    random = np.random.default_rng(seed)
-    shares = np.full(len(names), 1 / len(names))
-    for _ in range(resamples):
-        while True:
-            times = np.append(random.multinomial(len(names), shares), 1)
-            weights = times[first] * times[second]
-            if weights[targets].any() and weights[~targets].any():
-                break
-        curve = curve_of(weights)
-        for name, figure in figures.items():
-            drawn[name].append(figure(curve))
-    outside = expanded_level((1 - confidence) / 2, len(names))
-    return {
-        name: Interval(
-            found[name],
-            *np.quantile(drawn[name], [outside, 1 - outside], axis=0),
-        )
-        for name in figures
-    }
+    return curve_of
+
+
+def interval(
+    drawn: Drawn, speakers: int, confidence: float = CONFIDENCE
+) -> Interval:
+    """The confidence interval of what was drawn of so many speakers.
+
+    Example
+    -------
+    >>> drawn = Drawn(0.5, np.linspace(0, 1, 101))
+    >>> print("{:.3f} {:.3f} {:.3f}".format(*interval(drawn, 10_000)))
+    0.500 0.025 0.975
+    """
+    outside = expanded_level((1 - confidence) / 2, speakers)
+    limits = np.quantile(drawn.of_resamples, [outside, 1 - outside], axis=0)
+    return Interval(drawn.value, *limits)
 
 
 def expanded_level(outside: float, count: int) -> float:
@@ -172,8 +245,19 @@ def expanded_level(outside: float, count: int) -> float:
     """
     if count < 2:
         return 0.0
-    reach = stats.t.ppf(outside, count - 1) * math.sqrt(count / (count - 1))
+    reach = stats.t.ppf(outside, count - 1) * expanded_scale(count)
     return float(stats.norm.cdf(reach))
+
+
+def expanded_scale(count: int) -> float:
+    """How much too small a bootstrap's deviation is, for two samples or more.
+
+    Example
+    -------
+    >>> round(expanded_scale(10), 3)
+    1.054
+    """
+    return math.sqrt(count / (count - 1))
 
 
 def eer(curve: Curve) -> float:
@@ -224,6 +308,17 @@ def frr_at_far(rates: float | np.ndarray) -> Figure:
     return lambda curve: curve.frr[_at_far(curve, rates)]
 
 
+def det_rates(different_speakers: int) -> np.ndarray:
+    """False acceptance rates for the band of a DET curve of so many trials.
+
+    Example
+    -------
+    >>> det_rates(1000)[[0, -1]]
+    array([0.001, 0.9  ])
+    """
+    return np.geomspace(min(1 / different_speakers, 0.5), 0.9, 100)
+
+
 def _at_far(curve: Curve, rates: float | np.ndarray) -> np.ndarray:
     return np.searchsorted(-curve.far, -np.asarray(rates))
 
@@ -247,3 +342,21 @@ def cllr(curve: Curve) -> float:
         for kind in (curve.labels, ~curve.labels)
     )
     return float(nats / (2 * math.log(2)))
+
+
+def in_units(figure: Figure, unit: float) -> Figure:
+    """A figure in another unit, such as 0.01 for per cent."""
+    return lambda curve: figure(curve) / unit
+
+
+# The figures of results.json that have intervals, by their keys and in their
+# units: costs are divided by that of a system that always says no.
+PRIORS = (0.01, 0.05)  # of a trial of one speaker
+REPORTED: dict[str, Figure] = {
+    "eer_percent": in_units(eer, 0.01),
+    **{
+        f"min_dcf_{prior}": in_units(min_dcf(p_target=prior), prior)
+        for prior in PRIORS
+    },
+    "cllr": cllr,
+}

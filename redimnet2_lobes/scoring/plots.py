@@ -23,6 +23,7 @@ from scipy.special import ndtr, ndtri
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.scoring.bootstrap import Interval
 from redimnet2_lobes.scoring.metrics import equal_error_index
+from redimnet2_lobes.scoring.tables import with_interval
 
 # The error rates in percent that a DET plot labels, those of NIST's plots.
 # fmt: off
@@ -37,6 +38,7 @@ def plot_det(
     curves: dict[str, tuple[torch.Tensor, torch.Tensor]],
     path: str | os.PathLike,
     bands: Mapping[str, tuple[np.ndarray, Interval]] | None = None,
+    eer_percent: Mapping[str, Sequence[float] | None] | None = None,
 ) -> None:
     """Plots detection error trade-off curves, with their equal error rates.
 
@@ -47,7 +49,8 @@ def plot_det(
     ``curves`` has for each name in the legend the false acceptance and the
     false rejection rates, which `det_curve` gives; ``path`` is a PNG file.
     ``bands`` has for names of curves false acceptance rates, and of the false
-    rejection rates there the confidence intervals, all [rates].
+    rejection rates there the confidence intervals, all [rates]; ``eer_percent``
+    the limits of the equal error rate, for the legend.
 
     Example
     -------
@@ -70,11 +73,12 @@ def plot_det(
     axes.plot(diagonal, diagonal, color="0.7", linewidth=1, linestyle=":")
     for name, (far, frr) in curves.items():
         rate = equal_error_rates[name]
+        written = with_interval(100 * rate, (eer_percent or {}).get(name))
         # On this scale 0 and 100 % lie at infinity: a curve along a border is
         # there or beyond.
         (line,) = axes.plot(
             *_as_array(torch.stack([far, frr])).clip(low, DET_TICKS[-1] / 100),
-            label=f"{name}: EER {100 * rate:.2f} %",
+            label=f"{name}: EER {written} %",
         )
         if name in (bands or {}):
             rates, interval = (bands or {})[name]
@@ -84,6 +88,7 @@ def plot_det(
                     np.clip(limit, low, DET_TICKS[-1] / 100)
                     for limit in interval[1:]
                 ),
+                color=line.get_color(),
                 alpha=0.2,
                 linewidth=0,
             )

@@ -11,11 +11,21 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from redimnet2_lobes.data.trial_files import TrialList
+from redimnet2_lobes.data.trial_files import TrialList, trial_speakers
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.same_space import KEY
+from redimnet2_lobes.scoring.bootstrap import (
+    PRIORS,
+    REPORTED,
+    RESAMPLES,
+    Interval,
+    bootstrap,
+    det_rates,
+    frr_at_far,
+)
 from redimnet2_lobes.scoring.calibration import Calibration, save_calibrations
 from redimnet2_lobes.scoring.metrics import (
     EER,
@@ -27,18 +37,19 @@ from redimnet2_lobes.scoring.metrics import (
 )
 from redimnet2_lobes.scoring.plots import plot_det, plot_score_histogram
 from redimnet2_lobes.scoring.results import (
+    INTERVAL,
     PLAIN_COSINE,
     RESULTS_FILE,
+    about_intervals,
     embedded_part,
     in_precision,
     results_table,
 )
+from redimnet2_lobes.scoring.score_files import SCORES, write_scores
 from redimnet2_lobes.scoring.tables import markdown_table, text_table
 
-P_TARGETS = (0.01, 0.05)  # priors of a trial of one speaker in the minDCF
 LISTED_TRIALS = 20  # worst trials of each kind
-SCORES, WORST_TRIALS = "_scores.txt", "_worst_trials.txt"
-HISTOGRAM = "_histogram.png"
+WORST_TRIALS, HISTOGRAM = "_worst_trials.txt", "_histogram.png"
 
 
 @dataclass
@@ -73,7 +84,7 @@ class Result:
             "eer_percent": 100 * eer,
             "eer_threshold": eer_threshold,
         }
-        for prior in P_TARGETS:
+        for prior in PRIORS:
             cost, threshold = minDCF(positive, negative, p_target=prior)
             figures[f"min_dcf_{prior}"] = cost / prior
             figures[f"min_dcf_{prior}_threshold"] = threshold
@@ -83,6 +94,21 @@ class Result:
         figures["cllr"] = Cllr(positive, negative)
         figures["min_cllr"] = minCllr(positive, negative)
         return figures
+
+    def intervals(
+        self, speakers: np.ndarray, resamples: int = RESAMPLES
+    ) -> dict[str, Interval]:
+        """Figures with intervals, by `bootstrap` over the speakers [trials, 2].
+
+        Those of ``REPORTED``, and ``det``, false rejection rates at the false
+        acceptance rates of `det_rates`.
+        """
+        labels = self.trial_list.labels
+        figures = {
+            **REPORTED,
+            "det": frr_at_far(det_rates(int((~labels).sum()))),
+        }
+        return bootstrap(self.scores, labels, speakers, figures, resamples)
 
 
 def report(
@@ -95,6 +121,7 @@ def report(
     crops: int | None = None,
     eval_precision: str = "fp32",
     keep_in: str | os.PathLike | None = None,
+    resamples: int = RESAMPLES,
 ) -> None:
     """Writes scores, results, plots and calibrations, and prints a table.
 
@@ -111,6 +138,8 @@ def report(
     keep_in
         The model folder that gets results.json as well, for its operating
         point. It is a ValueError if the cosine is not among the back-ends.
+    resamples
+        Of the speakers, for intervals; 0 for none.
     """
     backends = dict.fromkeys(result.backend for result in results)
     if keep_in is not None and PLAIN_COSINE not in backends:
@@ -119,7 +148,7 @@ def report(
             f"back-ends, only {', '.join(backends)}; pass False"
         )
     output_folder = Path(output_folder)
-    rows = _write_lists(results, output_folder)
+    rows = _write_lists(results, output_folder, resamples)
     if trained:
         trained = {
             name: each._replace(embedding_space=space)
@@ -135,6 +164,7 @@ def report(
         "crops": crops,
         "eval_precision": eval_precision,
         KEY: space,
+        "bootstrap_resamples": resamples,
         "results": rows,
     }
     table = results_table(rows, rows[0])
@@ -142,6 +172,8 @@ def report(
         f"Embedded of each utterance: {embedded_part(summary)}"
         f"{in_precision(summary)}.\n"
     )
+    if intervals := about_intervals(summary):
+        text += f"{intervals}\n"
     _write(output_folder / RESULTS_FILE, json.dumps(summary, indent=2) + "\n")
     _write(output_folder / "results.md", markdown_table(table))
     _write(output_folder / "results.txt", text)
@@ -158,39 +190,64 @@ def report(
         print(f"kept with the model: {kept}")
 
 
-def _write_lists(results: list[Result], output_folder: Path) -> list[dict]:
+def _write_lists(
+    results: list[Result], output_folder: Path, resamples: int
+) -> list[dict]:
     """Writes the folder of each list; returns the figures of each result."""
-    for name in {result.trial_list.name for result in results}:
+    lists = {result.trial_list.name: result.trial_list for result in results}
+    speakers = {name: trial_speakers(each) for name, each in lists.items()}
+    for name in lists:
         (output_folder / name).mkdir(parents=True, exist_ok=True)
         for kind in (SCORES, WORST_TRIALS, HISTOGRAM):
             # Those of other back-ends, from an earlier run.
             for earlier in (output_folder / name).glob(f"*{kind}"):
                 earlier.unlink()
-    rows, curves = [], defaultdict(dict)
+    rows, curves = [], defaultdict(list)
     for result in results:
         trial_list = result.trial_list
-        rows.append(result.figures())
+        row, found, of_list = result.figures(), {}, speakers[trial_list.name]
+        row["speakers"] = None if of_list is None else len(np.unique(of_list))
+        if of_list is not None and resamples:
+            found = result.intervals(of_list, resamples)
+        for key in REPORTED:
+            limits = [*map(float, found[key][1:])] if found else None
+            row[key + INTERVAL] = limits
+        rows.append(row)
         if result.own_curve:
-            curve = det_curve(*result.split())[:2]
-            curves[trial_list.name][result.backend] = curve
+            curves[trial_list.name].append((result, found))
         name = re.sub(r"[^a-z0-9]+", "_", result.backend.lower()).strip("_")
         file = output_folder / trial_list.name / name
-        scored = zip(trial_list.trials, result.scores.tolist(), strict=True)
-        scores = "".join(
-            f"{enrolment} {test} {label} {score:.9g}\n"
-            for (label, enrolment, test), score in scored
-        )
-        _write(Path(f"{file}{SCORES}"), scores)
+        write_scores(f"{file}{SCORES}", trial_list.trials, result.scores)
         _write(Path(f"{file}{WORST_TRIALS}"), _worst_trials(result))
         plot_score_histogram(
             *result.split(),
-            rows[-1]["eer_threshold"],
+            row["eer_threshold"],
             f"{file}{HISTOGRAM}",
             title=f"Scores of {trial_list.name}, {result.backend}",
         )
     for name, of_backends in curves.items():
-        plot_det(of_backends, output_folder / name / "det.png")
+        _plot_det(of_backends, output_folder / name / "det.png")
     return rows
+
+
+def _plot_det(
+    of_backends: list[tuple[Result, dict[str, Interval]]], path: Path
+) -> None:
+    """Plots the curves of results of a list, with what is known of intervals."""
+    known = {
+        result.backend: (det_rates(len(result.split()[1])), found)
+        for result, found in of_backends
+        if found
+    }
+    plot_det(
+        {
+            result.backend: det_curve(*result.split())[:2]
+            for result, _ in of_backends
+        },
+        path,
+        {name: (rates, found["det"]) for name, (rates, found) in known.items()},
+        {name: found["eer_percent"][1:] for name, (_, found) in known.items()},
+    )
 
 
 def _worst_trials(result: Result) -> str:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from redimnet2_lobes.files.json_files import read_json
 from redimnet2_lobes.files.same_space import KEY
+from redimnet2_lobes.scoring.tables import with_interval
 
 RESULTS_FILE = "results.json"  # its name in a model folder
 PLAIN_COSINE = "cosine"  # name of the back-end that compares embeddings alone
@@ -31,6 +32,10 @@ ENTRIES = {
     "eer_threshold": float,
     "min_dcf_0.01": float,
 }
+# What has an interval: under its key with this ending there are the two limits,
+# null where they are not known; older results have no such keys.
+INTERVAL = "_interval"
+WITH_INTERVAL = ("eer_percent", "min_dcf_0.01", "min_dcf_0.05", "cllr")
 # Of a table of them headings, keys and how figures are written.
 COLUMNS = (
     ("list", "list", "{}"),
@@ -93,11 +98,31 @@ checkpoint is missing; run the verification again
             value = row.get(key) if isinstance(row, dict) else None
             if not isinstance(value, kind):
                 refuse(f"results.{key} is {value!r}")
+        for key in WITH_INTERVAL:
+            if not _are_limits(row.get(key + INTERVAL)):
+                refuse(f"results.{key}{INTERVAL} is {row[key + INTERVAL]!r}")
+        if not isinstance(row.get("speakers"), int | None):
+            refuse(f"results.speakers is {row['speakers']!r}")
+    if not isinstance(content.get("bootstrap_resamples"), int | None):
+        refuse(f"bootstrap_resamples is {content['bootstrap_resamples']!r}")
     return content
+
+
+def _are_limits(value: object) -> bool:
+    """Whether a value is that of an interval, which need not be known."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(limit, float | int) for limit in value)
+    )
 
 
 def results_table(rows: list[dict], keys: Container[str]) -> list[list[str]]:
     """Cells of a table of ``results``, the headings first.
+
+    Figures have their intervals with them, where these are known.
 
     Example
     -------
@@ -107,8 +132,48 @@ def results_table(rows: list[dict], keys: Container[str]) -> list[list[str]]:
     columns = [column for column in COLUMNS if column[1] in keys]
     table = [[heading for heading, _, _ in columns]]
     for row in rows:
-        table.append([form.format(row[key]) for _, key, form in columns])
+        table.append(
+            [
+                with_interval(row[key], row.get(key + INTERVAL), form)
+                for _, key, form in columns
+            ]
+        )
     return table
+
+
+def about_intervals(results: dict) -> str:
+    """A sentence on the intervals of results, which is empty for older ones.
+
+    Example
+    -------
+    >>> row = {"list": "O", "speakers": 40, "eer_percent_interval": [0.3, 0.6]}
+    >>> about_intervals({"bootstrap_resamples": 1000, "results": [row]})
+    'Intervals: 95 %, 1,000 resamples over 40 speakers.'
+    >>> row = {"list": "own", "speakers": None}
+    >>> about_intervals({"bootstrap_resamples": 1000, "results": [row]})
+    'No intervals of own: names and labels do not tell the speakers of trials.'
+    """
+    resamples = results.get("bootstrap_resamples")
+    if not resamples:
+        return ""
+    speakers = {row["list"]: row.get("speakers") for row in results["results"]}
+    known = [
+        f"{count:,} speakers" + (f" of {name}" if len(speakers) > 1 else "")
+        for name, count in speakers.items()
+        if count is not None
+    ]
+    unknown = [name for name, count in speakers.items() if count is None]
+    sentences = []
+    if known:
+        sentences.append(
+            f"Intervals: 95 %, {resamples:,} resamples over {', '.join(known)}."
+        )
+    if unknown:
+        sentences.append(
+            f"No intervals of {', '.join(unknown)}: names and labels do not "
+            "tell the speakers of trials."
+        )
+    return " ".join(sentences)
 
 
 def embedded_part(results: dict) -> str:

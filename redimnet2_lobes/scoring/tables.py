@@ -42,7 +42,7 @@ def markdown_table(table: list[list[str]], names: int = 2) -> str:
 
 
 def with_interval(
-    value: float, limits: Sequence[float] | None, form: str = "{:.2f}"
+    value: object, limits: Sequence[float] | None, form: str = "{:.2f}"
 ) -> str:
     """Writes a figure with the limits of its confidence interval, if known.
 

@@ -84,6 +84,7 @@ def main(arguments: list[str]) -> None:
         verification.kept_in(
             hparams["checkpoint"], hparams["keep_results_with_model"]
         ),
+        hparams["bootstrap_resamples"],
     )
 
 
