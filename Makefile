@@ -44,12 +44,14 @@ web/node_modules/.package-lock.json: web/package-lock.json
 	cd web && npm ci --ignore-scripts
 	touch $@
 
-# Kept, though no rule names one.
+# Kept, though no rule names one. Where packages ask for releases that exclude
+# those of others, overrides.txt has the ones to take.
 .PRECIOUS: build/runtimes/%/complete
 build/runtimes/%/complete: tests/runtimes/%/requirements.txt requirements.txt \
     .venv/complete
 	$(BIN)/uv venv --clear build/runtimes/$*
-	$(BIN)/uv pip install --python build/runtimes/$* --requirement $<
+	$(BIN)/uv pip install --python build/runtimes/$* --requirement $< \
+	    $(patsubst %,--override %,$(wildcard $(<D)/overrides.txt))
 	$(BIN)/uv pip install --python build/runtimes/$* --no-deps --editable .
 	touch $@
 
