@@ -53,8 +53,12 @@ def with_program(program):
 
 @pytest.mark.parametrize(
     "page",
-    # tests/runtimes/pyannote runs the code of its page.
-    [page for page in PAGES if page.name != "pyannote.md"],
+    # tests/runtimes runs the code of these.
+    [
+        page
+        for page in PAGES
+        if page.name not in ("pyannote.md", "case_benchmark.md")
+    ],
     ids=title,
 )
 def test_python_blocks_name_what_there_is(page):

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -184,6 +185,23 @@ def test_the_command(results, models, benchmark, tmp_path):
     assert done.stderr.count("\n") == 1
     done = run(models / "b0", benchmark)
     assert done.stderr.startswith("error: expected MODEL BENCHMARK RESULTS")
+
+
+def test_the_code_of_the_page(models, benchmark, results, capsys):
+    page = Path(__file__).parents[3] / "docs" / "case_benchmark.md"
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S
+    )
+    for name, ours in (
+        ('"b3-vox2-lm"', f'"{models / "b0"}"'),
+        ('"benchmark"', f'"{benchmark}"'),
+        ("clean_reverb", "clean_codec_ulaw"),
+    ):
+        assert name in code
+        code = code.replace(name, ours)
+    exec(code, {})
+    expected = results.protocol_results["clean_codec_ulaw"].eer
+    assert capsys.readouterr().out.endswith(f"\n{expected}\n")
 
 
 @pytest.fixture
