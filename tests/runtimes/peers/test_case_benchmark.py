@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from case_benchmark import BenchmarkResults, CASEBenchmark
+from case_benchmark.metrics import compute_eer
 from case_benchmark.utils import load_trials
 
 from redimnet2_lobes import ReDimNet2, load
@@ -142,8 +143,10 @@ def test_its_figures_are_ours(protocol, results, models, benchmark):
     assert found.num_trials == len(positive) + len(negative) == 66
     cost, _ = minDCF(positive, negative)
     assert found.min_dcf == pytest.approx(cost / 0.01, abs=1e-6)
-    # Both take the rates where they cross; it draws a line between two, and
-    # ours takes the mean of the closest.
+    labels = np.repeat([1, 0], [len(positive), len(negative)])
+    scores = torch.cat([positive, negative]).numpy()
+    assert found.eer == pytest.approx(compute_eer(scores, labels)[0], abs=1e-6)
+    # It draws a line between two points; ours is the mean at the closest.
     rate, _ = EER(positive, negative)
     assert found.eer == pytest.approx(rate, abs=1 / len(positive))
 
