@@ -22,7 +22,7 @@ from redimnet2_lobes.models.front_end import WINDOW
 from redimnet2_lobes.models.tiles import keep_freed_memory
 
 try:
-    from case_benchmark import (  # pyright: ignore[reportMissingImports]
+    from case_benchmark.evaluate import (  # pyright: ignore[reportMissingImports]
         BenchmarkResults,
         CASEBenchmark,
     )
