@@ -31,7 +31,7 @@ from redimnet2_lobes.data.augment import (
     low_pass,
     reverberate,
 )
-from redimnet2_lobes.data.crops import EpochRandom
+from redimnet2_lobes.data.crops import EpochRandom, resampling_of
 from redimnet2_lobes.files.settings import require_number, require_positive
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
@@ -113,6 +113,24 @@ class Excerpt(Step):
         samples = round(self.seconds * SAMPLE_RATE)
         start = random.integers(max(1, len(waveform) - samples + 1))
         return waveform[start : start + samples].clone()
+
+
+class Speed(Step):
+    """Makes speech faster or slower, as speed perturbation in training does.
+
+    Example
+    -------
+    >>> Speed(1.25)(torch.randn(16000), np.random.default_rng(1)).shape
+    torch.Size([12800])
+    """
+
+    def __init__(self, speed: float):
+        require_number("speed", speed, lowest=0.5, highest=2)
+        self.speed = speed
+
+    def __call__(self, waveform, random):
+        """See `Step`."""
+        return resampling_of(self.speed)(waveform)
 
 
 class _Form(NamedTuple):
