@@ -46,6 +46,7 @@ from training_runs import (
     write_corpus,
 )
 
+from redimnet2_lobes.data.crops import RandomCrop
 from redimnet2_lobes.data.trial_files import read_trial_lists
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
@@ -755,6 +756,8 @@ LOWEST = {
     "loss_weight_decay": 0,
     "validation_seconds": 0.1,
     "validation_seconds_per_batch": 0.1,
+    "teacher_weight": 0,
+    "label_weight": 0,
 }
 
 
@@ -768,6 +771,8 @@ def lowest_settings(**others):
         **LOWEST,
         "variant": None,
         "embedding_model": torch.nn.Linear(2, 2),
+        "teacher_embeddings": ["teacher.npz"],
+        "crop": RandomCrop(10, [1.0]),
         **others,
     }
 

@@ -129,8 +129,9 @@ class Watch:
         def compute_objectives(predictions, batch, stage):
             wavs = batch.sig.data.clone().cpu()
             self.items += zip(batch.id, wavs, batch.label.tolist(), strict=True)
-            if len(predictions) == len(batch.id):  # not divided among processes
-                told = predictions.squeeze(1).argmax(1).cpu()
+            _, cosines = predictions
+            if len(cosines) == len(batch.id):  # not divided among processes
+                told = cosines.squeeze(1).argmax(1).cpu()
                 self.correct.append((told == batch.label.cpu()).sum().item())
             return objectives(predictions, batch, stage)
 

@@ -298,6 +298,19 @@ VoxCeleb/noises_prepare.py makes one
                     "not read; convert it to WAV or FLAC, or remove it"
                 )
 
+    def state(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of each file, to tell whether they changed."""
+        self.check()
+        return [
+            (
+                os.path.relpath(path, self.folder),
+                state.st_size,
+                state.st_mtime_ns,
+            )
+            for path in self._files
+            for state in [os.stat(path)]
+        ]
+
     def whole(self, random: np.random.Generator) -> torch.Tensor:
         """Reads a random file, which must not be silent."""
         path, waveform = self._read(random, None)

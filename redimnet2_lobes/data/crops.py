@@ -77,13 +77,7 @@ class RandomCrop:
         self.speeds = list(speeds)
         self.samples = (frames - 1) * HOP + WINDOW
         self._check = CheckedAudioNormalizer(SAMPLE_RATE)
-        # A speed of 1.1 is a resampling from 17,600 to 16,000 Hz.
-        self._resample = {
-            speed: torchaudio.transforms.Resample(
-                round(SAMPLE_RATE * speed), SAMPLE_RATE
-            )
-            for speed in speeds[1:]
-        }
+        self._resample = {speed: resampling_of(speed) for speed in speeds[1:]}
 
     def __call__(
         self, source: str, random: np.random.Generator
@@ -122,3 +116,17 @@ class RandomCrop:
         if len(waveform) < self.samples:
             waveform = waveform.repeat(math.ceil(self.samples / len(waveform)))
         return waveform[: self.samples], index
+
+
+def resampling_of(speed: float) -> torchaudio.transforms.Resample:
+    """What makes speech faster, and its pitch higher.
+
+    A speed of 1.1 is a resampling from 17,600 to 16,000 Hz.
+
+    Example
+    -------
+    >>> resampling_of(1.25)(torch.randn(16000)).shape
+    torch.Size([12800])
+    """
+    rate = round(SAMPLE_RATE * speed)
+    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)

@@ -29,6 +29,9 @@ from redimnet2_lobes.data.trials import read_trials
 logger = get_logger(__name__)
 
 COLUMNS = ("ID", "duration", "wav", "spk_id")
+KEYS = ["sig", "label", "replaced", "teacher"]  # of a batch, on the device
+
+UNKNOWN = "unknown"  # the speaker of all utterances of an unlabelled training
 
 # So many unusable files one after the other are no accident.
 MOST_REPLACEMENTS = 10
@@ -67,6 +70,7 @@ class UtteranceList:
         minimum_seconds: float = 0.0,
         left_out_speakers: Container[str] = (),
         left_out_utterances: Container[str] = (),
+        labelled: bool = True,
     ) -> None:
         """Adds the utterances of a CSV file.
 
@@ -84,6 +88,9 @@ class UtteranceList:
             Without prefix.
         left_out_utterances
             Without prefix, by their ``utterance_name``.
+        labelled
+            Whether each must have a speaker. Otherwise all have the same, but
+            those of ``left_out_speakers`` are left out where they are named.
 
         Raises
         ------
@@ -92,18 +99,20 @@ class UtteranceList:
             name cannot be kept.
         """
         names, sources, speakers, shards = [], [], [], []
+        columns = COLUMNS if labelled else COLUMNS[:-1]
         try:
-            for _, row in read_rows(path, COLUMNS, replacements):
+            for _, row in read_rows(path, columns, replacements):
                 if (
                     float(row["duration"]) < minimum_seconds
-                    or row["spk_id"] in left_out_speakers
+                    or row.get("spk_id", "") in left_out_speakers
                     or row["ID"] in left_out_utterances
                     or utterance_name(row["ID"]) in left_out_utterances
                 ):
                     continue
                 names.append(os.fsencode(prefix + row["ID"]))
                 sources.append(os.fsencode(row["wav"]))
-                speakers.append(os.fsencode(prefix + row["spk_id"]))
+                speaker = prefix + row["spk_id"] if labelled else UNKNOWN
+                speakers.append(os.fsencode(speaker))
                 file, _ = split_source(row["wav"])
                 shards.append(
                     self._shard_numbers.setdefault(
@@ -118,8 +127,8 @@ class UtteranceList:
             ) from None
         except ValueError as error:
             raise ValueError(
-                f"{path}: not a list of utterances with the columns ID, "
-                f"duration, wav and spk_id ({error})"
+                f"{path}: not a list of utterances with the columns "
+                f"{', '.join(columns)} ({error})"
             ) from None
         for speaker in set(speakers):
             check_speaker(os.fsdecode(speaker), path)
@@ -146,6 +155,7 @@ def read_training_lists(
     minimum_seconds: float,
     test_trials: str | Path | Iterable[str | Path],
     validation_trials: Iterable[tuple],
+    labelled: bool = True,
 ) -> tuple[UtteranceList, CategoricalEncoder]:
     r"""Reads the training utterances and speakers, without those of the trials.
 
@@ -162,11 +172,14 @@ def read_training_lists(
         Trial lists whose speakers are left out.
     validation_trials
         Trials (label, enrolment, test) whose utterances are left out.
+    labelled
+        See `UtteranceList.add`.
 
     Raises
     ------
     ValueError
-        If a list cannot be read, or there are not two speakers.
+        If a list cannot be read, or there are not two speakers where each
+        utterance must have one.
 
     Example
     -------
@@ -201,12 +214,13 @@ def read_training_lists(
             minimum_seconds,
             left_out_speakers,
             left_out_utterances,
+            labelled,
         )
     paths = ", ".join(map(str, lists.values()))
     if not len(utterances):
         raise ValueError(f"{paths}: no utterance is left for training")
     names = [os.fsdecode(name) for name in np.unique(utterances.speakers)]
-    if len(names) == 1:
+    if labelled and len(names) == 1:
         raise ValueError(
             f"{paths}: {names[0]} is the only speaker that is left for "
             "training; more are needed in data_folder or the lists, beside "
@@ -233,6 +247,8 @@ class TrainingCrops(Dataset):
     augment: Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
     epoch_random: EpochRandom
     on_bad_audio: str  # skip or stop
+    # What a teacher makes of each, if there is one [speeds, utterances, size].
+    teacher: torch.Tensor | None = None
 
     def __post_init__(self):
         if self.on_bad_audio not in ("skip", "stop"):
@@ -247,8 +263,9 @@ class TrainingCrops(Dataset):
         """Reads a crop.
 
         Gives ``id``, ``sig`` [samples], ``label`` (class index; each speed
-        makes a new class of each speaker) and ``replaced``, the number of
-        utterances that could not be used in its place.
+        makes a new class of each speaker), ``replaced``, the number of
+        utterances that could not be used in its place, and with a teacher
+        ``teacher`` [size].
 
         Raises
         ------
@@ -278,12 +295,15 @@ class TrainingCrops(Dataset):
                 )
             index = int(random.integers(len(self)))
         label = self.speakers.encode_label(speaker)
-        return {
+        crop = {
             "id": name,
             "sig": self.augment(waveform, random),
             "label": label + speed * len(self.speakers),
             "replaced": replaced,
         }
+        if self.teacher is not None:
+            crop["teacher"] = self.teacher[speed, index]
+        return crop
 
 
 def collate_crops(crops: list[dict]) -> PaddedBatch:
@@ -299,7 +319,7 @@ def collate_crops(crops: list[dict]) -> PaddedBatch:
     >>> batch.sig.data.shape, batch.sig.lengths
     (torch.Size([2, 3]), None)
     """
-    batch = PaddedBatch(crops, device_prep_keys=["sig", "label", "replaced"])
+    batch = PaddedBatch(crops, padded_keys=["sig"], device_prep_keys=KEYS)
     if len({len(crop["sig"]) for crop in crops}) == 1:
         batch.sig = PaddedData(batch.sig.data, None)
     return batch

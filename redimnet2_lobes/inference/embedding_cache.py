@@ -31,6 +31,7 @@ from speechbrain.utils.distributed import (
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import AudioError
+from redimnet2_lobes.data.conditions import Condition
 from redimnet2_lobes.data.sources import split_source
 from redimnet2_lobes.files.arrays import read_arrays
 from redimnet2_lobes.files.atomic import replace_when_synced
@@ -49,6 +50,7 @@ VERSION = 2
 
 Part = tuple[Path, list[str]]  # its file and its utterances
 Faults = dict[str, AudioError]  # of utterances without an embedding, by name
+Load = Callable[[str], torch.Tensor]  # a source to its waveform [samples]
 
 
 @dataclass
@@ -96,6 +98,7 @@ def extract_embeddings(
     crops: int | None = None,
     utterances_per_part: int = 512,
     faults: Faults | None = None,
+    condition: Condition | None = None,
 ) -> Embeddings:
     """Embeddings of utterances, in their order, from the cache or computed.
 
@@ -130,6 +133,9 @@ def extract_embeddings(
         Receives what is wrong with each utterance that cannot be used, by name;
         only the others are returned, none if there is none. The cache keeps
         that, too. None stops at the first.
+    condition
+        Changes each utterance, by its name, before it is embedded. A file of
+        several names is changed as the first of them in the alphabet.
 
     Example
     -------
@@ -161,6 +167,12 @@ seconds=tensor([0.0500]))
     names = sorted(sources)
     settings = [VERSION, fingerprint, utterances_per_part]
     settings += [maximum_seconds and float(maximum_seconds), crops]
+    load = load_source
+    if condition is not None:
+        settings.append(condition.settings())
+        load = _changed_by(
+            condition, {sources[name]: name for name in names[::-1]}
+        )
     folder = Path(folder) / _key(names, sources, settings, faults is None)
     size = utterances_per_part
     parts = [
@@ -177,7 +189,7 @@ seconds=tensor([0.0500]))
     most_samples = math.inf
     if maximum_seconds is not None:
         most_samples = round(maximum_seconds * SAMPLE_RATE) * (crops or 1)
-    _make_parts(parts, sources, encode, most_samples, faults is None)
+    _make_parts(parts, sources, load, encode, most_samples, faults is None)
     ddp_barrier()
     embeddings, found = _read_parts(parts, list(utterances))
     if faults is not None:
@@ -185,6 +197,11 @@ seconds=tensor([0.0500]))
     # The caller of one process may now remove what all have read.
     ddp_barrier()
     return embeddings
+
+
+def _changed_by(condition: Condition, names: dict[str, str]) -> Load:
+    """Reads what a condition makes of a source, by the name of each."""
+    return lambda source: condition(names[source], load_source(source))
 
 
 def _key(
@@ -212,6 +229,7 @@ def _key(
 def _make_parts(
     parts: list[Part],
     sources: dict[str, str],
+    load: Load,
     encode: Callable,
     most_samples: float,
     strict: bool,
@@ -242,7 +260,9 @@ def _make_parts(
     ) as progress:
         for path, names in missing:
             paths = {name: sources[name] for name in names}
-            part = _compute(paths, encode, most_samples, progress, strict)
+            part = _compute(
+                *(paths, load, encode, most_samples, progress, strict)
+            )
             _write_part(path, names, part)
 
 
@@ -256,6 +276,7 @@ class _Content(NamedTuple):
 
 def _compute(
     paths: dict[str, str],
+    load: Load,
     encode: Callable,
     most_samples: float,
     progress: tqdm,
@@ -265,14 +286,14 @@ def _compute(
     samples = {}
     faults = None if strict else {}
 
-    def load(path: str) -> torch.Tensor:
-        waveform = load_source(path)
+    def load_and_count(path: str) -> torch.Tensor:
+        waveform = load(path)
         # By several threads at once, but each path by one.
         samples[path] = min(len(waveform), most_samples)
         return waveform
 
     vectors = encode(
-        paths.values(), load=load, progress=progress, faults=faults
+        paths.values(), load=load_and_count, progress=progress, faults=faults
     )
     # Two names may stand for one file, which was read once.
     progress.update(len(paths) - len(set(paths.values())))

@@ -42,9 +42,12 @@ LOWEST = {
     "loss_weight_decay": 0.0,
     "validation_seconds": 0.1,
     "validation_seconds_per_batch": 0.1,
+    "teacher_weight": 0.0,
+    "label_weight": 0.0,
 }
 TYPES = {
     "training_lists": dict[str, str],
+    "teacher_embeddings": list[str] | list[dict] | None,
     "corpora": list[str] | None,
     "validation_folder": str,
     "validation_trials": str,
@@ -85,6 +88,19 @@ def check_hparams(hparams: Mapping) -> None:
     check_types(hparams, **present)
     check_at_least(hparams, **LOWEST)
     check_variant(hparams["variant"], hparams["embedding_model"])
+    if hparams["teacher_embeddings"] is not None:
+        files, speeds = hparams["teacher_embeddings"], hparams["crop"].speeds
+        if len(files) != len(speeds):
+            raise ValueError(
+                f"teacher_embeddings: {len(files)} files for the speeds "
+                f"{', '.join(map(str, speeds))}; pass one for each, in their "
+                "order, or fewer speeds"
+            )
+    elif not hparams["label_weight"]:
+        raise ValueError(
+            "label_weight: 0 leaves nothing to learn; pass teacher_embeddings "
+            "or a number above 0"
+        )
     if not hparams.get("shard_classes"):
         return
     loss = hparams["compute_cost"]

@@ -223,6 +223,89 @@ def plot_error_rates(
     _save(figure, path)
 
 
+def plot_eer_by_duration(
+    seconds: Sequence[float],
+    rates: Sequence[Interval],
+    path: str | os.PathLike,
+    title: str = "EER by duration",
+) -> None:
+    """Plots equal error rates over the seconds used, with their intervals.
+
+    Both are ascending in time [durations]; limits may be NaN where there are
+    none. ``path`` is a PNG file.
+
+    Example
+    -------
+    >>> rates = [Interval(0.2, 0.1, 0.3), Interval(0.1, 0.05, 0.2)]
+    >>> path = getfixture("tmp_path") / "duration.png"
+    >>> plot_eer_by_duration([1.0, 3.7], rates, path)
+    >>> path.exists()
+    True
+    """
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    value, low, high = 100 * np.array(rates).T
+    axes.plot(seconds, value, "o-", color="tab:blue", label="EER")
+    axes.fill_between(
+        seconds,
+        low,
+        high,
+        color="tab:blue",
+        alpha=0.2,
+        linewidth=0,
+        label="95 % interval over speakers",
+    )
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("speech in the test utterance, mean (s)")
+    axes.set_ylabel("equal error rate (%)")
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=2)
+    _save(figure, path)
+
+
+def plot_eer_of_conditions(
+    rates: Mapping[str, Interval],
+    path: str | os.PathLike,
+    title: str = "EER under conditions",
+) -> None:
+    """Plots the equal error rate of each condition, with its interval.
+
+    The first is what the others are compared with; its interval is shaded.
+    Limits may be NaN where there are none. ``path`` is a PNG file.
+
+    Example
+    -------
+    >>> rates = {"clean": Interval(0.1, 0.05, 0.2)}
+    >>> rates["GSM"] = Interval(0.2, 0.1, 0.3)
+    >>> path = getfixture("tmp_path") / "conditions.png"
+    >>> plot_eer_of_conditions(rates, path)
+    >>> path.exists()
+    True
+    """
+    height = 1.5 + 0.32 * len(rates)
+    figure = Figure(figsize=(8, height), layout="constrained")
+    axes = figure.add_subplot()
+    value, low, high = 100 * np.array(list(rates.values())).T
+    rows = np.arange(len(rates))
+    axes.axvspan(low[0], high[0], color="tab:blue", alpha=0.15, linewidth=0)
+    axes.axvline(value[0], color="tab:blue", linewidth=1, linestyle="--")
+    axes.hlines(rows, low, high, color="tab:blue", linewidth=2)
+    axes.plot(value, rows, "o", color="tab:blue")
+    axes.set_yticks(rows, list(rates))
+    axes.set_ylim(len(rates) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(
+        "equal error rate (%), with its 95 % interval over speakers"
+    )
+    axes.set_title(title)
+    _save(figure, path)
+
+
 def plot_training_curves(
     train_log: str | os.PathLike, path: str | os.PathLike
 ) -> None:

@@ -44,6 +44,7 @@ from redimnet2_lobes.scoring.results import (
     embedded_part,
     in_precision,
     results_table,
+    shown_checkpoint,
 )
 from redimnet2_lobes.scoring.score_files import SCORES, write_scores
 from redimnet2_lobes.scoring.tables import markdown_table, text_table
@@ -156,10 +157,7 @@ def report(
         }
         save_calibrations(trained, output_folder / "calibration.json")
     summary = {
-        # Where it lies is the user's business.
-        "checkpoint": os.path.basename(os.path.abspath(checkpoint))
-        if os.path.isabs(checkpoint)
-        else os.path.normpath(checkpoint),
+        "checkpoint": shown_checkpoint(checkpoint),
         "seconds_used": maximum_seconds,
         "crops": crops,
         "eval_precision": eval_precision,

@@ -176,6 +176,19 @@ def about_intervals(results: dict) -> str:
     return " ".join(sentences)
 
 
+def shown_checkpoint(checkpoint: str) -> str:
+    """What results call a checkpoint: where it lies is the user's business.
+
+    Example
+    -------
+    >>> shown_checkpoint("/data/models/b3"), shown_checkpoint("results/b3/")
+    ('b3', 'results/b3')
+    """
+    if os.path.isabs(checkpoint):
+        return os.path.basename(os.path.abspath(checkpoint))
+    return os.path.normpath(checkpoint)
+
+
 def embedded_part(results: dict) -> str:
     """What of each utterance was embedded, by `read_results`.
 

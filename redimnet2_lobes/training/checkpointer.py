@@ -310,6 +310,9 @@ def training_settings(hparams: Mapping) -> dict:
         "lr_schedule": type(hparams["lr_schedule"]).__name__,
         "margin_schedule": type(hparams["margin_schedule"]).__name__,
         "seed": hparams["seed"],
+        "teacher_embeddings": hparams["teacher_embeddings"],
+        # Without speakers there are other classes.
+        "unlabelled": hparams["label_weight"] == 0 or None,
         "pretrained_folder": pretrained and os.path.abspath(pretrained),
     }
 

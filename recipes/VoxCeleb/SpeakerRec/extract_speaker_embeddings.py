@@ -25,6 +25,7 @@ import sys
 
 from speechbrain.utils.distributed import run_on_main
 
+from redimnet2_lobes.data.conditions import Condition, Speed
 from redimnet2_lobes.data.utterances import (
     paths_of,
     read_utterances,
@@ -57,6 +58,7 @@ def main(arguments: list[str]) -> str | None:
         output_folder=str,
         output=str,
         utterances_per_part=int,
+        speed=float,
         strict=bool,
     )
     check_at_least(hparams, utterances_per_part=1)
@@ -68,6 +70,7 @@ def main(arguments: list[str]) -> str | None:
             f"output: {report} is the list of utterances, and would name those "
             "that are left out now; choose another output"
         )
+    speed = Speed(hparams["speed"])
     strict = hparams["strict"]
     utterances = read_utterances(
         hparams["utterances"], hparams["data_folder"], strict
@@ -87,6 +90,7 @@ def main(arguments: list[str]) -> str | None:
         crops=hparams["crops"],
         utterances_per_part=hparams["utterances_per_part"],
         faults=faults,
+        condition=None if speed.speed == 1 else Condition(speed, seed=0),
     )
     faults = faults or {}
     # Before the output, with which all is done.

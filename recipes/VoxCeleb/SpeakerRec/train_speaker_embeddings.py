@@ -56,6 +56,10 @@ from redimnet2_lobes.training.brain import (
     unwrap,
 )
 from redimnet2_lobes.training.checkpointer import training_settings
+from redimnet2_lobes.training.distillation import (
+    distillation_loss,
+    read_teacher,
+)
 from redimnet2_lobes.training.fine_tuning import load_pretrained
 from redimnet2_lobes.training.loggers import build_loggers, log_epoch
 from redimnet2_lobes.training.sharded_classifier import ShardedClassifier
@@ -68,20 +72,31 @@ class SpeakerBrain(GlobalBatchBrain):
     """Trains the embedding model by classifying speakers."""
 
     def compute_forward(self, batch, stage):
-        """Waveforms to the cosines of all classes [batch, 1, classes].
+        """Waveforms to embeddings [batch, 1, embedding] and their cosines.
 
-        With classes in shares, those of all processes' utterances and the
-        classes of this process.
+        These are of all classes [batch, 1, classes]. With classes in shares,
+        they are of all processes' utterances and the classes of this process.
         """
         wavs, wav_lens = batch.to(self.device, non_blocking=True).sig
         embeddings = self.modules.embedding_model(wavs, wav_lens)
         # The loss works in float32 at least, whatever the precision.
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self.modules.classifier(at_least_float32(embeddings))
+            embeddings = at_least_float32(embeddings)
+            return embeddings, self.modules.classifier(embeddings)
 
-    def compute_objectives(self, cosines, batch, stage):
-        """Loss of a batch."""
-        labels = batch.label
+    def compute_objectives(self, predictions, batch, stage):
+        """Loss of a batch: that of speakers, and that of a teacher if any."""
+        embeddings, cosines = predictions
+        loss = self.hparams.label_weight * self.speaker_loss(
+            cosines, batch.label
+        )
+        if self.hparams.teacher_embeddings:
+            distance = distillation_loss(embeddings.squeeze(1), batch.teacher)
+            loss = loss + self.hparams.teacher_weight * distance
+        return loss
+
+    def speaker_loss(self, cosines, labels):
+        """Loss of the speakers; counts those that are recognized."""
         classifier = unwrap(self.modules.classifier)
         if isinstance(classifier, ShardedClassifier):
             labels = classifier.own_labels(labels)
@@ -216,6 +231,7 @@ def dataio_prep(hparams, validation_trials):
         hparams["minimum_seconds"],
         hparams["test_trials"],
         validation_trials,
+        labelled=hparams["label_weight"] > 0,
     )
     logger.info(
         f"Training on {len(utterances)} utterances of {len(speakers)} speakers"
@@ -250,6 +266,13 @@ def build_brain(hparams, run_opts):
     for schedule in (hparams["lr_schedule"], hparams["margin_schedule"]):
         schedule.steps_per_epoch = batches.steps
 
+    teacher = None
+    if hparams["teacher_embeddings"]:
+        teacher = read_teacher(
+            hparams["teacher_embeddings"],
+            [name for name, _, _ in utterances],
+            network.arguments()["embedding_size"],
+        )
     classes = len(speakers) * len(hparams["crop"].speeds)
     classifier = hparams["classifier"](out_neurons=classes)
     loss.check_labels = False  # there are as many classes as labels
@@ -285,6 +308,7 @@ def build_brain(hparams, run_opts):
             hparams["augment"],
             hparams["epoch_random"],
             hparams["on_bad_audio"],
+            teacher,
         ),
         batch_sampler=batches,
         num_workers=hparams["num_workers"],
@@ -326,15 +350,20 @@ def main(arguments):
 
 def write_model(brain, speakers, class_weights):
     """Writes the model folder of what was trained."""
+    classes = {}
+    if brain.hparams.label_weight:
+        classes = {
+            # Faster and slower versions of them were for training only.
+            "class_weights": class_weights[: len(speakers)],
+            "speakers": [speakers.decode_ndim(i) for i in range(len(speakers))],
+            "loss": unwrap(brain.modules.compute_cost),
+        }
     write_model_folder(
         brain.hparams.model_folder,
         unwrap(brain.modules.embedding_model),
         brain.hparams.title,
         variant=brain.hparams.variant,
-        # Faster and slower versions of them were for training only.
-        class_weights=class_weights[: len(speakers)],
-        speakers=[speakers.decode_ndim(i) for i in range(len(speakers))],
-        loss=unwrap(brain.modules.compute_cost),
+        **classes,
         provenance=after_fine_tuning(brain.hparams.pretrained_folder),
     )
     print(f"Model folder: {brain.hparams.model_folder}")

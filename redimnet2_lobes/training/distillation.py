@@ -1,0 +1,128 @@
+"""Distillation: a small network learns the embeddings of a larger one.
+
+The teacher is whatever made a file of embeddings: a larger ReDimNet2, or a
+network of another kind. Its embedding of a whole utterance is what the student
+shall give for each crop of it, as in Wang et al., "Knowledge distillation for
+small foot-print deep speaker embedding", ICASSP 2019, where the distance is a
+cosine. The cosines of two embeddings are all that counts, so that the teacher's
+may be of any size.
+
+Authors
+ * The ReDimNet2 for SpeechBrain contributors, 2026
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from speechbrain.utils.logger import get_logger
+from torch.nn.functional import cosine_similarity, normalize, pad
+
+from redimnet2_lobes.files.same_space import check_same_space
+from redimnet2_lobes.inference.embedding_files import read_embeddings
+from redimnet2_lobes.models.precision import at_least_float32
+
+logger = get_logger(__name__)
+
+Files = str | os.PathLike | Mapping[str, str | os.PathLike]
+
+
+def distillation_loss(
+    embeddings: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """The mean distance of embeddings from the teacher's, from 0 to 2.
+
+    Both are [batch, embedding]. It is one minus the cosine, so that an
+    utterance's share does not depend on the others of the batch.
+
+    Example
+    -------
+    >>> embeddings = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    >>> distillation_loss(embeddings, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor(0.5000)
+    """
+    embeddings = at_least_float32(embeddings)
+    return (1 - cosine_similarity(embeddings, targets)).mean()
+
+
+def read_teacher(
+    files: Sequence[Files], names: Sequence[str], size: int
+) -> torch.Tensor:
+    """What the student shall give, [speeds, utterances, size], of length 1.
+
+    The teacher's mean, over all utterances and speeds, is subtracted: what all
+    its embeddings have in common says nothing of a speaker, but would be most
+    of a cosine. Larger embeddings than the student's are reduced to their
+    principal components, which changes cosines least; smaller ones are filled
+    up with zeros, which changes none.
+
+    Arguments
+    ---------
+    files
+        For each speed a file of `read_embeddings`, or files by the prefixes of
+        training lists. All are of one embedding space.
+    names
+        The utterances, in the order wanted, with their prefixes.
+    size
+        Of the student's embeddings.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be used or lacks an utterance, or the files are of
+        several spaces.
+
+    Example
+    -------
+    >>> import numpy as np
+    >>> path = getfixture("tmp_path") / "teacher.npz"
+    >>> embeddings = np.array([[3.0, 1.0], [1.0, 1.0]], np.float32)
+    >>> arrays = dict(names=["a", "b"], embedding_space="larger")
+    >>> np.savez(path, embeddings=embeddings, **arrays)
+    >>> read_teacher([path], ["b", "a"], size=3)
+    tensor([[[-1.,  0.,  0.],
+             [ 1.,  0.,  0.]]])
+    """
+    by_speed = [
+        entry if isinstance(entry, Mapping) else {"": entry} for entry in files
+    ]
+    first, space = next(iter(by_speed[0].values())), None
+    vectors = []
+    for by_prefix in by_speed:
+        row, parts = {}, []
+        for prefix, path in by_prefix.items():
+            stored = read_embeddings(path)
+            space = space or stored.space
+            check_same_space(path, stored.space, first, space)
+            start = sum(map(len, parts))
+            row.update(
+                (prefix + name, start + index)
+                for index, name in enumerate(stored.names)
+            )
+            parts.append(stored.vectors)
+        missing = [name for name in names if name not in row]
+        if missing:
+            raise ValueError(
+                f"teacher_embeddings: {', '.join(map(str, by_prefix.values()))}"
+                f" lacks {len(missing)} of the {len(names)} training "
+                f"utterances, the first is {missing[0]}; embed them too"
+            )
+        vectors.append(torch.cat(parts)[[row[name] for name in names]])
+    return _of_size(torch.stack(vectors), size)
+
+
+def _of_size(vectors: torch.Tensor, size: int) -> torch.Tensor:
+    """Centred vectors [..., teacher's size] as ones of length 1 [..., size]."""
+    rows = vectors.flatten(end_dim=-2)
+    vectors = vectors - rows.double().mean(dim=0).float()
+    surplus = vectors.shape[-1] - size
+    if surplus > 0:
+        rows = vectors.flatten(end_dim=-2)
+        variances, directions = torch.linalg.eigh((rows.T @ rows).double())
+        kept = (variances[surplus:].sum() / variances.sum()).item()
+        logger.info(
+            f"Teacher: its {size} principal components of "
+            f"{vectors.shape[-1]} keep {100 * kept:.1f} % of the variance"
+        )
+        vectors = vectors @ directions[:, surplus:].float()
+    return normalize(pad(vectors, (0, max(0, -surplus))), dim=-1)
