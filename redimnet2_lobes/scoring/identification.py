@@ -24,7 +24,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +32,11 @@ import torch
 
 from redimnet2_lobes.scoring.backends import Backend, CosineBackend, average
 from redimnet2_lobes.scoring.bootstrap import (
+    Figure,
     Interval,
     bootstrap,
+    far_at,
+    frr_at,
     frr_at_far,
     threshold_at_far,
 )
@@ -186,27 +189,58 @@ def open_set_curve(
     """
     if rates is None:
         rates = np.geomspace(1 / searches.strangers, 1, CURVE_POINTS).tolist()
-    # What is not found at any threshold lies below all that may be found.
-    lowest = searches.scores[searches.scores.isfinite()].min() - 1
-    pairs = searches.speakers.numpy().copy()
-    enrolled = searches.is_enrolled.numpy()
-    pairs[enrolled, 1] = pairs[enrolled, 0]
-    found = bootstrap(
-        searches.scores.clamp(min=lowest),
-        searches.is_enrolled,
-        pairs,
+    found = _bootstrap(
+        searches,
         {
             "fnir": frr_at_far(np.asarray(rates)),
             "threshold": threshold_at_far(np.asarray(rates)),
         },
-        confidence=confidence,
-        seed=seed,
+        confidence,
+        seed,
     )
     return OpenSetCurve(
         searches.gallery_size,
         np.asarray(rates),
         found["fnir"],
         found["threshold"],
+    )
+
+
+def rates_at(
+    searches: Searches, thresholds: Sequence[float]
+) -> dict[str, Interval]:
+    """The ``fpir`` and the ``fnir`` at thresholds, arrays [thresholds].
+
+    Example
+    -------
+    >>> embeddings = torch.eye(3).repeat_interleave(2, dim=0)
+    >>> searches = search_galleries(embeddings, list("aabbcc"), 2)
+    >>> rates_at(searches, [0.5])["fpir"].value
+    array([0.])
+    """
+    at = np.asarray(thresholds)
+    return _bootstrap(searches, {"fpir": far_at(at), "fnir": frr_at(at)})
+
+
+def _bootstrap(
+    searches: Searches,
+    figures: Mapping[str, Figure],
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Figures of searches as trials, with intervals for other speakers."""
+    # What is not found at any threshold lies below all that may be found.
+    lowest = searches.scores[searches.scores.isfinite()].min() - 1
+    pairs = searches.speakers.clone()
+    # A miss is of one speaker, whoever is found in the place.
+    pairs[searches.is_enrolled, 1] = pairs[searches.is_enrolled, 0]
+    return bootstrap(
+        searches.scores.clamp(min=lowest),
+        searches.is_enrolled,
+        pairs.numpy(),
+        figures,
+        confidence=confidence,
+        seed=seed,
     )
 
 
@@ -222,42 +256,73 @@ def open_set_figures(
     figures = []
     for index, rate in enumerate(rates):
         seen = rate * searches.strangers >= 1
-        entry: dict = {"fpir": rate}
-        for name, interval in (
-            ("fnir", curve.fnir),
-            ("threshold", curve.threshold),
-        ):
-            value, *limits = (float(part[index]) for part in interval)
-            entry[name] = value if seen else None
-            entry[f"{name}_interval"] = limits if seen else None
-        figures.append(entry)
+        figures.append(
+            {
+                "fpir": rate,
+                **_entry("fnir", curve.fnir, index, seen),
+                **_entry("threshold", curve.threshold, index, seen),
+            }
+        )
     return figures
 
 
-def identification_table(results: Sequence[dict]) -> list[list[str]]:
-    """Cells of a table of the FNIR in percent, the headings first.
+def threshold_figures(
+    searches: Searches, thresholds: Sequence[float]
+) -> list[dict]:
+    """The FPIR and the FNIR at thresholds, for programs."""
+    rates = rates_at(searches, thresholds)
+    return [
+        {
+            "threshold": threshold,
+            **_entry("fpir", rates["fpir"], index),
+            **_entry("fnir", rates["fnir"], index),
+        }
+        for index, threshold in enumerate(thresholds)
+    ]
 
-    ``results`` has entries with ``gallery_size`` and ``operating_points``, as
-    `open_set_figures` gives them.
+
+def _entry(
+    name: str, interval: Interval, index: int, seen: bool = True
+) -> dict[str, float | list[float] | None]:
+    value, *limits = (float(part[index]) for part in interval)
+    return {
+        name: value if seen else None,
+        f"{name}_interval": limits if seen else None,
+    }
+
+
+def identification_table(results: Sequence[dict]) -> list[list[str]]:
+    """Cells of a table of error rates in percent, the headings first.
+
+    ``results`` has entries with ``gallery_size``, ``operating_points``, as
+    `open_set_figures` gives them, and ``thresholds``, as `threshold_figures`
+    does.
 
     Example
     -------
     >>> point = {"fpir": 0.01, "fnir": 0.25, "fnir_interval": [0.2, 0.3]}
-    >>> identification_table([{"gallery_size": 5, "operating_points": [point]}])
-    [['enrolled', 'FNIR at FPIR 1 % (%)'], ['5', '25.0 [20.0, 30.0]']]
+    >>> row = {"gallery_size": 5, "operating_points": [point], "thresholds": []}
+    >>> identification_table([row])
+    [['enrolled', 'FNIR at FPIR 1 %'], ['5', '25.0 [20.0, 30.0]']]
     """
-    points = results[0]["operating_points"]
-    table = [
-        ["enrolled"]
-        + [f"FNIR at FPIR {100 * each['fpir']:g} % (%)" for each in points]
-    ]
+    table = [["enrolled"]]
+    for point in results[0]["operating_points"]:
+        table[0].append(f"FNIR at FPIR {100 * point['fpir']:g} %")
+    for point in results[0]["thresholds"]:
+        table[0] += [
+            f"{name} at {point['threshold']:g}" for name in ("FPIR", "FNIR")
+        ]
     for row in results:
         cells = [f"{row['gallery_size']:,}"]
-        for each in row["operating_points"]:
-            if each["fnir"] is None:
-                cells.append("too few strangers")
-                continue
-            limits = [100 * limit for limit in each["fnir_interval"]]
-            cells.append(with_interval(100 * each["fnir"], limits, "{:.1f}"))
+        cells += [_cell(each, "fnir") for each in row["operating_points"]]
+        for each in row["thresholds"]:
+            cells += [_cell(each, "fpir"), _cell(each, "fnir")]
         table.append(cells)
     return table
+
+
+def _cell(figures: dict, name: str) -> str:
+    if figures[name] is None:
+        return "too few strangers"
+    limits = [100 * limit for limit in figures[f"{name}_interval"]]
+    return with_interval(100 * figures[name], limits, "{:.1f}")

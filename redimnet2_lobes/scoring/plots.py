@@ -283,10 +283,10 @@ def plot_open_set(
 ) -> None:
     """Plots open-set identification over gallery size, as a PNG file.
 
-    On the left FNIR against FPIR, a curve with its interval for each gallery
-    size, on logarithmic scales as in NIST's reports; on the right the FNIR at
-    FPIRs over the gallery size: ``points`` are those of `open_set_figures` by
-    gallery size.
+    On the left FNIR against FPIR, a curve for each gallery size, on logarithmic
+    scales as in NIST's reports, with the intervals of the first and the last;
+    on the right the FNIR at FPIRs over the gallery size: ``points`` are those
+    of `open_set_figures` by gallery size.
 
     Example
     -------
@@ -307,12 +307,16 @@ def plot_open_set(
         (line,) = left.plot(
             100 * curve.fpir, value, label=f"{curve.gallery_size:,} enrolled"
         )
-        left.fill_between(
-            *(100 * curve.fpir, low, high),
-            color=line.get_color(),
-            alpha=0.15,
-            linewidth=0,
-        )
+        if (
+            curve is curves[0] or curve is curves[-1]
+        ):  # all would hide each other
+            left.fill_between(
+                *(100 * curve.fpir, low, high),
+                color=line.get_color(),
+                alpha=0.15,
+                linewidth=0,
+                label="its 95 % interval",
+            )
     left.set_xscale("log")
     left.set_yscale("log")
     left.set_ylim(max(smallest / 2, 0.01), 110)

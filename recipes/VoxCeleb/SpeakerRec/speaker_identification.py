@@ -33,6 +33,7 @@ from redimnet2_lobes.scoring.identification import (
     open_set_curve,
     open_set_figures,
     search_galleries,
+    threshold_figures,
 )
 from redimnet2_lobes.scoring.plots import plot_open_set
 from redimnet2_lobes.scoring.tables import text_table
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> None:
         data_folder=str | None,
         utterances_per_speaker=int | None,
         gallery_sizes=list[int],
+        thresholds=list[float],
         galleries=int,
         seed=int,
         enrolment_utterances=int,
@@ -120,6 +122,7 @@ def main(arguments: list[str]) -> None:
                 "searches": len(each.scores),
                 "distinct_stranger_probes": each.strangers,
                 "operating_points": open_set_figures(each),
+                "thresholds": threshold_figures(each, hparams["thresholds"]),
             }
             for each in searches
         ],
@@ -143,8 +146,8 @@ def main(arguments: list[str]) -> None:
     )
     print(
         f"{text}FPIR: strangers who are given a name; FNIR: enrolled speakers "
-        "who are not, or another's; in\nbrackets the 95 % interval for other "
-        f"speakers. Written: {folder}/identification.json, .txt and .png"
+        "who are not, or another's;\nin percent, in brackets the 95 % interval "
+        f"for other speakers. Written: {folder}/identification.json, .txt, .png"
     )
 
 
