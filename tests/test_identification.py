@@ -20,6 +20,7 @@ from redimnet2_lobes.scoring.identification import (
     RATES,
     open_set_curve,
     open_set_figures,
+    rates_at,
     search_galleries,
 )
 
@@ -37,7 +38,7 @@ def voices(speakers, seed, utterances=6, dimensions=24):
     return each + spread.repeat_interleave(utterances, 0) * noise, names
 
 
-def rates_at(embeddings, names, searched, threshold):
+def searched_one_by_one(embeddings, names, searched, threshold):
     """FPIR and FNIR of the enrolments of a gallery, one search at a time."""
     units = embeddings / embeddings.norm(dim=1, keepdim=True)
     false_positives, false_negatives = [], []
@@ -82,17 +83,31 @@ def test_rates_are_those_of_searches_one_by_one(enrolment_utterances):
         taken = {row for rows in enrolments.values() for row in rows}
         probes = [row for row in range(len(names)) if row not in taken]
         searched.append((enrolments, probes))
+    given = embeddings, names, searched
     curve = open_set_curve(searches)
     assert (np.diff(curve.fpir) > 0).all()
     for index in range(0, len(curve.fpir), 12):
         threshold = curve.threshold.value[index]
-        fpir, fnir = rates_at(embeddings, names, searched, threshold + 1e-6)
+        fpir, fnir = searched_one_by_one(*given, threshold + 1e-6)
         assert fpir <= curve.fpir[index]
         assert fnir == pytest.approx(curve.fnir.value[index])
         # A lower threshold would let more strangers in.
-        assert rates_at(embeddings, names, searched, threshold - 1e-6)[0] > (
-            curve.fpir[index] if index < len(curve.fpir) - 1 else 0
-        )
+        more, _ = searched_one_by_one(*given, threshold - 1e-6)
+        assert more > curve.fpir[index] or fpir == 1
+
+
+def test_rates_at_thresholds_are_points_of_the_curve():
+    embeddings, names = voices(12, seed=6)
+    searches = search_galleries(embeddings, names, 5)
+    curve = open_set_curve(searches, [0.05, 0.2, 0.5])
+    rates = rates_at(searches, curve.threshold.value)
+    assert rates["fnir"].value == pytest.approx(curve.fnir.value)
+    assert (rates["fpir"].value <= curve.fpir).all()
+    for interval in (*rates.values(), curve.fnir, curve.threshold):
+        assert (interval.low <= interval.value).all()
+        assert (interval.value <= interval.high).all()
+    everybody, nobody = rates_at(searches, [-1.1, 1.1])["fpir"].value
+    assert (everybody, nobody) == (1, 0)
 
 
 def test_a_wrong_name_is_a_miss_at_any_threshold():
@@ -199,6 +214,7 @@ def command(corpus, tmp_path, monkeypatch):
             "gallery_sizes": "[2, 3]",
             "enrolment_utterances": 2,
             "galleries": 4,
+            "thresholds": "[0.5]",
             **overrides,
         }
         options = [f"--{key}={value}" for key, value in options.items()]
@@ -226,6 +242,9 @@ def test_the_script(command, corpus, tmp_path, capsys, monkeypatch):
         size = each["gallery_size"]
         assert each["searches"] == 4 * (20 - 2 * size)
         assert [point["fpir"] for point in each["operating_points"]] == [*RATES]
+        (at,) = each["thresholds"]
+        low, high = at["fpir_interval"]
+        assert low <= at["fpir"] <= high and at["threshold"] == 0.5
 
     def refuse(*arguments, **options):
         raise AssertionError("embedded again")
