@@ -19,47 +19,9 @@ Authors
 import argparse
 import os
 
-from redimnet2_lobes.data.trials import MD5_SUMS, has_published_sum, read_trials
-from redimnet2_lobes.files.download import download
+from redimnet2_lobes.data.trials import MD5_SUMS
+from redimnet2_lobes.data.voxceleb_lists import URLS, fetch_trial_list
 from redimnet2_lobes.files.error_lines import one_line_errors
-
-META = "https://mm.kaist.ac.kr/datasets/voxceleb/meta"
-URLS = {
-    "O": f"{META}/veri_test2.txt",
-    "E": f"{META}/list_test_all2.txt",
-    "H": f"{META}/list_test_hard2.txt",
-    "B": "https://mm.kaist.ac.kr/projects/voxceleb1-b/list_test_bilingual.txt",
-}
-
-
-def fetch_trial_list(name: str, folder: str) -> tuple[str, int]:
-    """Downloads the list of a letter, unless it is there, and checks it.
-
-    Gives its path and its number of trials.
-
-    Raises
-    ------
-    ValueError
-        If what arrived or was there is not the list.
-    OSError
-        If it cannot be fetched or written.
-    """
-    url = URLS[name]
-    file = url.rpartition("/")[2]
-    path = os.path.join(folder, file)
-    # Without a sum, an error page is recognized by its form.
-    download(url, path, MD5_SUMS.get(file), check=read_trials)
-    if not has_published_sum(path):
-        raise ValueError(
-            f"{path}: it is not VoxCeleb1-{name} as published (another MD5 "
-            "sum); remove it and run the same command again"
-        )
-    try:
-        return path, len(read_trials(path))
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; remove it and run the same command again"
-        ) from None
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,11 +7,13 @@ FILES`` keeps a voice in a store, ``voices`` shows and moves what it holds,
 ``calibrate`` finds a threshold for recordings of one's own, ``serve`` does all
 that over HTTP. ``convert``, ``push`` and ``export`` take models from one form
 to another, ``check`` runs an exported one, ``compare`` says whether two systems
-differ on the same trials. ``--help`` explains each.
+differ on the same trials, ``reproduce`` measures a published checkpoint on
+VoxCeleb1. ``--help`` explains each.
 
 Results go to stdout, everything else to stderr. The exit code is 0 if there is
 a result, whatever it is; 1 with one line on stderr if something is wrong with
-the input; 2 if the command line itself is wrong; 130 after Ctrl-C.
+the input, or if ``reproduce`` does not find what is published; 2 if the command
+line itself is wrong; 130 after Ctrl-C.
 
 ``embed``, ``enrol``, ``identify``, ``calibrate`` and ``diarize`` go on where a
 recording cannot be used. They print the results of the others, then a line on
@@ -61,7 +63,12 @@ With ``--json`` the results are one JSON value, floats in full precision:
   ``name``, ``seconds``, ``speech_seconds``, ``speakers``, a list of objects
   with ``speaker``, ``seconds`` and ``score`` (null without a store), and
   ``turns``, a list of objects with ``start``, ``end`` and ``speaker``, and
-  ``left_out`` as of identify.
+  ``left_out`` as of identify;
+- reproduce: an object with ``checkpoint``, ``embedding_space``, ``protocol``
+  and ``lists``, a list of objects with ``list``, ``trials``, ``eer_percent``,
+  ``eer_percent_interval`` (two limits), ``published_eer_percent``,
+  ``tolerance_percent`` and ``within_tolerance`` (these three are null where no
+  figure is published).
 
 If no recording can be used, nothing is printed on stdout, and of the files of
 ``--output`` only that list is written.
@@ -81,8 +88,8 @@ from redimnet2_lobes.cli.group import redimnet2
 
 COMMANDS = (
     *("calibrate", "check", "compare", "convert", "diarize", "embed"),
-    *("enrol", "export", "hparams", "identify", "push", "serve", "verify"),
-    "voices",
+    *("enrol", "export", "hparams", "identify", "push", "reproduce"),
+    *("serve", "verify", "voices"),
 )
 for name in COMMANDS:
     import_module(f"{__name__}.{name}")
