@@ -7,12 +7,10 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import csv
 import functools
-import io
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,16 +23,13 @@ from redimnet2_lobes.data.audio import (
     utterance_name,
 )
 from redimnet2_lobes.data.audio_checks import (
-    INDEX,
-    REPORT_CSV,
     check_recording,
     converted_path,
     earlier_verdicts,
     in_processes,
-    index_file,
     parse_verdicts,
-    text_file,
 )
+from redimnet2_lobes.data.training_list import SpeakerFiles, training_list
 from redimnet2_lobes.data.trials import has_published_sum, read_trials
 from redimnet2_lobes.files.settings import require_number
 
@@ -164,53 +159,15 @@ id00012
         minimum_seconds=minimum_seconds,
         check_audio=check_audio,
     )
-    report_path = os.path.join(save_folder, REPORT_CSV)
-    found, counts = {}, Counter()  # of (action, reason)
-    training_speakers, utterances, seconds = 0, 0, 0.0
-    with text_file(os.path.join(save_folder, "train.csv")) as train:
-        train.write("ID,duration,wav,spk_id\n")
-        with (
-            text_file(report_path) as report,
-            index_file(os.path.join(save_folder, INDEX)) as index,
-        ):
-            report.write("file,action,reason\n")
-            for name, fault in unused:
-                counts["skipped", fault] += 1
-                csv.writer(report, lineterminator="\n").writerow(
-                    [name, "skipped", fault]
-                )
-            for task, result in zip(
-                tasks, in_processes(check, tasks, workers), strict=True
-            ):
-                found[task.speaker] = result.utterances
-                counts.update(result.counts)
-                training_speakers += bool(result.train)
-                utterances += result.train.count("\n")
-                seconds += result.seconds
-                train.write(result.train)
-                report.write(result.report)
-                index.write(result.index)
-                index.flush()
-        summary = [
-            f"{count} {action}: {reason}"
-            for (action, reason), count in sorted(counts.items())
-            if action != "used"
-        ]
-        for line in summary:
+    results = in_processes(check, tasks, workers)
+    corpus = f"data_folder {data_folder}"
+    with training_list(save_folder, results, corpus, unused) as totals:
+        for line in totals.others:
             logger.info("Preparation: %s", line)
-        if not utterances:
-            raise ValueError(
-                f"data_folder {data_folder}: no utterance is left for "
-                f"training ({', '.join(summary) or 'wav/ holds no audio file'}"
-                f"); see {report_path}"
-            )
-        _check_complete(found, corpora or [], allow_incomplete, data_folder)
-    logger.info(
-        "Preparation: %d utterances of %d speakers for training, %.2f hours",
-        utterances,
-        training_speakers,
-        seconds / 3600,
-    )
+        _check_complete(
+            totals.found, corpora or [], allow_incomplete, data_folder
+        )
+    logger.info("Preparation: %s", totals)
 
 
 def _check_settings(
@@ -404,29 +361,15 @@ class Task(NamedTuple):
     earlier: str  # lines of the index
 
 
-class Result(NamedTuple):
-    """What it finds: counts and parts of the files to write."""
-
-    utterances: int  # in the folder
-    counts: Counter  # of (action, reason)
-    seconds: float  # for training
-    train: str
-    report: str
-    index: str
-
-
 def _check_speaker(
     task: Task,
     wav_folder: str,
     save_folder: Path,
     minimum_seconds: float,
     check_audio: bool,
-) -> Result:
+) -> SpeakerFiles:
     """Checks the files of one speaker (in a worker process)."""
-    utterances, counts, seconds = 0, Counter(), 0.0
-    train, report, index = io.StringIO(), io.StringIO(), []
-    write_train = csv.writer(train, lineterminator="\n").writerow
-    write_report = csv.writer(report, lineterminator="\n").writerow
+    result = SpeakerFiles(task.speaker)
     earlier = parse_verdicts(task.earlier)
     last = None
     folder = os.path.join(wav_folder, task.speaker)
@@ -436,16 +379,15 @@ def _check_speaker(
         if size != REPEATED_SIZE:
             fault = _fault_of_name(name, utterance == last)
         if fault:
-            counts["skipped", fault] += 1
-            write_report([_printable(name), "skipped", fault])
+            result.skip(_printable(name), fault)
             continue
         last = utterance
-        utterances += 1
+        result.utterances += 1
         if task.is_test_speaker:
-            counts["kept out", "test speaker"] += 1
+            result.keep_out("test speaker")
             continue
         if utterance in task.validation_utterances:
-            counts["kept out", "validation utterance"] += 1
+            result.keep_out("validation utterance")
             continue
         verdict = check_recording(
             utterance,
@@ -458,18 +400,11 @@ def _check_speaker(
             minimum_seconds,
             check_audio,
         )
-        counts[verdict.action, verdict.reason] += 1
-        if verdict.action != "used":
-            write_report([name, verdict.action, verdict.reason])
-        if verdict.action != "skipped":
-            index.append(verdict.line)
-            seconds += verdict.seconds
-            wav = f"$data_root/wav/{name}"
-            if verdict.action == "converted":
-                wav = converted_path("$save_root", utterance)
-            write_train([utterance, verdict.seconds, wav, task.speaker])
-    texts = train.getvalue(), report.getvalue(), "".join(index)
-    return Result(utterances, counts, seconds, *texts)
+        wav = f"$data_root/wav/{name}"
+        if verdict.action == "converted":
+            wav = converted_path("$save_root", utterance)
+        result.add(utterance, name, wav, verdict)
+    return result
 
 
 def _find_audio(

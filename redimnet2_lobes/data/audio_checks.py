@@ -165,8 +165,9 @@ def in_processes(
         with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
             chunksize = max(1, min(8, len(tasks) // (4 * workers)))
             results = pool.map(function, tasks, chunksize=chunksize)
-            bar = {"desc": "Checking audio", "unit": "speaker"}
-            yield from tqdm(results, total=len(tasks), **bar)
+            yield from tqdm(
+                results, "Checking audio", len(tasks), unit="speaker"
+            )
     except BrokenProcessPool:
         raise OSError(
             f"one of the {workers} preparation workers was killed, perhaps for "
