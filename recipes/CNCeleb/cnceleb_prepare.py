@@ -66,8 +66,12 @@ with data/<speaker>/<genre>-<session>-<utterance>.flac, dev/dev.lst and eval/ \
         check_layout(corpus, parts, LAYOUT)
         tested = prepare_test(options)
     names = [name for (name,) in read_columns(speakers, "speaker")]
+    folders = os.listdir(os.path.join(corpus, "data"))
+    there = sorted(set(names).intersection(folders))
+    what = f"speakers of {speakers} in data/"
+    check_count(what, len(there), len(names), options.allow_incomplete)
     list_training(
-        options, {name: find_utterances(corpus, name) for name in names}, tested
+        options, {name: find_utterances(corpus, name) for name in there}, tested
     )
 
 
@@ -138,11 +142,6 @@ def genre_of(test: str) -> str:
 def find_utterances(corpus: str, speaker: str) -> dict[str, str]:
     """The utterances of a speaker, with their files; a usual format if any."""
     folder = os.path.join(corpus, "data", speaker)
-    if not os.path.isdir(folder):
-        raise ValueError(
-            f"{folder}: the list of speakers names {speaker}, but there is no "
-            "such folder; unpack the rest, or take it from the list"
-        )
     ranks = {name: audio_rank(name) for name in os.listdir(folder)}
     files = [name for name, rank in ranks.items() if rank is not None]
     return {

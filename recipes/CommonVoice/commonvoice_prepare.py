@@ -16,17 +16,16 @@ Authors
 """
 
 import argparse
-import csv
 import os
 from collections.abc import Iterator
 
 import numpy as np
 
 from redimnet2_lobes.data.audio import utterance_name
-from redimnet2_lobes.data.lists import read_lines
 from redimnet2_lobes.data.verification_lists import (
     check_layout,
     draw_trials,
+    read_table,
     write_verification_lists,
 )
 from redimnet2_lobes.files.folder_lock import only_writer
@@ -46,21 +45,14 @@ def read_clips(path: str) -> Iterator[tuple[str, str, str]]:
     >>> list(read_clips(path))
     [('f00d', 'ga_1.mp3', '')]
     """
-    lines = (line for _, line in read_lines(path))
-    rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    for row in rows:
-        speaker, file = row.get("client_id"), row.get("path")
-        if not speaker or not file:
-            raise ValueError(
-                f"{path}, line {rows.line_num}: no client_id or path; expected "
-                "these columns, separated by tabs"
-            )
+    for number, row in read_table(path, ["client_id", "path"]):
+        speaker, file = row["client_id"], row["path"]
         if "/" in speaker + file or len(f"{speaker}{file}".split()) > 1:
             raise ValueError(
-                f"{path}, line {rows.line_num}: client_id or path has a space "
-                "or a slash; rename it"
+                f"{path}, line {number}: client_id or path has a space or a "
+                "slash; rename it"
             )
-        yield speaker, file, row.get("gender") or ""
+        yield speaker, file, row.get("gender", "")
 
 
 def prepare_commonvoice(options: argparse.Namespace) -> None:

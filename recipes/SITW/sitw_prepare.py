@@ -18,6 +18,7 @@ Authors
 """
 
 import argparse
+import functools
 import glob
 import os
 import re
@@ -59,6 +60,7 @@ def prepare_part(options: argparse.Namespace, part: str) -> set[str]:
     folder = os.path.join(options.corpus, part)
     speaker_of = {row[0]: row[1] for row in read_meta(folder)}
 
+    @functools.cache  # a list names it many times
     def named(file: str) -> str:
         stem = utterance_name(os.path.basename(file))
         return f"{speaker_of.get(file, 'unknown')}/{stem}"

@@ -8,6 +8,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import functools
 import os
 import re
 
@@ -22,6 +23,7 @@ NAME = re.compile(
 BY = ("room", "distractor", "mic", "type", "place")
 
 
+@functools.cache  # trials name it many times
 def describe(file: str) -> dict[str, str]:
     """What the name of a file says; of an anonymous one all is unknown.
 

@@ -19,6 +19,7 @@ Authors
 
 import argparse
 import fnmatch
+import functools
 import os
 
 import numpy as np
@@ -59,7 +60,8 @@ def prepare_voices(options: argparse.Namespace) -> None:
     found = find_lists(options.corpus)
     parts = [part for part in ("dev", "eval") if f"{part}-enroll.lst" in found]
     if not parts:
-        check_layout(options.corpus, ["sid_dev_lists_and_keys"], LAYOUT)
+        lists = "sid_dev_lists_and_keys/dev-enroll.lst"
+        check_layout(options.corpus, [lists], LAYOUT)
     for part in parts:
         prepare_challenge(options, part, found)
 
@@ -90,9 +92,11 @@ def prepare_challenge(
         )
     originals = {}
     for name in fnmatch.filter(found, f"*{part}*SID.map"):
-        originals = dict(read_columns(found[name], "name original"))
+        for anonymous, original in read_columns(found[name], "name original"):
+            originals[utterance_name(anonymous)] = original
     utterances, enrolments, models = {}, {}, {}
 
+    @functools.cache  # a list names it many times
     def add(file: str) -> str:
         path = file if "/" in file else f"sid_{part}/{file}"
         stem = utterance_name(os.path.basename(file))

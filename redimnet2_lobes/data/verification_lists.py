@@ -73,6 +73,36 @@ def read_columns(path: Path, form: str) -> Iterator[list[str]]:
             yield columns[:count]
 
 
+def read_table(
+    path: Path, columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    r"""Yields (line number, row) of a table with a header, split by tabs.
+
+    Each row has a value in ``columns``; others may be missing.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "test.tsv"
+    >>> _ = path.write_text('client_id\tpath\tsentence\nf00d\t1.mp3\tAn "\n')
+    >>> next(read_table(path, ["client_id"]))
+    (2, {'client_id': 'f00d', 'path': '1.mp3', 'sentence': 'An "'})
+    """
+    header = None
+    for number, line in read_lines(path):
+        values = line.rstrip("\r\n").split("\t")
+        if header is None:
+            header = values
+            continue
+        row = dict(zip(header, values, strict=False))
+        if line.strip():
+            if not all(row.get(column) for column in columns):
+                raise ValueError(
+                    f"{path}, line {number}: no {' or '.join(columns)}; "
+                    "expected these columns, separated by tabs"
+                )
+            yield number, row
+
+
 def read_key(path: Path, labels: Mapping[str, int]) -> Iterator[Trial]:
     """Yields the trials of a list with the columns model, file and label.
 
