@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from speechbrain.dataio.dataset import DynamicItemDataset
 
+from redimnet2_lobes.data import audio_checks
 from redimnet2_lobes.data.audio import load_waveform
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -71,7 +72,7 @@ def checked(monkeypatch, tmp_path):
         notes.write_text("")
         return sorted(names)
 
-    monkeypatch.setattr(voxceleb_prepare, "load_waveform", noting)
+    monkeypatch.setattr(audio_checks, "load_waveform", noting)
     return read_notes
 
 
@@ -432,7 +433,7 @@ def test_fault_keeps_the_earlier_result(corpus, save, monkeypatch):
     def interrupted(path, sample_rate):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(voxceleb_prepare, "load_waveform", interrupted)
+    monkeypatch.setattr(audio_checks, "load_waveform", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare_voxceleb(corpus, save, workers=1)
     after = snapshot(save)
@@ -442,7 +443,7 @@ def test_fault_keeps_the_earlier_result(corpus, save, monkeypatch):
 
 def test_killed_worker_is_one_line(corpus, save, monkeypatch):
     monkeypatch.setattr(
-        voxceleb_prepare, "load_waveform", lambda path, rate: os._exit(9)
+        audio_checks, "load_waveform", lambda path, rate: os._exit(9)
     )
     with pytest.raises(OSError, match="^.*workers was killed.*$"):
         prepare_voxceleb(corpus, save, workers=2)
@@ -485,7 +486,7 @@ def test_corpus_without_audio_or_without_wav(save, tmp_path):
     assert str(tmp_path / "nowhere") in str(caught.value)
     assert not save.exists()
     (tmp_path / "corpus" / "wav").mkdir(parents=True)
-    with pytest.raises(ValueError, match="wav/ holds no audio file"):
+    with pytest.raises(ValueError, match="data_folder .*it holds no audio"):
         prepare_voxceleb(tmp_path / "corpus", save)
 
 
@@ -560,7 +561,7 @@ def test_headers_read_are_no_audio_checked(corpus, save, checked):
 
 
 def test_killed_call_is_resumed(corpus, save, checked, monkeypatch):
-    noting = voxceleb_prepare.load_waveform
+    noting = audio_checks.load_waveform
     part = save / "preparation_index.tsv.part"
 
     def dying(path, sample_rate):
@@ -571,7 +572,7 @@ def test_killed_call_is_resumed(corpus, save, checked, monkeypatch):
             os._exit(9)
         return noting(path, sample_rate)
 
-    monkeypatch.setattr(voxceleb_prepare, "load_waveform", dying)
+    monkeypatch.setattr(audio_checks, "load_waveform", dying)
     with pytest.raises(OSError, match="killed"):
         prepare_voxceleb(corpus, save, workers=1)
     with open(part, "a") as stream:
@@ -579,11 +580,11 @@ def test_killed_call_is_resumed(corpus, save, checked, monkeypatch):
         stream.write("c/x/1.wav\t32")  # cut off while being written
     # A second one, killed at once, loses nothing.
     monkeypatch.setattr(
-        voxceleb_prepare, "load_waveform", lambda path, rate: os._exit(9)
+        audio_checks, "load_waveform", lambda path, rate: os._exit(9)
     )
     with pytest.raises(OSError, match="killed"):
         prepare_voxceleb(corpus, save, workers=1)
-    monkeypatch.setattr(voxceleb_prepare, "load_waveform", noting)
+    monkeypatch.setattr(audio_checks, "load_waveform", noting)
     checked()
     prepare_voxceleb(corpus, save, workers=1)
     assert checked() == [

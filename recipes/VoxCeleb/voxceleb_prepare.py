@@ -1,64 +1,42 @@
 """Data preparation for corpora in VoxCeleb's layout.
 
 Files that training can read are listed, others converted if they can be, and
-the rest is left out and reported. Lengths come from the headers. A header does
-not tell silence or NaNs: on request, every file is decoded once.
-
-Each speaker is a task of one worker process. The results are in the order of
-the speakers, whatever the number of workers.
+the rest is left out and reported, see ``data/audio_checks.py``.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import contextlib
-import csv
 import functools
-import io
-import itertools
 import os
 import re
-import signal
-import struct
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple, TextIO
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import soundfile
-import torch
-from speechbrain.dataio import audio_io
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.parallel import get_available_cpu_count
-from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import (
-    AudioError,
     audio_rank,
     check_speaker,
     leads_back,
-    load_waveform,
-    unreadable,
     utterance_name,
 )
+from redimnet2_lobes.data.audio_checks import (
+    check_recording,
+    converted_path,
+    earlier_verdicts,
+    in_processes,
+    parse_verdicts,
+)
+from redimnet2_lobes.data.training_list import SpeakerFiles, training_list
 from redimnet2_lobes.data.trials import has_published_sum, read_trials
-from redimnet2_lobes.files.atomic import complete_or_absent, replace_when_synced
 from redimnet2_lobes.files.settings import require_number
 
 logger = get_logger(__name__)
 
-SAMPLE_RATE = 16000
-REPORT_CSV = "preparation_report.csv"
-INDEX = "preparation_index.tsv"
-
 MISPLACED = "not in wav/<speaker>/<session>/"
 REPEATED, REPEATED_SIZE = "link to what is there already", -2
-
-# The plain header of a wav file, up to its samples; a flac file's up to the
-# number of its samples.
-WAV_HEADER = struct.Struct("<4s4x8sI2H2I2H4sI")
-FLAC_HEADER = struct.Struct(">4s14xQ")
 
 # Speakers and utterances as published, at robots.ox.ac.uk/~vgg/data/voxceleb.
 CORPORA = {
@@ -139,7 +117,9 @@ def prepare_voxceleb(
     >>> folder = getfixture("tmpdir")
     >>> session = folder / "wav" / "id00012" / "21Uxsk56VDQ"
     >>> os.makedirs(session)
-    >>> audio_io.save(str(session / "00001.wav"), torch.rand(1, 16000), 16000)
+    >>> import soundfile, torch
+    >>> speech = torch.rand(16000).numpy()
+    >>> soundfile.write(session / "00001.wav", speech, 16000)
     >>> prepare_voxceleb(folder, folder / "save", workers=1)
     >>> print((folder / "save" / "train.csv").read_text("utf-8").rstrip())
     ID,duration,wav,spk_id
@@ -162,7 +142,7 @@ id00012
     for speaker in set(speakers) - test_speakers:
         check_speaker(speaker, wav_folder)
     os.makedirs(save_folder, exist_ok=True)
-    earlier = _earlier_verdicts(save_folder)
+    earlier = earlier_verdicts(save_folder)
     tasks = [
         Task(
             speaker,
@@ -179,53 +159,15 @@ id00012
         minimum_seconds=minimum_seconds,
         check_audio=check_audio,
     )
-    report_path = os.path.join(save_folder, REPORT_CSV)
-    found, counts = {}, Counter()  # of (action, reason)
-    training_speakers, utterances, seconds = 0, 0, 0.0
-    with _text_file(os.path.join(save_folder, "train.csv")) as train:
-        train.write("ID,duration,wav,spk_id\n")
-        with (
-            _text_file(report_path) as report,
-            _index_file(os.path.join(save_folder, INDEX)) as index,
-        ):
-            report.write("file,action,reason\n")
-            for name, fault in unused:
-                counts["skipped", fault] += 1
-                csv.writer(report, lineterminator="\n").writerow(
-                    [name, "skipped", fault]
-                )
-            for task, result in zip(
-                tasks, _check_speakers(check, tasks, workers), strict=True
-            ):
-                found[task.speaker] = result.utterances
-                counts.update(result.counts)
-                training_speakers += bool(result.train)
-                utterances += result.train.count("\n")
-                seconds += result.seconds
-                train.write(result.train)
-                report.write(result.report)
-                index.write(result.index)
-                index.flush()
-        summary = [
-            f"{count} {action}: {reason}"
-            for (action, reason), count in sorted(counts.items())
-            if action != "used"
-        ]
-        for line in summary:
+    results = in_processes(check, tasks, workers)
+    corpus = f"data_folder {data_folder}"
+    with training_list(save_folder, results, corpus, unused) as totals:
+        for line in totals.others:
             logger.info("Preparation: %s", line)
-        if not utterances:
-            raise ValueError(
-                f"data_folder {data_folder}: no utterance is left for "
-                f"training ({', '.join(summary) or 'wav/ holds no audio file'}"
-                f"); see {report_path}"
-            )
-        _check_complete(found, corpora or [], allow_incomplete, data_folder)
-    logger.info(
-        "Preparation: %d utterances of %d speakers for training, %.2f hours",
-        utterances,
-        training_speakers,
-        seconds / 3600,
-    )
+        _check_complete(
+            totals.found, corpora or [], allow_incomplete, data_folder
+        )
+    logger.info("Preparation: %s", totals)
 
 
 def _check_settings(
@@ -419,63 +361,16 @@ class Task(NamedTuple):
     earlier: str  # lines of the index
 
 
-class Result(NamedTuple):
-    """What it finds: counts and parts of the files to write."""
-
-    utterances: int  # in the folder
-    counts: Counter  # of (action, reason)
-    seconds: float  # for training
-    train: str
-    report: str
-    index: str
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole group; the parent then stops the workers. One
-    # thread each: the processes share the cores already.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def _check_speakers(
-    check: Callable[[Task], Result], tasks: list[Task], workers: int | None
-) -> Iterator[Result]:
-    """Yields ``check(task)`` for all tasks, with a progress bar."""
-    workers = min(workers or get_available_cpu_count(), max(len(tasks), 1))
-    try:
-        with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-            chunksize = max(1, min(8, len(tasks) // (4 * workers)))
-            results = pool.map(check, tasks, chunksize=chunksize)
-            bar = {"desc": "Checking audio", "unit": "speaker"}
-            yield from tqdm(results, total=len(tasks), **bar)
-    except BrokenProcessPool:
-        raise OSError(
-            f"one of the {workers} preparation workers was killed, perhaps for "
-            "want of memory; pass a smaller number of workers"
-        ) from None
-
-
 def _check_speaker(
     task: Task,
     wav_folder: str,
     save_folder: Path,
     minimum_seconds: float,
     check_audio: bool,
-) -> Result:
+) -> SpeakerFiles:
     """Checks the files of one speaker (in a worker process)."""
-    utterances, counts, seconds = 0, Counter(), 0.0
-    train, report, index = io.StringIO(), io.StringIO(), []
-    write_train = csv.writer(train, lineterminator="\n").writerow
-    write_report = csv.writer(report, lineterminator="\n").writerow
-    earlier = {}
-    for line in task.earlier.splitlines():
-        try:
-            state, how, reason, duration = line.rsplit("\t", 3)
-            earlier[state] = how, reason, float(duration)
-        except ValueError:  # the line is damaged: the file is checked again
-            continue
-    checked = "audio" if check_audio else "header"
-
+    result = SpeakerFiles(task.speaker)
+    earlier = parse_verdicts(task.earlier)
     last = None
     folder = os.path.join(wav_folder, task.speaker)
     files = sorted(_find_audio(folder, f"{task.speaker}/", wav_folder))
@@ -484,47 +379,32 @@ def _check_speaker(
         if size != REPEATED_SIZE:
             fault = _fault_of_name(name, utterance == last)
         if fault:
-            counts["skipped", fault] += 1
-            write_report([_printable(name), "skipped", fault])
+            result.skip(_printable(name), fault)
             continue
         last = utterance
-        utterances += 1
+        result.utterances += 1
         if task.is_test_speaker:
-            counts["kept out", "test speaker"] += 1
+            result.keep_out("test speaker")
             continue
         if utterance in task.validation_utterances:
-            counts["kept out", "validation utterance"] += 1
+            result.keep_out("validation utterance")
             continue
-        state = f"{name}\t{size}\t{mtime_ns}"
-        converted = _converted_path(save_folder, utterance)
-        how, reason, duration = earlier.get(state, ("", "", 0.0))
-        if (
-            how in ("audio", checked)
-            and duration >= minimum_seconds
-            and (not reason or os.path.exists(converted))
-        ):
-            action = "converted" if reason else "used"
-        else:
-            how = checked
-            action, reason, duration = _check_file(
-                f"{wav_folder}/{name}",
-                size,
-                converted,
-                minimum_seconds,
-                check_audio,
-            )
-        counts[action, reason] += 1
-        if action != "used":
-            write_report([name, action, reason])
-        if action != "skipped":
-            index.append(f"{state}\t{how}\t{reason}\t{duration}\n")
-            seconds += duration
-            wav = f"$data_root/wav/{name}"
-            if reason:
-                wav = _converted_path("$save_root", utterance)
-            write_train([utterance, duration, wav, task.speaker])
-    texts = train.getvalue(), report.getvalue(), "".join(index)
-    return Result(utterances, counts, seconds, *texts)
+        verdict = check_recording(
+            utterance,
+            name,
+            f"{wav_folder}/{name}",
+            size,
+            mtime_ns,
+            earlier,
+            save_folder,
+            minimum_seconds,
+            check_audio,
+        )
+        wav = f"$data_root/wav/{name}"
+        if verdict.action == "converted":
+            wav = converted_path("$save_root", utterance)
+        result.add(utterance, name, wav, verdict)
+    return result
 
 
 def _find_audio(
@@ -575,139 +455,3 @@ def _printable(name: str) -> str:
     if name.isprintable():
         return name
     return name.encode("unicode_escape").decode("ascii")
-
-
-def _converted_path(save_folder: Path, utterance: str) -> str:
-    return f"{save_folder}/converted/{utterance}.wav"
-
-
-def _check_file(
-    path: str,
-    size: int,
-    converted: str,
-    minimum_seconds: float,
-    check_audio: bool,
-) -> tuple[str, str, float]:
-    """Gives used, converted or skipped, the reason if any, and the seconds."""
-    if size <= 0:
-        return "skipped", "empty" if size == 0 else "missing", 0.0
-    try:
-        header = _read_plain_header(path) or _read_any_header(path)
-        rate, channels, frames, end = header
-        if end > size:
-            return "skipped", "cut off", 0.0
-        deviations = []
-        if channels != 1:
-            deviations.append(f"{channels} channels")
-        if rate != SAMPLE_RATE:
-            deviations.append(f"{rate} Hz")
-        if check_audio or deviations:
-            waveform = load_waveform(path, SAMPLE_RATE)
-            frames = len(waveform)
-        elif frames == 0:
-            return "skipped", "empty", 0.0
-    except AudioError as error:
-        return "skipped", error.reason, 0.0
-    duration = frames / SAMPLE_RATE
-    if duration < minimum_seconds:
-        return "skipped", f"shorter than {minimum_seconds:g} s", duration
-    if not deviations:
-        return "used", "", duration
-    os.makedirs(os.path.dirname(converted), exist_ok=True)
-    try:
-        with complete_or_absent(converted) as partial:
-            # As float, training hears what inference makes of the original.
-            samples = waveform.numpy()
-            soundfile.write(partial, samples, SAMPLE_RATE, "FLOAT", None, "WAV")
-    except RuntimeError as error:
-        raise OSError(
-            f"{converted}: cannot write the converted copy "
-            f"({error}); check the free space and permissions"
-        ) from None
-    return "converted", ", ".join(deviations), duration
-
-
-# Sampling rate, channels, samples, and the size in bytes that the file must
-# have at least.
-Header = tuple[int, int, int, int]
-
-
-def _read_plain_header(path: str) -> Header | None:
-    """Reads a usual header of wav or flac, 15 times as fast as libsndfile."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            header = file.read(WAV_HEADER.size)
-    except OSError:
-        return None
-    if len(header) < WAV_HEADER.size:
-        return None
-    if header.startswith(b"RIFF"):
-        _, kind, length, code, channels, rate, _, block, _, chunk, body = (
-            WAV_HEADER.unpack(header)
-        )
-        if (
-            (kind, length, code, chunk) == (b"WAVEfmt ", 16, 1, b"data")
-            and block
-            and body < 2**31 - 2**16  # above it is what streams have
-        ):
-            return rate, channels, body // block, WAV_HEADER.size + body
-    elif header.startswith(b"fLaC"):
-        _, packed = FLAC_HEADER.unpack_from(header)
-        frames = packed & (2**36 - 1)
-        if frames:  # 0 stands for unknown
-            return packed >> 44, (packed >> 41 & 7) + 1, frames, 0
-    return None
-
-
-def _read_any_header(path: str) -> Header:
-    try:
-        header = audio_io.info(path)
-    except RuntimeError as error:
-        raise unreadable(path, error) from None
-    return header.sample_rate, header.channels, header.frames, 0
-
-
-def _earlier_verdicts(save_folder: Path) -> dict[str, str]:
-    """Gives the lines of the index for each speaker.
-
-    What an interrupted call has left is put into the index first, so that it
-    outlives a second interruption.
-    """
-    path = os.path.join(save_folder, INDEX)
-    lines = defaultdict(str)
-    for name in (path, f"{path}.part"):
-        with (
-            contextlib.suppress(FileNotFoundError),
-            open(name, encoding="utf-8", errors="replace") as stream,
-        ):
-            text = stream.read()
-            text = text[: text.rfind("\n") + 1]  # the last may be cut off
-            for speaker, group in itertools.groupby(
-                text.splitlines(keepends=True),
-                key=lambda line: line.split("/", 1)[0],
-            ):
-                lines[speaker] += "".join(group)
-    if os.path.exists(f"{path}.part"):
-        with _text_file(f"{path}.merged") as index:
-            index.writelines(lines.values())
-        os.replace(f"{path}.merged", path)
-        os.remove(f"{path}.part")
-    return lines
-
-
-@contextlib.contextmanager
-def _index_file(path: str) -> Iterator[TextIO]:
-    """Yields a text file; incomplete, it keeps the ending ``.part``."""
-    with open(f"{path}.part", "w", encoding="utf-8") as stream:
-        yield stream
-    replace_when_synced(f"{path}.part", path)
-
-
-@contextlib.contextmanager
-def _text_file(path: str) -> Iterator[TextIO]:
-    """Yields a text file that appears when it is complete."""
-    with (
-        complete_or_absent(path) as partial,
-        open(partial, "w", encoding="utf-8") as stream,
-    ):
-        yield stream

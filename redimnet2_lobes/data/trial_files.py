@@ -6,7 +6,7 @@ Authors
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,23 +198,47 @@ def find_files(
     if not os.path.isdir(root):
         root = data_folder
     paths = {name: os.path.join(root, name) for name in dict.fromkeys(names)}
-    absent = [path for path in paths.values() if not os.path.isfile(path)]
-    others = match_utterances(absent, _audio_beside(absent))
-    paths = {name: others.get(path, path) for name, path in paths.items()}
-    missing = [path for path in absent if path not in others]
+    found = existing_files(paths.values())
+    missing = [path for path in paths.values() if path not in found]
     if missing:
-        os.makedirs(output_folder, exist_ok=True)
-        listed = Path(output_folder) / "missing_files.txt"
-        with complete_or_absent(listed) as partial:
-            partial.write_text(
-                "".join(f"{path}\n" for path in missing), "utf-8"
-            )
+        listed = list_missing(missing, output_folder)
         raise ValueError(
             f"{key}: {len(missing)} of the {len(paths)} files that the "
             f"trials name are missing, the first is {missing[0]}; "
             f"{listed} names all"
         )
-    return paths
+    return {name: found[path] for name, path in paths.items()}
+
+
+def existing_files(paths: Collection[str]) -> dict[str, str]:
+    """Those paths that have a file, each with it, in any format of audio.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "a.flac").write_bytes(b"audio")
+    >>> found = existing_files([f"{folder}/a.wav", f"{folder}/b.wav"])
+    >>> found == {f"{folder}/a.wav": f"{folder}/a.flac"}
+    True
+    """
+    found = {path: path for path in paths if os.path.isfile(path)}
+    absent = [path for path in paths if path not in found]
+    return found | match_utterances(absent, _audio_beside(absent))
+
+
+def list_missing(paths: Iterable[str], folder: str | os.PathLike) -> Path:
+    r"""Writes missing_files.txt into a folder, and gives its path.
+
+    Example
+    -------
+    >>> list_missing(["a.wav"], getfixture("tmp_path")).read_text()
+    'a.wav\n'
+    """
+    os.makedirs(folder, exist_ok=True)
+    listed = Path(folder) / "missing_files.txt"
+    with complete_or_absent(listed) as partial:
+        partial.write_text("".join(f"{path}\n" for path in paths), "utf-8")
+    return listed
 
 
 def _find_utterances(

@@ -16,6 +16,7 @@ from redimnet2_lobes.data.sources import split_source
 from redimnet2_lobes.data.training_set import read_training_lists
 from redimnet2_lobes.data.trials import read_enrolments, read_trials
 from redimnet2_lobes.data.utterances import read_utterances
+from redimnet2_lobes.data.verification_lists import read_key, read_table
 from redimnet2_lobes.inference.embedding_files import read_embeddings
 from redimnet2_lobes.scoring.calibration import load_calibrations
 from redimnet2_lobes.scoring.operating_point import operating_point_of
@@ -81,6 +82,21 @@ def enrolments(path):
     assert {line[0] for line in lines} == set(found)
     assert sum(map(len, found.values())) == sum(len(x) - 1 for x in lines)
     assert all(found.values())
+
+
+def corpus_key(path):
+    labels = {"tgt": 1, "imp": 0}
+    found = list(read_key(path, labels))
+    for (label, *pair), line in zip(found, lines_of(path), strict=True):
+        *names, kind = line.split()[:3]
+        assert names == pair and labels[kind] == label
+
+
+def table(path):
+    columns = ["client_id", "path"]
+    found = [row for _, row in read_table(path, columns)]
+    assert all(row[column] for row in found for column in columns)
+    assert len(found) <= max(0, len(lines_of(path)) - 1)
 
 
 CALIBRATION = {
@@ -307,6 +323,18 @@ TARGETS = (
         "enrolments.txt",
         lambda: text("anna a/1.wav a/2.wav\nbert b/1.wav\nanna a/3.wav"),
         enrolments,
+    ),
+    Target(
+        "corpus-key",
+        "core-core.lst",
+        lambda: text("12013 audio/a.flac tgt\n12013 audio/b.flac imp more"),
+        corpus_key,
+    ),
+    Target(
+        "table",
+        "validated.tsv",
+        lambda: text("client_id\tpath\tgender\nf00d\t1.mp3\t\nf00d\t2.mp3"),
+        table,
     ),
     Target(
         "utterances",
