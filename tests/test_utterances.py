@@ -145,7 +145,7 @@ def test_no_command_of_a_wav_scp_is_run(corpus):
         ("a.scp", "1 {alone}\n1 {alone}\n", "line 2: .* 1 is in line 1"),
         ("a.scp", b"1 x\n\xe9 y\n", "line 2: not UTF-8"),
         ("a.scp", "1 {alone}\n2 lost.wav\n", "1 of the 2 .* lost.wav .line 2"),
-        ("a.txt", "1 {alone}\n", "neither a folder nor a file .csv or .scp"),
+        ("a.txt", "1 {alone}\n", "neither a folder nor a file .csv, .scp"),
     ],
 )
 def test_faulty_lists_are_named(name, content, message, corpus, tmp_path):

@@ -34,10 +34,11 @@ import json
 import math
 import signal
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -119,7 +120,7 @@ def make_shards(
         "utterances_per_shard": utterances_per_shard,
         "seed": seed,
     }
-    _claim(output, plan)
+    claim(output, plan)
     order = np.random.default_rng(seed).permutation(len(utterances))
     shards = np.array_split(order, math.ceil(len(order) / utterances_per_shard))
     tasks = [
@@ -127,14 +128,14 @@ def make_shards(
         for number, members in enumerate(shards)
     ]
     rows = [None] * len(utterances)
-    places = _make_all(tasks, workers)
+    places = make_all(_make_shard, tasks, workers)
     for (path, _), members, ranges in zip(tasks, shards, places, strict=True):
         for i, (offset, size) in zip(members, ranges, strict=True):
             name, duration, _, speaker = utterances[i]
             source = f"$data_root/{path.name}:{offset}:{size}"
             rows[i] = [name, duration, source, speaker]
     with (
-        _atomic_file(output / "train.csv") as partial,
+        atomic_file(output / "train.csv") as partial,
         open(partial, "w", newline="", encoding="utf-8") as stream,
     ):
         csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
@@ -166,7 +167,7 @@ def _read_utterances(
     return utterances
 
 
-def _claim(output: Path, plan: dict[str, object]) -> None:
+def claim(output: Path, plan: dict[str, object]) -> None:
     """Notes the plan in a new folder, or compares it with that of the last."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / "plan.json"
@@ -191,16 +192,18 @@ def _claim(output: Path, plan: dict[str, object]) -> None:
             f"{output}: holds other files, but no shards; name a new folder"
         )
     else:
-        with _atomic_file(path) as partial:
+        with atomic_file(path) as partial:
             partial.write_text(json.dumps(plan), encoding="utf-8")
 
 
-def _make_all(tasks: list[Task], workers: int | None) -> list[list[Place]]:
-    """Makes the shards; gives what ``_make_shard`` gives for each."""
+def make_all(
+    make: Callable[[Any], Any], tasks: list, workers: int | None
+) -> list:
+    """What a function gives for each shard, called in several processes."""
     workers = min(workers or get_available_cpu_count(), len(tasks))
     try:
         with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-            results = pool.map(_make_shard, tasks)
+            results = pool.map(make, tasks)
             bar = {"desc": "Writing shards", "unit": "shard"}
             return list(tqdm(results, total=len(tasks), **bar))
     except BrokenProcessPool:
@@ -218,15 +221,18 @@ def _start_worker() -> None:
 def _make_shard(task: Task) -> list[Place]:
     """Writes a shard unless it is there; gives the places of its utterances."""
     path, utterances = task
-    audio = [_key(name) + _extension(wav) for name, _, wav, _ in utterances]
-    ranges = _read_shard(path)
+    audio = [
+        member_name(name) + _extension(wav) for name, _, wav, _ in utterances
+    ]
+    ranges = read_shard(path)
     if set(audio) - set(ranges):  # it is not there, or was damaged
         _write_shard(path, utterances)
-        ranges = _read_shard(path)
+        ranges = read_shard(path)
     return [ranges[name] for name in audio]
 
 
-def _read_shard(path: Path) -> dict[str, Place]:
+def read_shard(path: Path) -> dict[str, Place]:
+    """The place of each member of a shard; of none if it cannot be read."""
     try:
         with tarfile.open(path) as shard:
             return {each.name: (each.offset_data, each.size) for each in shard}
@@ -236,7 +242,7 @@ def _read_shard(path: Path) -> dict[str, Place]:
 
 def _write_shard(path: Path, utterances: list[Row]) -> None:
     with (
-        _atomic_file(path) as partial,
+        atomic_file(path) as partial,
         open(partial, "wb") as stream,
         # Without times, the same utterances make the same bytes.
         webdataset.TarWriter(stream, mtime=0) as shard,
@@ -244,14 +250,14 @@ def _write_shard(path: Path, utterances: list[Row]) -> None:
         for name, duration, wav, speaker in utterances:
             shard.write(
                 {
-                    "__key__": _key(name),
+                    "__key__": member_name(name),
                     "json": {"spk_id": speaker, "duration": duration},
                     _extension(wav)[1:]: _read_audio(wav),
                 }
             )
 
 
-def _key(name: str) -> str:
+def member_name(name: str) -> str:
     """The name without dots, after which WebDataset looks for an extension."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.replace("%", "%25").replace(".", "%2E")
@@ -278,7 +284,7 @@ def _read_audio(wav: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary name, and says how to go on if that fails."""
     try:
         with complete_or_absent(path) as partial:

@@ -11,6 +11,7 @@ import re
 import string
 from collections.abc import Collection, Iterator, Mapping
 
+from redimnet2_lobes.data.lhotse_manifests import is_manifest, read_manifest
 from redimnet2_lobes.data.sources import segment_source, split_source
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
 
@@ -58,7 +59,10 @@ def read_rows(
     columns: Collection[str],
     replacements: Mapping[str, str | os.PathLike],
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    r"""Yields (line number, row) of a CSV file that names utterances.
+    r"""Yields (line number, row) of a list of utterances.
+
+    That is a CSV file, or by the endings .jsonl and .jsonl.gz a manifest of
+    lhotse (`read_manifest`).
 
     Where columns start and stop have values, in samples of the file, wav
     becomes a segment, see ``data/sources.py``, and duration its seconds at
@@ -89,6 +93,15 @@ def read_rows(
     >>> [row["wav"] for _, row in read_rows(path, ["ID", "wav"], {})]
     ['a.wav[0:16000]']
     """
+    if is_manifest(path):
+        for line, row in read_manifest(path):
+            if "spk_id" in columns and not row["spk_id"]:
+                raise ValueError(
+                    f"{path}, line {line}: {row['ID']} has no speaker; name "
+                    "that of a supervision"
+                )
+            yield line, row
+        return
     rows = csv.DictReader(
         (line for _, line in read_lines(path)),
         strict=True,

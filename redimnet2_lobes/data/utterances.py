@@ -16,6 +16,7 @@ from typing import NamedTuple
 from speechbrain.utils.logger import get_logger
 
 from redimnet2_lobes.data.audio import AudioError, check_name, find_audio
+from redimnet2_lobes.data.lhotse_manifests import is_manifest
 from redimnet2_lobes.data.lists import read_lines, read_rows
 from redimnet2_lobes.data.sources import segment_source, split_source
 from redimnet2_lobes.files.atomic import complete_or_absent
@@ -62,7 +63,9 @@ def read_utterances(
       ``$data_root`` unless ``data_folder`` is given;
     - a file ``.scp`` of Kaldi with lines ``name path``. With a file
       ``segments`` beside it, lines ``name recording start end`` in seconds,
-      these are the utterances. A file ``utt2spk`` gives their speakers.
+      these are the utterances. A file ``utt2spk`` gives their speakers;
+    - a file ``.jsonl`` or ``.jsonl.gz`` of lhotse: cuts, recordings, or
+      supervisions with their recordings beside them (`read_manifest`).
 
     Raises
     ------
@@ -89,14 +92,14 @@ def read_utterances(
     if source.is_dir():
         return _read_folder(source)
     suffix = source.suffix.lower()
-    if suffix == ".csv":
+    if suffix == ".csv" or is_manifest(source):
         found = _read_csv(source, data_folder)
     elif suffix == ".scp":
         source, found = _read_kaldi(source)
     else:
         raise ValueError(
-            f"{source}: neither a folder nor a file .csv or .scp; name one of "
-            "these"
+            f"{source}: neither a folder nor a file .csv, .scp or .jsonl; name "
+            "one of these"
         )
     utterances, lines = [], {}
     for line, utterance in found:

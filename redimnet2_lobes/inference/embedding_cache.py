@@ -165,7 +165,7 @@ seconds=tensor([0.0500]))
     sources = {name: os.fspath(path) for name, path in utterances.items()}
     # One order for all, so that the order of a list is not part of its key.
     names = sorted(sources)
-    settings = [VERSION, fingerprint, utterances_per_part]
+    settings = [fingerprint, utterances_per_part]
     settings += [maximum_seconds and float(maximum_seconds), crops]
     load = load_source
     if condition is not None:
@@ -173,7 +173,7 @@ seconds=tensor([0.0500]))
         load = _changed_by(
             condition, {sources[name]: name for name in names[::-1]}
         )
-    folder = Path(folder) / _key(names, sources, settings, faults is None)
+    folder = Path(folder) / extraction_key(sources, settings, faults is None)
     size = utterances_per_part
     parts = [
         (folder / f"part-{start:09}.npz", names[start : start + size])
@@ -204,13 +204,26 @@ def _changed_by(condition: Condition, names: dict[str, str]) -> Load:
     return lambda source: condition(names[source], load_source(source))
 
 
-def _key(
-    names: list[str], sources: dict[str, str], settings: list, strict: bool
+def extraction_key(
+    sources: Mapping[str, str], settings: list, strict: bool = False
 ) -> str:
-    """A hash of settings and of the list with the state of its files."""
+    """A hash of settings and of the list with the state of its files.
+
+    It does not depend on the order of the list. With ``strict`` a file that is
+    missing is an AudioError.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.wav"
+    >>> key = extraction_key({"a": str(path)}, ["b0-1"])
+    >>> _ = path.write_bytes(b"audio")
+    >>> key == extraction_key({"a": str(path)}, ["b0-1"])
+    False
+    """
+    settings = [VERSION, *settings]
     digest = hashlib.sha256(json.dumps(settings).encode())
     stat = functools.lru_cache(4096)(os.stat)  # files may hold many utterances
-    for name in names:
+    for name in sorted(sources):
         source = sources[name]
         path, place = split_source(source)
         try:

@@ -196,9 +196,10 @@ class StoredEmbeddings(NamedTuple):
 def read_embeddings(path: str | os.PathLike) -> StoredEmbeddings:
     """Reads a file of `write_embeddings`, or of ``redimnet2 embed --output``.
 
-    That is one that ends in .npz, .json or .parquet. A ValueError says that it
-    is another, is damaged, or does not say its space. (Kaldi's lists may hold
-    commands, and its archives pickles: they are not read.)
+    That is one that ends in .npz, .json or .parquet, or a folder of parts that
+    ends in .parquet. A ValueError says that it is another, is damaged, or does
+    not say its space. (Kaldi's lists may hold commands, and its archives
+    pickles: they are not read.)
 
     Example
     -------
@@ -214,7 +215,7 @@ space='b3-1')
         raise ValueError(
             f"{path}: no file of embeddings, which end in {', '.join(READERS)}"
         )
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path}: no such file")
     try:
         names, speakers, vectors, space = READERS[path.suffix](path)

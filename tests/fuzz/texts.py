@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fuzz.inputs import json_of, text
 from fuzz.oracle import Target
+from redimnet2_lobes.data.lhotse_manifests import read_manifest
 from redimnet2_lobes.data.sources import split_source
 from redimnet2_lobes.data.training_set import read_training_lists
 from redimnet2_lobes.data.trials import read_enrolments, read_trials
@@ -299,6 +300,50 @@ def kaldi(path):
         assert utterance.speaker == speakers.get(utterance.name)
 
 
+# A manifest of lhotse: cuts, and recordings and supervisions.
+
+RECORDING = {
+    "id": "r",
+    "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
+    "sampling_rate": 16000,
+    "num_samples": 64000,
+    "duration": 4.0,
+    "channel_ids": [0],
+}
+SUPERVISION = {
+    "id": "s",
+    "recording_id": "r",
+    "start": 0.5,
+    "duration": 1.25,
+    "channel": 0,
+    "speaker": "anna",
+}
+CUT = {
+    "id": "c",
+    "start": 1.0,
+    "duration": 2.5,
+    "channel": 0,
+    "supervisions": [SUPERVISION],
+    "recording": RECORDING,
+    "type": "MonoCut",
+}
+
+
+def manifest(path):
+    rows = [row for _, row in read_manifest(path)]
+    with open(path, encoding="utf-8") as file:
+        items = [json.loads(line) for line in file]
+    assert [row["ID"] for row in rows] == [item["id"] for item in items]
+    for row, item in zip(rows, items, strict=True):
+        assert row["ID"] and row["wav"] and "\0" not in row["spk_id"]
+        assert 0 < float(row["duration"]) == item["duration"] < math.inf
+        assert len(split_source(row["wav"])[1]) <= 1
+
+
+def write_recordings(folder):
+    (folder / "recordings.jsonl").write_text(json.dumps(RECORDING))
+
+
 def write_utterances(folder, *files):
     for name in ("a.wav", "b.wav"):
         (folder / name).write_bytes(b"audio")
@@ -351,6 +396,13 @@ TARGETS = (
         "train.csv",
         lambda: text(TRAINING, SEGMENTS),
         training_list,
+    ),
+    Target(
+        "manifest",
+        "supervisions.jsonl",
+        lambda: json_of(CUT, SUPERVISION, RECORDING),
+        manifest,
+        write_recordings,
     ),
     Target(
         "calibration",
