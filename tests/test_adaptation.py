@@ -202,7 +202,11 @@ def test_order_and_kind_of_the_target_change_nothing(backend, target, adapt):
     before = target.clone()
     expected = adapt(backend, target)
     assert torch.equal(target, before)
-    for same in (target.flip(0), target.clone().requires_grad_(), target.float()):
+    for same in (
+        target.flip(0),
+        target.clone().requires_grad_(),
+        target.float(),
+    ):
         found = adapt(backend, same)
         for name in ("mean", "plda_mean", "Sigma"):
             np.testing.assert_allclose(

@@ -9,17 +9,17 @@ Kaldi keeps the chain of a ``PldaBackend`` in a folder, as its recipes have it:
   Behind the transform the covariance within speakers is the identity, and that
   between them has the diagonal ``psi``.
 
-Where `PldaBackend` gives vectors the length 1, ``ivector-normalize-length`` gives
-them the square root of their dimension. That is a change of units, and is made
-here in both directions. So scores are those of
+Where `PldaBackend` gives vectors the length 1, ``ivector-normalize-length``
+gives them the square root of their dimension. That is a change of units, and is
+made here in both directions. So scores are those of
 
     ivector-plda-scoring --normalize-length=false
 
 for enrolments of one utterance. By default that program normalizes lengths a
 second time, inside PLDA, which `PldaBackend` does not.
 
-The files are Kaldi's objects, in binary or as text: no archives, whose lists may
-name commands.
+The files are Kaldi's objects, in binary or as text: no archives, whose lists
+may name commands.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -107,7 +107,7 @@ def read_kaldi_plda(folder: str | os.PathLike, space: str) -> PldaBackend:
     try:
         if transform.shape[1] == len(mean) + 1:  # an affine map
             transform, offset = transform[:, :-1], transform[:, -1]
-            mean = mean - linalg.lstsq(transform, offset)[0]
+            mean = mean + linalg.lstsq(transform, offset)[0]
         if not (psi >= 0).all() or not psi.any():
             raise ValueError("psi: no variances between speakers")
         back = linalg.inv(to_identity) / scale
@@ -211,11 +211,11 @@ def _unpacked(content: bytes) -> Parts:
 
 
 def _parsed(text: str) -> Parts:
-    """The parts of a text, all arrays as matrices.
+    r"""The parts of a text, all arrays as matrices.
 
     Example
     -------
-    >>> _parsed("<Plda>  [ 1 2 ]\\n")
+    >>> _parsed("<Plda>  [ 1 2 ]\n")
     ['<Plda>', array([[1., 2.]])]
     """
     rest = PARTS.sub("", text).strip()
