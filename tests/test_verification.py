@@ -732,6 +732,90 @@ def test_plda_is_trained_saved_and_taken_again(
         )
 
 
+def test_plda_is_adapted_to_unlabelled_utterances(
+    corpus, model, cohort, plda_speech, tmp_path
+):
+    # A list without speakers, as of a domain that nobody has labelled. It is
+    # the cohort as well, of which PLDA has no other use than the cosine.
+    unlabelled = tmp_path / "target.scp"
+    wavs = sorted(cohort.rglob("*.wav"))
+    lines = (f"{row} {wav}\n" for row, wav in enumerate(wavs))
+    unlabelled.write_text("".join(lines))
+    results = run_plda(
+        corpus,
+        model,
+        tmp_path / "all",
+        train_list=plda_speech,
+        adaptation_list=unlabelled,
+        cohort_list=unlabelled,
+        cohort_entries="utterances",
+        cohort_top=4,
+    )
+    rows = json.loads((results / "results.json").read_text())["results"]
+    ways = "in-domain mean", "Kaldi adaptation", "CORAL+"
+    names = ["cosine", "PLDA", *(f"PLDA, {way}" for way in ways)]
+    assert [row["back_end"] for row in rows] == [
+        f"{name}{norm}"
+        for name in names
+        for norm in ("", ", adaptive s-norm (top 4)")
+    ]
+    scores = {
+        name: scores_of(results, name)
+        for name in (
+            *("plda", "plda_in_domain_mean", "plda_kaldi_adaptation"),
+            *("plda_coral", "plda_coral_adaptive_s_norm_top_4"),
+        )
+    }
+    assert len({tuple(each.values()) for each in scores.values()}) == 5
+    # What is saved gives these scores again, and weights are heard.
+    for name, file in (
+        ("plda_kaldi_adaptation", "plda_kaldi"),
+        ("plda_coral", "plda_coral_plus"),
+    ):
+        again = run_plda(
+            corpus, model, tmp_path / name, plda_file=results / f"{file}.npz"
+        )
+        assert scores_of(again, "plda") == scores[name]
+    other = run_plda(
+        corpus,
+        model,
+        tmp_path / "weights",
+        plda_file=results / "plda.npz",
+        adaptation_list=unlabelled,
+        adaptation="[coral_plus, kaldi]",
+        within_weight=0,
+        between_weight=0,
+        within_covar_scale=0,
+        between_covar_scale=0,
+    )
+    for name in ("plda_coral", "plda_kaldi_adaptation"):
+        assert scores_of(other, name) == pytest.approx(
+            scores["plda_in_domain_mean"], abs=1e-8
+        )
+
+
+def test_plda_is_kept_in_files_of_kaldi(
+    corpus, model, cohort, plda_speech, tmp_path
+):
+    results = run_plda(
+        corpus,
+        model,
+        tmp_path / "kaldi",
+        train_list=plda_speech,
+        adaptation_list=cohort,
+        adaptation="[coral_plus]",
+        plda_format="kaldi",
+    )
+    assert not list(results.glob("*.npz"))
+    for name, file in (("plda", "plda"), ("plda_coral", "plda_coral_plus")):
+        again = run_plda(
+            corpus, model, tmp_path / name, plda_file=results / file
+        )
+        assert scores_of(again, "plda") == pytest.approx(
+            scores_of(results, name), abs=1e-6
+        )
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -743,6 +827,28 @@ def test_plda_is_trained_saved_and_taken_again(
         ({"train_list": "speech", "plda_iterations": "x"}, "iterations: exp"),
         ({"train_list": "speech", "lda_dimension": "x"}, "lda_dimension: exp"),
         ({"train_list": "scp"}, "train_list: .*scp does not say whose utt"),
+        ({"plda_file": "nothing"}, "No such file .*mean.vec"),
+        ({"train_list": "speech", "plda_format": "x"}, "plda_format: unknown"),
+        (
+            {"train_list": "speech", "adaptation": "[kaldi]"},
+            "adaptation: it needs an adaptation_list",
+        ),
+        (
+            {"train_list": "speech", "adaptation_list": "nowhere.csv"},
+            "nowhere.csv",
+        ),
+        (
+            {"train_list": "speech", "adaptation": "[coral]"},
+            "adaptation: unknown value 'coral', expected one of mean, kaldi",
+        ),
+        (
+            {"train_list": "speech", "within_weight": -1},
+            "within_weight: -1 is less than 0",
+        ),
+        (
+            {"train_list": "speech", "mean_diff_scale": "x"},
+            "mean_diff_scale: expected a number",
+        ),
     ],
 )
 def test_faults_of_plda_are_named(
@@ -754,6 +860,7 @@ def test_faults_of_plda_are_named(
     paths = {
         "speech": plda_speech,
         "scp": scp,
+        "nothing": tmp_path,
         "model": model / "hyperparams.yaml",
     }
     keys = {key: paths.get(value, value) for key, value in keys.items()}

@@ -26,6 +26,7 @@ from redimnet2_lobes.files.settings import (
     check_types,
 )
 from redimnet2_lobes.pretrained.loading import find_model
+from redimnet2_lobes.scoring.adaptation import ADAPTATIONS
 from redimnet2_lobes.scoring.calibration import Calibration, load_calibrations
 from redimnet2_lobes.scoring.evaluate import QUALITY_MEASURES, SCORE_NORMS
 
@@ -42,7 +43,8 @@ def check_hparams(hparams: dict) -> None:
     """Checks what can be checked before any list is read.
 
     ``score_norms`` becomes a list: where it is null, of the adaptive s-norm if
-    there is a cohort. A value of the wrong type, or that does not go with
+    there is a cohort. So does ``adaptation``, of all that there is if there is
+    an ``adaptation_list``. A value of the wrong type, or that does not go with
     another, is a ValueError.
     """
     check_types(
@@ -127,12 +129,28 @@ def _check_plda(hparams: dict) -> None:
         plda_iterations=int,
         lda_dimension=int | None,
         plda_rank=int | None,
+        adaptation_list=str | None,
+        adaptation=list | None,
     )
     check_at_least(hparams, plda_iterations=1)
+    check_choices(
+        hparams,
+        adaptation=(None, *ADAPTATIONS),
+        plda_format=("numpy", "kaldi"),
+    )
+    for each in ADAPTATIONS.values():
+        check_types(hparams, **dict.fromkeys(each.weights, float))
+        check_at_least(hparams, **dict.fromkeys(each.weights, 0))
+    if hparams["adaptation_list"] is None:
+        if hparams["adaptation"]:
+            raise ValueError("adaptation: it needs an adaptation_list")
+        hparams["adaptation"] = []
+    elif hparams["adaptation"] is None:
+        hparams["adaptation"] = [*ADAPTATIONS]
     if (hparams["train_list"] is None) == (hparams["plda_file"] is None):
         raise ValueError(
             "train_list: give either one to train PLDA on, or plda_file, the "
-            "plda.npz of an earlier run"
+            "plda.npz of an earlier run or a folder of Kaldi's"
         )
 
 

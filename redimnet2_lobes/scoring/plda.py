@@ -116,6 +116,25 @@ class PldaBackend:
         rows, own, ones = self._parts(embeddings)
         return torch.cat([rows, ones, own], dim=1)
 
+    def project(self, embeddings: torch.Tensor) -> np.ndarray:
+        """What is modelled of embeddings [utterances, lda_dimension], float64.
+
+        That is after the mean, LDA and length normalization. Errors are those
+        of :meth:`enrolment_side`.
+        """
+        vectors = _as_array(embeddings).astype(np.float64)
+        if vectors.ndim != 2 or vectors.shape[1] != len(self.mean):
+            raise ValueError(
+                f"embeddings: their shape is {vectors.shape}, but this PLDA "
+                f"back-end was trained on [utterances, {len(self.mean)}]; take "
+                "those of the network that it was trained on"
+            )
+        _check_finite(vectors)
+        statistics = StatObject_SB()
+        statistics.stat1 = (vectors - self.mean) @ self.lda
+        statistics.norm_stat1()
+        return statistics.stat1
+
     def save(self, path: str | os.PathLike, space: str) -> None:
         """Writes the back-end, as NumPy's ``.npz`` under any name.
 
@@ -179,18 +198,7 @@ class PldaBackend:
         self, embeddings: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What a row is made of: coordinates, own part, and ones."""
-        vectors = _as_array(embeddings).astype(np.float64)
-        if vectors.ndim != 2 or vectors.shape[1] != len(self.mean):
-            raise ValueError(
-                f"embeddings: their shape is {vectors.shape}, but this PLDA "
-                f"back-end was trained on [utterances, {len(self.mean)}]; take "
-                "those of the network that it was trained on"
-            )
-        _check_finite(vectors)
-        statistics = StatObject_SB()
-        statistics.stat1 = (vectors - self.mean) @ self.lda
-        statistics.norm_stat1()
-        rows = (statistics.stat1 - self.plda_mean) @ self._directions
+        rows = (self.project(embeddings) - self.plda_mean) @ self._directions
         own = rows**2 @ self._squares + self._constant / 2
         _check_finite(own[:, np.newaxis])  # an embedding may be the mean
         rows *= np.sqrt(self._product)

@@ -1,4 +1,4 @@
-"""Arrays in NumPy's archives: the cache of embeddings, PLDA."""
+"""Arrays in NumPy's archives: the cache of embeddings, PLDA; Kaldi's PLDA."""
 
 import contextlib
 import functools
@@ -15,6 +15,10 @@ from fuzz.inputs import mutated, repacked
 from fuzz.oracle import Target
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.inference.embedding_files import read_embeddings
+from redimnet2_lobes.scoring.kaldi_plda import (
+    read_kaldi_plda,
+    write_kaldi_plda,
+)
 from redimnet2_lobes.scoring.plda import ARRAYS, PldaBackend
 from redimnet2_lobes.voices.store import VoiceStore
 
@@ -114,6 +118,46 @@ def read_plda(path, forged=False):
     for name in ARRAYS:
         array = getattr(backend, name)
         assert forged or np.array_equal(array, PLDA[name])
+
+
+# The same in Kaldi's files.
+
+
+@functools.cache
+def kaldi_files():
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = (PLDA[name] for name in ARRAYS)
+        write_kaldi_plda(folder, PldaBackend(*arrays), "b3-1")
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+KALDI_TEXTS = {
+    "mean.vec": b" [ 0.5 -1 2e-1 ]\n",
+    "transform.mat": b" [\n  1 0 0 0.5 \n  0 1 0 0 ]\n",
+    "plda": b"<Plda>  [ 0 0 ]\n [\n  1 0.5 \n  0 1 ]\n [ 2 0 ]\n</Plda> ",
+}
+
+
+def write_kaldi_files(folder):
+    for name, content in kaldi_files().items():
+        (folder / name).write_bytes(content)
+
+
+def read_kaldi(path):
+    backend = read_kaldi_plda(path.parent, "b3-1")
+    with contextlib.suppress(ValueError):
+        rows = backend.enrolment_side(torch.ones(1, len(backend.mean)))
+        assert rows.isfinite().all() and rows.dtype == torch.float64
+
+
+def kaldi_target(name):
+    return Target(
+        f"kaldi-{name}",
+        name,
+        lambda: mutated([kaldi_files()[name], KALDI_TEXTS[name]]),
+        read_kaldi,
+        write_kaldi_files,
+    )
 
 
 EMBEDDINGS = {
@@ -224,6 +268,7 @@ TARGETS = (
         lambda: other_arrays(PLDA) | repacked([packed(PLDA)]),
         functools.partial(read_plda, forged=True),
     ),
+    *map(kaldi_target, KALDI_TEXTS),
     Target(
         "store",
         "voices.sqlite",

@@ -9,7 +9,8 @@ To run it:
 
 LDA and PLDA are SpeechBrain's, trained on the embeddings of train_list and kept
 in <output_folder>/plda.npz, which a later run may take as plda_file. Results as
-of speaker_verification_cosine.py, with the cosine's beside them.
+of speaker_verification_cosine.py, with the cosine's beside them, and those of
+PLDA adapted to the domain of adaptation_list, if there is one.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
@@ -23,8 +24,13 @@ from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.recipe import verification
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.encoder import load_encoder, parse_arguments
+from redimnet2_lobes.scoring.adaptation import ADAPTATIONS
 from redimnet2_lobes.scoring.backends import CosineBackend
 from redimnet2_lobes.scoring.evaluate import evaluate
+from redimnet2_lobes.scoring.kaldi_plda import (
+    read_kaldi_plda,
+    write_kaldi_plda,
+)
 from redimnet2_lobes.scoring.plda import PldaBackend, train_plda
 from redimnet2_lobes.scoring.report import report
 
@@ -56,6 +62,12 @@ def main(arguments: list[str]) -> None:
     cohort = verification.read_cohort(
         hparams["cohort_list"], *corpus, **normalization
     )
+    adapting = verification.read_list(
+        "adaptation_list",
+        hparams["adaptation_list"],
+        hparams["list_folder"],
+        per_speaker=None,
+    )
 
     encoder = load_encoder(hparams["checkpoint"], hparams["variant"], run_opts)
     verification.check_calibrations(
@@ -73,6 +85,14 @@ def main(arguments: list[str]) -> None:
         maximum_seconds=hparams["maximum_seconds"],
         crops=hparams["crops"],
     )
+
+    def save(name: str, backend: PldaBackend) -> None:
+        path = f"{hparams['output_folder']}/{name}"
+        if hparams["plda_format"] == "kaldi":
+            write_kaldi_plda(path, backend, encoder.space)
+        else:
+            backend.save(f"{path}.npz", encoder.space)
+
     if training:
         plda = train_plda(
             embed(paths_of(training)).vectors,
@@ -81,10 +101,19 @@ def main(arguments: list[str]) -> None:
             hparams["plda_rank"],
             hparams["plda_iterations"],
         )
-        plda.save(f"{hparams['output_folder']}/plda.npz", encoder.space)
+        save("plda", plda)
+    elif os.path.isdir(hparams["plda_file"]):
+        plda = read_kaldi_plda(hparams["plda_file"], encoder.space)
     else:
         plda = PldaBackend.load(hparams["plda_file"], encoder.space)
     backends = {"cosine": CosineBackend(), "PLDA": plda}
+    target = embed(paths_of(adapting)).vectors if adapting else None
+    for name in hparams["adaptation"]:
+        title, adapt, weights = ADAPTATIONS[name]
+        scales = {key: hparams[key] for key in weights}
+        adapted = adapt(plda, target, **scales)
+        save(f"plda_{name}", adapted)
+        backends[f"PLDA, {title}"] = adapted
 
     report(
         *evaluate(backends, *trials, embed, cohort, **normalization),
