@@ -45,6 +45,8 @@ LOWEST = {
 }
 TYPES = {
     "training_lists": dict[str, str],
+    "replay_lists": dict[str, str],
+    "replay_share": float,
     "corpora": list[str] | None,
     "validation_folder": str,
     "validation_trials": str,
@@ -84,6 +86,11 @@ def check_hparams(hparams: Mapping) -> None:
     present = {key: kind for key, kind in TYPES.items() if key in hparams}
     check_types(hparams, **present)
     check_at_least(hparams, **LOWEST)
+    if not 0 < hparams.get("replay_share", 0.5) < 1:
+        raise ValueError(
+            f"replay_share: {hparams['replay_share']} is not between 0 and 1; "
+            "leave out replay by --replay_lists={}"
+        )
     check_variant(hparams["variant"], hparams["embedding_model"])
     if not hparams.get("shard_classes"):
         return
