@@ -87,12 +87,11 @@ def tuned(corpus, pretrained, replay_list, tmp_path_factory):
     """A fine-tuning, and the class weights that it began with."""
     output = tmp_path_factory.mktemp("tuned")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        watch = run(
+        return run(
             monkeypatch,
             arguments(corpus, output, pretrained, replay_list),
             note_classes,
         )
-    return watch
 
 
 def note_classes(watch):
