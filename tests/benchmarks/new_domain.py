@@ -49,7 +49,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("demo", type=Path, help="what `make demo` made")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--pretraining_epochs", type=int, default=4)
+    parser.add_argument("--pretraining_epochs", type=int, default=7)
     options, others = parser.parse_known_args(arguments)
     output = options.output
     lists = split(options.demo, output)
