@@ -98,6 +98,83 @@ def test_impossible_sizes_name_the_key(global_batch_size, processes, message):
         )
 
 
+# 30 new utterances; of 12 crops a step 0.3 * 12, rounded, are of replay.
+NEW, REPLAYED = 30, 70
+SHARDS = np.concatenate([np.zeros(NEW, int), np.arange(1, 71) // 10])
+
+
+def with_replay(epoch=1, processes=1, batch_size=12, first_step=0, share=0.3):
+    """The batches of each process."""
+    parts = []
+    for process in range(processes):
+        batches = GlobalBatches(
+            SHARDS, 12, batch_size, 7, process, processes, REPLAYED, share
+        )
+        batches.set_epoch(epoch)
+        batches.first_step = first_step
+        parts.append(list(batches))
+    return parts
+
+
+def test_each_step_has_its_share_of_replay():
+    (steps,) = with_replay()
+    assert len(steps) == NEW // 8
+    assert [sum(each >= NEW for each in step) for step in steps] == [4] * 3
+    seen = sum(steps, [])
+    assert len(set(seen)) == len(seen)  # none twice
+    # Mixed, since a step is divided among processes and parts.
+    places = {
+        place
+        for step in steps
+        for place, each in enumerate(step)
+        if each >= NEW
+    }
+    assert len(places) > 4
+
+
+def test_replay_is_drawn_anew_in_every_epoch():
+    def drawn(epoch):
+        return {each for each in sum(*with_replay(epoch), []) if each >= NEW}
+
+    assert with_replay(1) == with_replay(1)
+    assert drawn(1) != drawn(2)
+    # All take their turns.
+    assert set().union(*map(drawn, range(40))) == set(range(NEW, 100))
+
+
+def test_replay_does_not_depend_on_how_it_is_divided_or_resumed():
+    (whole,) = with_replay()
+    halves = with_replay(processes=2, batch_size=3)
+    for step, expected in enumerate(whole):
+        pieces = [each for half in halves for each in half[2 * step :][:2]]
+        assert {len(piece) for piece in pieces} == {3}
+        assert sorted(sum(pieces, [])) == sorted(expected)
+    assert with_replay(first_step=2) == [whole[2:]]
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ((100, 70, 12, 0.02), "replay_share: 0.02 of 12 crops is 0; pass"),
+        ((100, 70, 12, 0.98), "replay_share: 0.98 of 12 crops is 12; pass"),
+        ((100, 70, 80, 0.5), "40 of 80 is more than the 30 training utter"),
+        ((100, 30, 10, 0.5), "takes 70 utterances .* which have 30; pass a l"),
+    ],
+)
+def test_impossible_replay_names_the_key(sizes, message):
+    utterances, replayed, crops, share = sizes
+    with pytest.raises(ValueError, match=message) as error:
+        GlobalBatches(
+            np.zeros(utterances, int),
+            crops,
+            crops,
+            seed=1,
+            replayed=replayed,
+            replay_share=share,
+        )
+    assert "\n" not in str(error.value)
+
+
 def test_progress_of_a_whole_epoch_is_not_kept(tmp_path):
     progress = EpochProgress()
     assert set(vars(progress).values()) == {0}

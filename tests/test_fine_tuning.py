@@ -124,6 +124,96 @@ def test_folder_still_loads_for_inference(pretrained):
     assert encoder.classify_batch(torch.randn(1, 16000))[3][0] in BEFORE
 
 
+# Frozen stages
+
+
+def two_stages(**changes):
+    stage = {"blocks": 1, "expansion": 2, "reduction": 8}
+    stages = [
+        {"frequency_stride": 2, "time_stride": 2, **stage},
+        {"frequency_stride": 2, "time_stride": 1, **stage},
+    ]
+    return ReDimNet2(LogMel(), 4, stages, aggregation_norm=True, **changes)
+
+
+def moved(network, steps=2):
+    """The names of what training moves: weights and statistics."""
+    before = {
+        name: tensor.clone() for name, tensor in network.state_dict().items()
+    }
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=0.1, weight_decay=0.1
+    )
+    for _ in range(steps):
+        network.eval()  # as for a validation in between
+        network.train()
+        network(torch.randn(2, 8000)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {
+        name
+        for name, tensor in network.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+
+
+@pytest.mark.parametrize("frozen_stages", [0, 1, 2])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_frozen_stages_stay_to_the_bit(frozen_stages, recomputed):
+    """Neither gradients, weight decay nor BatchNorm move them."""
+    network = two_stages(
+        frozen_stages=frozen_stages, activation_checkpointing=recomputed
+    )
+    names = set(network.state_dict()) - {
+        # Its softmax over a single map is 1 whatever it is.
+        "stages.0.aggregation.weight"
+    }
+    frozen = tuple(
+        ["stem.", "stages.0.", "stages.1."][: frozen_stages + 1]
+        if frozen_stages
+        else []
+    )
+    stay = {name for name in names if name.startswith(frozen)}
+    movable = {
+        name
+        for name in names - stay
+        if name in dict(network.named_parameters()) or "running_" in name
+    }
+    found = moved(network)
+    assert found.isdisjoint(stay)
+    # Biases before a normalization have no gradient but for rounding.
+    assert len(movable - found) < 0.1 * len(movable)
+    assert any("running_mean" in name for name in found)
+
+
+def test_frozen_stages_compute_what_inference_does():
+    network = two_stages(frozen_stages=2)
+    network.train()
+    statistics = torch.nn.modules.batchnorm._BatchNorm
+    training = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, statistics) and module.training
+    ]
+    assert training
+    assert not [name for name in training if name.startswith("stages.")]
+    wavs = torch.randn(2, 8000)
+    features, _ = network.front_end(wavs, None)
+    here, _ = network.feature_maps(features)
+    there, _ = network.eval().feature_maps(features)
+    for ours, theirs in zip(here, there, strict=True):
+        assert torch.equal(ours, theirs)
+        assert not ours.requires_grad
+
+
+@pytest.mark.parametrize("frozen_stages", [-1, 3, 1.0, True, None])
+def test_stages_that_are_not_there_cannot_be_frozen(frozen_stages):
+    with pytest.raises(
+        ValueError, match=r"^frozen_stages: .* is not one of 0 to 2, [^\n]*\Z"
+    ):
+        two_stages(frozen_stages=frozen_stages)
+
+
 # Wrong folders
 
 

@@ -19,6 +19,8 @@ import yaml
 from speechbrain.utils.run_opts import RunOptions
 from synthetic_voices import synthetic_utterance
 
+from redimnet2_lobes.models.redimnet2 import ReDimNet2
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.recipe.command_line import parse_command_line
 from redimnet2_lobes.recipe.hparams import load_hparams
 
@@ -143,6 +145,9 @@ def arguments(name):
 def test_debug_flags_are_understood(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    # Fine-tuning asks the model folder which network it is.
+    model_folder = tmp_path / "tests" / "tmp" / "VoxCeleb_row_02" / "model"
+    write_model_folder(model_folder, ReDimNet2.from_variant("b0"), "A test")
     hparams_file, _, overrides = parse_command_line(arguments(name))
     assert load_hparams(hparams_file, overrides)
 

@@ -42,7 +42,8 @@ class UtteranceList:
 
     Rows with start and stop are segments of files, see `read_rows`. Kept as
     arrays, which all workers of a process share. ``shards`` holds the number of
-    each utterance's shard; files are one shard.
+    each utterance's shard; files are one shard. ``replayed`` counts the last
+    ones, which are there for replay.
 
     Example
     -------
@@ -60,6 +61,7 @@ class UtteranceList:
         self.sources = np.empty(0, "S1")
         self.speakers = np.empty(0, "S1")
         self.shards = np.empty(0, np.int32)
+        self.replayed = 0
         self._shard_numbers: dict[str, int] = {}
 
     def add(
@@ -155,6 +157,7 @@ def read_training_lists(
     minimum_seconds: float,
     test_trials: str | Path | Iterable[str | Path],
     validation_trials: Iterable[tuple],
+    replay_lists: Mapping[str, str | Path] | None = None,
     labelled: bool = True,
 ) -> tuple[UtteranceList, CategoricalEncoder]:
     r"""Reads the training utterances and speakers, without those of the trials.
@@ -172,14 +175,16 @@ def read_training_lists(
         Trial lists whose speakers are left out.
     validation_trials
         Trials (label, enrolment, test) whose utterances are left out.
+    replay_lists
+        As ``lists``, of the speakers of a pretraining; they come last.
     labelled
         See `UtteranceList.add`.
 
     Raises
     ------
     ValueError
-        If a list cannot be read, or there are not two speakers where each
-        utterance must have one.
+        If a list cannot be read, or where each utterance must have a speaker,
+        there are not two, or one is in ``replay_lists`` and in ``lists``.
 
     Example
     -------
@@ -206,19 +211,35 @@ def read_training_lists(
         utterance_name(name) for _, *pair in validation_trials for name in pair
     }
     utterances = UtteranceList()
-    for prefix, path in lists.items():
-        utterances.add(
-            path,
-            replacements or {"data_root": Path(path).parent},
-            prefix,
-            minimum_seconds,
-            left_out_speakers,
-            left_out_utterances,
-            labelled,
+
+    def add(lists: Mapping, replacements: Mapping) -> None:
+        before = len(utterances)
+        for prefix, path in lists.items():
+            utterances.add(
+                path,
+                replacements or {"data_root": Path(path).parent},
+                prefix,
+                minimum_seconds,
+                left_out_speakers,
+                left_out_utterances,
+                labelled,
+            )
+        if lists and len(utterances) == before:
+            paths = ", ".join(map(str, lists.values()))
+            raise ValueError(f"{paths}: no utterance is left for training")
+
+    add(lists, replacements)
+    new = len(utterances)
+    add(replay_lists or {}, {})
+    utterances.replayed = len(utterances) - new
+    both = np.intersect1d(utterances.speakers[:new], utterances.speakers[new:])
+    if labelled and len(both):
+        raise ValueError(
+            f"replay_lists: the speaker {os.fsdecode(both[0])} has utterances "
+            "for training as well; give the new ones a prefix: "
+            "--training_lists='{prefix: CSV}'"
         )
     paths = ", ".join(map(str, lists.values()))
-    if not len(utterances):
-        raise ValueError(f"{paths}: no utterance is left for training")
     names = [os.fsdecode(name) for name in np.unique(utterances.speakers)]
     if labelled and len(names) == 1:
         raise ValueError(
@@ -319,7 +340,7 @@ def collate_crops(crops: list[dict]) -> PaddedBatch:
     >>> batch.sig.data.shape, batch.sig.lengths
     (torch.Size([2, 3]), None)
     """
-    batch = PaddedBatch(crops, padded_keys=["sig"], device_prep_keys=KEYS)
+    batch = PaddedBatch(crops, device_prep_keys=KEYS)
     if len({len(crop["sig"]) for crop in crops}) == 1:
         batch.sig = PaddedData(batch.sig.data, None)
     return batch

@@ -55,6 +55,22 @@ def check_architecture(
             )
 
 
+def check_frozen_stages(frozen_stages: int, stages: int) -> None:
+    """Refuses a number of frozen stages that a network does not have.
+
+    Example
+    -------
+    >>> check_frozen_stages(7, stages=6)
+    Traceback (most recent call last):
+    ValueError: frozen_stages: 7 is not one of 0 to 6, the network's stages
+    """
+    if type(frozen_stages) is not int or not 0 <= frozen_stages <= stages:
+        raise ValueError(
+            f"frozen_stages: {frozen_stages!r} is not one of 0 to {stages}, "
+            "the network's stages"
+        )
+
+
 def _check_positive(name: str, value: Any, kind: Any) -> None:
     fits = isinstance(value, kind) and not isinstance(value, bool)
     if not fits or value <= 0:

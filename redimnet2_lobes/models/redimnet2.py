@@ -27,7 +27,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from redimnet2_lobes.models.architecture import check_architecture
+from redimnet2_lobes.models.architecture import (
+    check_architecture,
+    check_frozen_stages,
+)
 from redimnet2_lobes.models.blocks import (
     MapNorm,
     ResidualBlock,
@@ -108,8 +111,12 @@ class ReDimNet2(nn.Module):
         where normalization before aggregation gives float32.
     activation_checkpointing
         Whether training computes the stages again in the backward pass, which
-        keeps the maps between stages alone. This and the option before say
-        how to train a network, not what it is: ``arguments`` has neither.
+        keeps the maps between stages alone.
+    frozen_stages
+        How many of the first stages training leaves as they are, with the stem
+        before them: neither weights nor BatchNorm's statistics move. 0 for
+        none, the stem neither. This and the two options before say how to train
+        a network, not what it is: ``arguments`` has none of them.
 
     Example
     -------
@@ -139,12 +146,14 @@ class ReDimNet2(nn.Module):
         minimum_seconds: float = 0.5,
         half_precision_maps: bool = False,
         activation_checkpointing: bool = False,
+        frozen_stages: int = 0,
     ) -> None:
         super().__init__()
         bins = front_end.mel_bins
         check_architecture(
             bins, base_channels, stages, out_channels, minimum_seconds
         )
+        check_frozen_stages(frozen_stages, len(stages))
         self._arguments = {
             "base_channels": base_channels,
             "stages": [dict(stage) for stage in stages],
@@ -156,6 +165,7 @@ class ReDimNet2(nn.Module):
         }
         self.half_precision_maps = half_precision_maps
         self.activation_checkpointing = activation_checkpointing
+        self.frozen_stages = frozen_stages
         self._folded_copy: FoldedCopy | None = None
         self.front_end = front_end
         self.stem = Stem(base_channels, bins, aggregation_norm)
@@ -189,6 +199,9 @@ class ReDimNet2(nn.Module):
                 f"but {self.minimum_frames} are needed with a total time "
                 f"stride of {self.time_stride}; raise it"
             )
+
+        for module in self._frozen():
+            module.requires_grad_(False)
 
         self.aggregation = Aggregation(strides, bins * channels)
         self.bins, self.channels = bins, channels
@@ -294,9 +307,18 @@ class ReDimNet2(nn.Module):
         return copy.encode(wavs, samples)
 
     def train(self, mode: bool = True) -> "ReDimNet2":
-        """Goes into training mode, or out of it."""
+        """Goes into training mode, or out of it; what is frozen stays out."""
         self._folded_copy = None
-        return super().train(mode)
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        """What training leaves as it is."""
+        if self.frozen_stages == 0:
+            return []
+        return [self.stem, *self.stages[: self.frozen_stages]]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves the folded copy out of copies and files."""
@@ -395,8 +417,8 @@ class ReDimNet2(nn.Module):
             features = features.masked_fill(padding, 0)
         features = features[:, : features.shape[1] // trim * trim]
         maps = [self._kept(self.stem(features, frames))]
-        recompute = self.activation_checkpointing and self.training
         for stage in self.stages:
+            recompute = self.activation_checkpointing and stage.training
             # A list of its own, as the stage may be computed again later.
             inputs = list(maps), frames
             outputs = (

@@ -48,6 +48,8 @@ LOWEST = {
 TYPES = {
     "training_lists": dict[str, str],
     "teacher_embeddings": list[str] | list[dict] | None,
+    "replay_lists": dict[str, str],
+    "replay_share": float,
     "corpora": list[str] | None,
     "validation_folder": str,
     "validation_trials": str,
@@ -87,6 +89,11 @@ def check_hparams(hparams: Mapping) -> None:
     present = {key: kind for key, kind in TYPES.items() if key in hparams}
     check_types(hparams, **present)
     check_at_least(hparams, **LOWEST)
+    if not 0 < hparams.get("replay_share", 0.5) < 1:
+        raise ValueError(
+            f"replay_share: {hparams['replay_share']} is not between 0 and 1; "
+            "leave out replay by --replay_lists={}"
+        )
     check_variant(hparams["variant"], hparams["embedding_model"])
     if hparams["teacher_embeddings"] is not None:
         files, speeds = hparams["teacher_embeddings"], hparams["crop"].speeds

@@ -36,6 +36,10 @@ class GlobalBatches(Sampler):
     epoch, too few for a global batch, are left out. It is a ValueError if a
     global batch cannot be divided, or there are too few utterances.
 
+    With replay each global batch has the same number of utterances from
+    another list, drawn anew in every epoch; an epoch is over when all others
+    have been seen.
+
     Arguments
     ---------
     shards
@@ -46,6 +50,10 @@ class GlobalBatches(Sampler):
         The most utterances of a batch.
     process
         Number of this process, from 0.
+    replayed
+        How many utterances, the last ones of ``shards``, are there for replay.
+    replay_share
+        Their share of each global batch, rounded to whole utterances.
 
     Example
     -------
@@ -54,6 +62,13 @@ class GlobalBatches(Sampler):
     >>> batches.steps, batches.accumulation
     (2, 2)
     >>> [len(batch) for batch in batches]
+    [2, 2, 2, 2]
+    >>> batches = GlobalBatches(
+    ...     np.zeros(99, dtype=int), 4, 4, 1, replayed=90, replay_share=0.5
+    ... )
+    >>> batches.steps
+    4
+    >>> [sum(position >= 9 for position in batch) for batch in batches]
     [2, 2, 2, 2]
     """
 
@@ -65,16 +80,38 @@ class GlobalBatches(Sampler):
         seed: int,
         process: int = 0,
         processes: int = 1,
+        replayed: int = 0,
+        replay_share: float = 0.0,
     ):
         if global_batch_size % processes:
             raise ValueError(
                 f"global_batch_size: {global_batch_size} cannot be divided "
                 f"among {processes} processes"
             )
-        if len(shards) < global_batch_size:
+        self.new = len(shards) - replayed
+        # Utterances of a global batch, from replay and from the others.
+        self.of_replay = 0
+        if replayed:
+            self.of_replay = round(replay_share * global_batch_size)
+            if self.of_replay in (0, global_batch_size):
+                raise ValueError(
+                    f"replay_share: {replay_share} of {global_batch_size} "
+                    f"crops is {self.of_replay}; pass another, or a larger "
+                    "global_batch_size"
+                )
+        self.of_new = global_batch_size - self.of_replay
+        if self.new < self.of_new:
+            part = f"{self.of_new} of " if replayed else ""
             raise ValueError(
-                f"global_batch_size: {global_batch_size} is more than the "
-                f"{len(shards)} training utterances; pass a smaller one"
+                f"global_batch_size: {part}{global_batch_size} is more than "
+                f"the {self.new} training utterances; pass a smaller one"
+            )
+        self.steps = self.new // self.of_new
+        if replayed < self.steps * self.of_replay:
+            raise ValueError(
+                f"replay_share: {replay_share} takes "
+                f"{self.steps * self.of_replay} utterances of replay_lists an "
+                f"epoch, which have {replayed}; pass a lower one"
             )
         share = global_batch_size // processes
         # The fewest equal parts that are small enough.
@@ -90,7 +127,6 @@ class GlobalBatches(Sampler):
         self.seed = seed
         self.process = process
         self.processes = processes
-        self.steps = len(shards) // global_batch_size
         self.epoch = 1
         self.first_step = 0
 
@@ -115,11 +151,28 @@ class GlobalBatches(Sampler):
 
     def _order(self) -> np.ndarray:
         random = np.random.default_rng([self.seed, self.epoch])
-        shards = random.permutation(self.shards.max() + 1)
-        window = np.empty_like(shards)
-        window[shards] = np.arange(len(shards)) // SHARDS_AT_ONCE
-        order = random.permutation(len(self.shards))
-        return order[np.argsort(window[self.shards[order]], kind="stable")]
+        order = _shuffled(self.shards[: self.new], random)
+        if not self.of_replay:
+            return order
+        replay = self.new + _shuffled(self.shards[self.new :], random)
+        # [steps, global batch], each row mixed, since it is divided in parts.
+        rows = [
+            each[: self.steps * number].reshape(self.steps, number)
+            for each, number in (
+                (order, self.of_new),
+                (replay, self.of_replay),
+            )
+        ]
+        return random.permuted(np.concatenate(rows, axis=1), axis=1).ravel()
+
+
+def _shuffled(shards: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """An order of utterances in which few shards are mixed at a time."""
+    numbers = random.permutation(shards.max() + 1)
+    window = np.empty_like(numbers)
+    window[numbers] = np.arange(len(numbers)) // SHARDS_AT_ONCE
+    order = random.permutation(len(shards))
+    return order[np.argsort(window[shards[order]], kind="stable")]
 
 
 def check_batch_norm(

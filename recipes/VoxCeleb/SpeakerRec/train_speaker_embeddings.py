@@ -91,7 +91,8 @@ class SpeakerBrain(GlobalBatchBrain):
             cosines, batch.label
         )
         if self.hparams.teacher_embeddings:
-            distance = distillation_loss(embeddings.squeeze(1), batch.teacher)
+            targets = batch.teacher.data  # none is padded
+            distance = distillation_loss(embeddings.squeeze(1), targets)
             loss = loss + self.hparams.teacher_weight * distance
         return loss
 
@@ -231,11 +232,14 @@ def dataio_prep(hparams, validation_trials):
         hparams["minimum_seconds"],
         hparams["test_trials"],
         validation_trials,
+        hparams.get("replay_lists"),
         labelled=hparams["label_weight"] > 0,
     )
     logger.info(
         f"Training on {len(utterances)} utterances of {len(speakers)} speakers"
     )
+    if utterances.replayed:
+        logger.info(f"{utterances.replayed} of the utterances are for replay")
     return utterances, speakers
 
 
@@ -260,6 +264,8 @@ def build_brain(hparams, run_opts):
         hparams["seed"],
         process=int(os.environ.get("RANK", 0)),  # set by torchrun
         processes=int(os.environ.get("WORLD_SIZE", 1)),
+        replayed=utterances.replayed,
+        replay_share=hparams.get("replay_share", 0.0),
     )
     check_batch_norm(batches, network, hparams["synchronize_batchnorm"])
     hparams["lr_schedule"].scale = batches.global_batch_size / 64
