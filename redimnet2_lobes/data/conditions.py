@@ -11,6 +11,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -198,7 +199,10 @@ class Codec(Step):
     def __call__(self, waveform, random):
         """See `Step`."""
         form = CODECS[self.name]
-        resample = torchaudio.functional.resample
+        # A steep filter, so that half of the band is gone at 8 kHz.
+        resample = functools.partial(
+            torchaudio.functional.resample, lowpass_filter_width=64
+        )
         coded = resample(waveform, SAMPLE_RATE, form.rate).clamp(-1, 1)
         decoded = torch.from_numpy(self._decode(self.encode(coded)))
         decoded = resample(decoded, form.rate, SAMPLE_RATE)

@@ -260,7 +260,7 @@ def plot_eer_by_duration(
     axes.set_ylim(bottom=0)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
-    axes.set_xlabel("speech in the test utterance, mean (s)")
+    axes.set_xlabel("audio of the test utterance, mean (s)")
     axes.set_ylabel("equal error rate (%)")
     axes.set_title(title)
     figure.legend(loc="outside lower center", ncols=2)

@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from benchmark import ROOT, commit, processor_name
 from matplotlib.figure import Figure
-from redimnet2_lobes.scoring.comparison import compare
 from torch.nn.functional import normalize
 
 from redimnet2_lobes.data.trial_files import read_trial_lists, trial_speakers
 from redimnet2_lobes.inference.encode import encode_utterances
 from redimnet2_lobes.pretrained.loading import load_model
+from redimnet2_lobes.scoring.comparison import compare
 from redimnet2_lobes.scoring.tables import markdown_table, with_interval
 
 RECIPE = ROOT / "recipes" / "VoxCeleb" / "SpeakerRec"
