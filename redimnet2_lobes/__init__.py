@@ -73,6 +73,7 @@ HOMES = {
     "adaptive_s_norm": "scoring.evaluate",
     "evaluate": "scoring.evaluate",
     "bootstrap": "scoring.bootstrap",
+    "compare": "scoring.comparison",
     "read_operating_points": "scoring.operating_points",
     "ModelPretrainer": "pretrained.loading",
     "SpeakerRecognition": "pretrained.speaker_recognition",

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import norm
 
 from redimnet2_lobes.scoring.bootstrap import (
+    REPORTED,
     bootstrap,
     cllr,
     eer,
@@ -16,9 +17,11 @@ from redimnet2_lobes.scoring.bootstrap import (
     frr_at,
     frr_at_far,
     min_dcf,
+    resample,
     threshold_at_far,
 )
 from redimnet2_lobes.scoring.metrics import EER, Cllr, det_curve, minDCF
+from redimnet2_lobes.scoring.results import WITH_INTERVAL
 
 FIGURES = {
     "eer": eer,
@@ -99,6 +102,35 @@ def test_a_resample_is_the_trials_of_the_drawn_speakers():
     assert found["frr"].low == pytest.approx((positive <= 1).double().mean())
     cost = minDCF(positive, negative, p_target=0.05)[0]
     assert found["min_dcf"].low == pytest.approx(cost, abs=1e-6)
+
+
+def test_what_is_reported_has_the_units_of_results():
+    scores, labels, pairs = own_trials(np.random.default_rng(8))
+    found = bootstrap(scores, labels, pairs, REPORTED, resamples=2)
+    positive, negative = scores[labels], scores[~labels]
+    expected = {
+        "eer_percent": 100 * EER(positive, negative)[0],
+        "min_dcf_0.01": minDCF(positive, negative, p_target=0.01)[0] / 0.01,
+        "min_dcf_0.05": minDCF(positive, negative, p_target=0.05)[0] / 0.05,
+        "cllr": Cllr(positive, negative),
+    }
+    values = {key: each.value for key, each in found.items()}
+    assert values == pytest.approx(expected, abs=1e-4)
+    assert set(REPORTED) == set(WITH_INTERVAL)
+
+
+def test_systems_meet_the_same_resamples():
+    """One system alone has the draws that it has among others."""
+    scores, labels, pairs = own_trials(np.random.default_rng(9), speakers=9)
+    others = scores.flip(0)
+    options = labels, pairs, FIGURES, 20
+    count, both = resample([scores, others], *options)
+    assert count == 9
+    for system, of_both in zip((scores, others), both, strict=True):
+        _, (alone,) = resample([system], *options)
+        for name in FIGURES:
+            assert alone[name].value == of_both[name].value
+            assert np.array_equal(alone[name][1], of_both[name][1])
 
 
 def test_order_and_names_do_not_matter_and_seeds_decide():

@@ -26,7 +26,8 @@ def test_demo(tmp_path):
     assert kinds == ["same speaker", "same speaker", "different speakers"]
     assert "that of the EER on veri_test2" in process.stdout
     before, after = re.findall(
-        r"EER (?:before|after) training +([\d.]+) %", process.stdout
+        r"EER (?:before|after) training +([\d.]+) \[[\d., ]+\] %",
+        process.stdout,
     )
     assert 0 < float(before) < 50 and 0 < float(after) < 50
     folder = tmp_path / "demo"

@@ -4,6 +4,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy.special import ndtri
@@ -109,6 +110,24 @@ def test_det_with_a_band(figures, tmp_path):
     assert np.isfinite(ndtri(corners)).all()  # 0 lies at infinity
     assert corners[:, 1].min() == low
     assert corners[:, 1].max() == pytest.approx(1.5 * at.max())
+    assert "[" not in legend_texts(figures[0])[0]
+
+
+def test_det_with_bands_of_some_curves(figures, tmp_path):
+    far, frr, _ = det_curve(*normal_scores())
+    rates = np.array([0.02, 0.1])
+    plot_det(
+        {"a": (far, frr), "b": (frr, far)},
+        tmp_path / "det.png",
+        {"b": (rates, Interval(rates, rates / 2, 2 * rates))},
+        {"b": (8.125, 12.0)},
+    )
+    (axes,) = figures[0].axes
+    (area,) = axes.collections
+    colours = {line.get_label(): line.get_color() for line in axes.lines}
+    (label,) = (name for name in colours if name.startswith("b: "))
+    assert label.endswith(" [8.12, 12.00] %")
+    assert area.get_facecolor()[0][:3] == pytest.approx(to_rgb(colours[label]))
 
 
 def test_error_rates_over_the_threshold(figures, tmp_path):

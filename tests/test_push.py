@@ -363,6 +363,41 @@ def test_the_card(folder, tmp_path, capsys):
     assert "of each utterance its first 8 s was embedded. min" in card.text
 
 
+def test_the_card_has_intervals(folder, tmp_path, capsys):
+    (row,) = RESULTS["results"]
+    row = {
+        **row,
+        "speakers": 40,
+        "eer_percent_interval": [0.75, 2],
+        "min_dcf_0.01_interval": None,
+    }
+    content = {**RESULTS, "bootstrap_resamples": 1000, "results": [row]}
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(content))
+    main([str(folder), NAME, f"--results={results}", "--dry_run"])
+    text = capsys.readouterr().out
+    assert "| cosine | 1.250 [0.750, 2.000] | 0.1230 | 37,611 |" in text
+    assert "Intervals: 95 %, 1,000 resamples over 40 speakers." in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("eer_percent_interval", [1.0]),
+        ("cllr_interval", 0.5),
+        ("min_dcf_0.05_interval", ["0", "1"]),
+        ("speakers", "40"),
+    ],
+)
+def test_damaged_intervals_are_refused(key, value, folder, tmp_path):
+    row = {**RESULTS["results"][0], key: value}
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({**RESULTS, "results": [row]}))
+    problem = re.escape(f"results.{key} is {value!r}")
+    with pytest.raises(SystemExit, match=problem):
+        main([str(folder), NAME, f"--results={results}", "--dry_run"])
+
+
 def test_the_card_names_the_precision(folder, tmp_path, capsys):
     results = tmp_path / "results.json"
     results.write_text(json.dumps({**RESULTS, "eval_precision": "bf16"}))

@@ -32,6 +32,8 @@ from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.hparams import build_hparam, load_hparams
 from redimnet2_lobes.scoring import report
+from redimnet2_lobes.scoring.bootstrap import bootstrap, cllr, min_dcf
+from redimnet2_lobes.scoring.bootstrap import eer as eer_of
 from redimnet2_lobes.scoring.metrics import Cllr, actDCF, minCllr
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -152,6 +154,7 @@ def verify(corpus, kept_embeddings, tmp_path):
             "data_folder": corpus,
             "output_folder": tmp_path / "results",
             "embeddings_folder": kept_embeddings,
+            "bootstrap_resamples": 9,
             "device": "cpu",
             **keys,
         }
@@ -186,7 +189,10 @@ def test_results_agree_with_speechbrain_file_by_file(
 
     monkeypatch.setattr(EncoderClassifier, "encode_batch", spy)
     results = verify(
-        checkpoint=model, seconds_per_batch=1.5, embeddings_folder=None
+        checkpoint=model,
+        seconds_per_batch=1.5,
+        embeddings_folder=None,
+        bootstrap_resamples=None,
     )
     assert 1 < max(batches) <= 1.5
 
@@ -223,7 +229,25 @@ def test_results_agree_with_speechbrain_file_by_file(
         "crops": None,
         "eval_precision": "fp32",
         "embedding_space": embedding_space(small_network()),
+        "bootstrap_resamples": 1000,
     }
+    pairs = [
+        [line.split()[k][:3] for k in (0, 1)] for line in lines.split("\n")[:-1]
+    ]
+    intervals = bootstrap(
+        torch.tensor([float(line.split()[3]) for line in lines.splitlines()]),
+        torch.tensor([one == other for one, other in pairs]),
+        pairs,
+        {
+            "eer_percent": lambda curve: 100 * eer_of(curve),
+            "min_dcf_0.01": lambda curve: 100 * min_dcf()(curve),
+            "min_dcf_0.05": lambda curve: 20 * min_dcf(p_target=0.05)(curve),
+            "cllr": cllr,
+        },
+    )
+    for key, (value, *limits) in intervals.items():
+        assert row[key] == pytest.approx(value, abs=1e-4)
+        assert row.pop(f"{key}_interval") == pytest.approx(limits, abs=1e-6)
     assert row == {
         "list": "veri_test2",
         "back_end": "cosine",
@@ -241,11 +265,15 @@ def test_results_agree_with_speechbrain_file_by_file(
         "act_dcf_0.05": actDCF(positive, negative, p_target=0.05) / 0.05,
         "cllr": pytest.approx(Cllr(positive, negative)),
         "min_cllr": pytest.approx(minCllr(positive, negative)),
+        "speakers": SPEAKERS,
     }
     shown = capsys.readouterr().out
     assert shown.startswith((results / "results.txt").read_text())
     markdown = (results / "results.md").read_text().splitlines()[2]
-    for cell in ("veri_test2", "cosine", f"{100 * eer:.3f}", "66"):
+    _, low, high = intervals["eer_percent"]
+    written_eer = f"{100 * eer:.3f} [{low:.3f}, {high:.3f}]"
+    assert "Intervals: 95 %, 1,000 resamples over 3 speakers.\n" in shown
+    for cell in ("veri_test2", "cosine", written_eer, "66"):
         assert f" {cell} " in markdown
         assert cell in shown
     for plot in ("det.png", "cosine_histogram.png"):
@@ -661,7 +689,45 @@ def test_no_files_of_other_back_ends_are_left(verify, cohort, model):
         "notes.txt",
     }
     text = (folder.parent / "results.txt").read_text()
-    assert text.endswith("its first 0.2 s.\n")
+    assert "its first 0.2 s.\n" in text
+
+
+def test_figures_without_intervals(verify, corpus, model, tmp_path):
+    results = verify(checkpoint=model, bootstrap_resamples=0)
+    (plain,) = json.loads((results / "results.json").read_text())["results"]
+    assert plain["speakers"] == SPEAKERS
+    assert plain["eer_percent_interval"] is None
+    text = (results / "results.txt").read_text()
+    assert "nterval" not in text and "[" not in text
+    with pytest.raises(ValueError, match="^bootstrap_resamples"):
+        verify(checkpoint=model, bootstrap_resamples=-1)
+
+
+@pytest.mark.usefixtures("plots")
+def test_a_list_that_does_not_tell_its_speakers(
+    verify, corpus, model, tmp_path
+):
+    lines = (corpus / "veri_test2.txt").read_text().splitlines()
+    wrong = tmp_path / "wrong.txt"  # one and two speakers link the same
+    wrong.write_text("\n".join(["0" + lines[0][1:], *lines[1:]]))
+    results = verify(
+        checkpoint=model,
+        verification_file=f"[{wrong}, {corpus / 'veri_test2.txt'}]",
+    )
+    rows = json.loads((results / "results.json").read_text())["results"]
+    assert [row["speakers"] for row in rows] == [None, SPEAKERS]
+    assert rows[0]["cllr_interval"] is None
+    low, high = rows[1]["cllr_interval"]
+    assert low < rows[1]["cllr"] < high
+    assert (
+        (results / "results.txt")
+        .read_text()
+        .endswith(
+            "Intervals: 95 %, 9 resamples over 3 speakers of veri_test2. No "
+            "intervals of wrong: names and labels do not tell the speakers of "
+            "trials.\n"
+        )
+    )
 
 
 @pytest.fixture(scope="module")

@@ -119,6 +119,7 @@ class Corpus:
             "checkpoint": self.model,
             "output_folder": output_folder,
             "embeddings_folder": self.folder / "embeddings",
+            "bootstrap_resamples": 2,
             "device": "cpu",
             **keys,
         }

@@ -18,7 +18,7 @@ Authors
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,11 @@ from torchaudio.functional import melscale_fbanks
 from tqdm import tqdm
 
 from redimnet2_lobes.data.audio import find_audio, load_waveform
-from redimnet2_lobes.data.trial_files import TrialList, read_trial_lists
+from redimnet2_lobes.data.trial_files import (
+    TrialList,
+    read_trial_lists,
+    trial_speakers,
+)
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.models.embedding_space import embedding_space
@@ -53,8 +57,10 @@ from redimnet2_lobes.onnx.golden_vector import (
     input_by_formula,
 )
 from redimnet2_lobes.pretrained.provenance import NOT_STATED, Provenance
+from redimnet2_lobes.scoring.bootstrap import REPORTED, bootstrap
 from redimnet2_lobes.scoring.metrics import EER
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
+from redimnet2_lobes.scoring.tables import with_interval
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -117,7 +123,8 @@ class Accuracy(NamedTuple):
     """How close a file's embeddings come to the network's.
 
     Cosines between the two of each recording: the median, and what 5 % are
-    below. Error rates are from 0 to 1, None without trials.
+    below. Error rates are in per cent, None without trials, as are intervals
+    (95 %) where the speakers of trials cannot be told.
 
     Example
     -------
@@ -129,8 +136,10 @@ are below 0.9940)
     recordings: int
     median: float
     low: float
-    eer: float | None = None
-    eer_of_network: float | None = None
+    eer_percent: float | None = None
+    eer_percent_of_network: float = 0.0
+    eer_interval: Sequence[float] | None = None
+    eer_interval_of_network: Sequence[float] | None = None
     threshold: float | None = None  # where the file has its EER
 
     def __str__(self) -> str:
@@ -138,10 +147,14 @@ are below 0.9940)
             f"cosine to the network's embeddings {self.median:.4f} (median of "
             f"{self.recordings} recordings; 5 % are below {self.low:.4f})"
         )
-        if self.eer is not None:
+        if self.eer_percent is not None:
+            of_network = with_interval(
+                self.eer_percent_of_network, self.eer_interval_of_network
+            )
             text += (
-                f", EER {self.eer:.2%} at the threshold {self.threshold:.4f} "
-                f"(the network's {self.eer_of_network:.2%})"
+                f", EER {with_interval(self.eer_percent, self.eer_interval)} % "
+                f"at the threshold {self.threshold:.4f} (the network's "
+                f"{of_network} %)"
             )
         return text
 
@@ -468,14 +481,25 @@ def _measure(
     pairs = [[rows[x], rows[y]] for _, x, y in trial_list.trials]
     first, second = torch.tensor(pairs).T
     labels = trial_list.labels
+    speakers = trial_speakers(trial_list)
 
-    def equal_error_rate(embeddings: Tensor) -> tuple[float, float]:
+    def equal_error_rate(
+        embeddings: Tensor,
+    ) -> tuple[float, Sequence[float] | None, float]:
         scores = torch.cosine_similarity(embeddings[first], embeddings[second])
-        return EER(scores[labels], scores[~labels])
+        rate, threshold = EER(scores[labels], scores[~labels])
+        limits = None
+        if speakers is not None:
+            figures = {"eer": REPORTED["eer_percent"]}
+            limits = bootstrap(scores, labels, speakers, figures)["eer"][1:]
+        return 100 * rate, limits, threshold
 
-    eer, threshold = equal_error_rate(found)
+    rate, limits, threshold = equal_error_rate(found)
+    rate_of_network, limits_of_network, _ = equal_error_rate(exact)
     return accuracy._replace(
-        eer=eer,
-        eer_of_network=equal_error_rate(exact)[0],
+        eer_percent=rate,
+        eer_percent_of_network=rate_of_network,
+        eer_interval=limits,
+        eer_interval_of_network=limits_of_network,
         threshold=threshold,
     )

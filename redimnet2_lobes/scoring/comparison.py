@@ -9,6 +9,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -166,7 +167,7 @@ def _what_differs(trials: list[Trial], others: list[Trial]) -> str:
             return f"the trial {one} {other} has another label"
     if len(trials) != len(others):
         return f"{len(trials):,} trials against {len(others):,}"
-    (_, one, other), *_ = sorted(set(trials) - set(others)) or trials
+    _, one, other = min(Counter(trials) - Counter(others))
     return f"the trial {one} {other} is not there as often in the other"
 
 

@@ -231,7 +231,7 @@ def _write_lists(
 def _plot_det(
     of_backends: list[tuple[Result, dict[str, Interval]]], path: Path
 ) -> None:
-    """Plots the curves of results of a list, with what is known of intervals."""
+    """Plots the curves of results of a list, with their intervals if any."""
     known = {
         result.backend: (det_rates(len(result.split()[1])), found)
         for result, found in of_backends

@@ -27,11 +27,13 @@ from redimnet2_lobes.scoring.operating_points import (
 )
 from redimnet2_lobes.scoring.results import (
     ENTRIES,
+    about_intervals,
     embedded_part,
     in_precision,
     read_results,
     results_table,
 )
+from redimnet2_lobes.scoring.score_files import read_scores
 from redimnet2_lobes.training.fine_tuning import read_speakers
 
 NAMES = st.sampled_from(("a", "b/1.wav", "a/ä.flac", "0", "target", "", "a b"))
@@ -124,6 +126,9 @@ ROW = {
     "eer_threshold": 0.25,
     "min_dcf_0.01": 0.1,
     "min_dcf_0.05": 0.08,
+    "speakers": 40,
+    "eer_percent_interval": [0.75, 2],
+    "cllr_interval": None,
 }
 RESULTS = {
     "checkpoint": "b3",
@@ -131,6 +136,7 @@ RESULTS = {
     "crops": 10,
     "eval_precision": "bf16",
     "embedding_space": "b3-1",
+    "bootstrap_resamples": 1000,
     "results": [ROW, {**ROW, "back_end": "PLDA"}],
 }
 
@@ -143,6 +149,19 @@ def results(path):
     assert found == json.loads(path.read_bytes())
     results_table(found["results"], ENTRIES)
     assert embedded_part(found) + in_precision(found)
+    about_intervals(found)
+
+
+SCORES = "a/1.wav a/2.wav 1 0.895085871\na/1.wav b/1.wav 0 -2e-3\n"
+
+
+def scores(path):
+    trials, values = read_scores(path)
+    rows = [line.split() for line in lines_of(path)]
+    assert rows and len(values) == len(rows)
+    assert [[a, b, str(x)] for x, a, b in trials] == [row[:3] for row in rows]
+    assert values.tolist() == [float(row[3]) for row in rows]
+    assert values.isfinite().all()
 
 
 OPERATING_POINTS = {
@@ -415,6 +434,12 @@ TARGETS = (
         "results.json",
         lambda: json_of(RESULTS, {**RESULTS, "crops": None}),
         results,
+    ),
+    Target(
+        "scores",
+        "cosine_scores.txt",
+        lambda: text(SCORES, SCORES.replace("\n", "\r\n\n")),
+        scores,
     ),
     Target(
         "operating-points",

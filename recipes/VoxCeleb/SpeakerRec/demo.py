@@ -27,6 +27,7 @@ from redimnet2_lobes.data.trials import read_trials
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.hparams import build_hparam
+from redimnet2_lobes.scoring.tables import with_interval
 
 # Relative, so that the commands can be read, and copied.
 HERE = Path(os.path.relpath(Path(__file__).parent))
@@ -149,11 +150,16 @@ def main(arguments: list[str]) -> None:
     description = json.loads(
         (corpus / "corpus.json").read_text(encoding="utf-8")
     )
-    before, after = before["eer_percent"], after["eer_percent"]
+    written = [
+        with_interval(each["eer_percent"], each["eer_percent_interval"])
+        for each in (before, after)
+    ]
+    ratio = after["eer_percent"] / before["eer_percent"]
     print(
         f"\nVerification of unseen speakers ({description['origin']} voices):\n"
-        f"  EER before training {before:6.2f} %\n"
-        f"  EER after training  {after:6.2f} %   ({after / before:.2f} of it)\n"
+        f"  EER before training {written[0]:>20} %\n"
+        f"  EER after training  {written[1]:>20} %   ({ratio:.2f} of it)\n"
+        f"In brackets 95 % intervals, over {after['speakers']} speakers.\n"
         f"Plots: {folder / 'verification' / 'veri_test2'}/; "
         f"{folder / 'trained'}/training_curves.png"
     )

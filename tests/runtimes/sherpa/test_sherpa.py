@@ -250,7 +250,7 @@ def test_diarization(exported, recordings, tmp_path):
 def test_eight_bits(network, corpus, recordings, tmp_path):
     path = tmp_path / "int8.onnx"
     accuracy = export_sherpa(network, path, corpus, int8=True)
-    assert accuracy.median > 0.99 and accuracy.eer is None
+    assert accuracy.median > 0.99 and accuracy.eer_percent is None
     assert accuracy.recordings == len(recordings)
     waveform = load_waveform(recordings[0])
     found = embed(load_extractor(path), prepare(waveform.numpy()))
