@@ -24,6 +24,7 @@ PAGES = [
     RECIPE / "README.md",
     RECIPE / "SpeakerRec" / "README.md",
     RECIPE / "demo_corpus" / "README.md",
+    *sorted(set(ROOT.glob("recipes/*/README.md")) - {RECIPE / "README.md"}),
 ]
 
 
@@ -107,7 +108,7 @@ def test_commands_of_the_recipe(words):
 def test_commands_of_other_scripts(words):
     """Their options are in their help."""
     _, script, *rest = words
-    folders = (RECIPE, RECIPE / "SpeakerRec", RECIPE / "SpeakerRec" / "..")
+    folders = (RECIPE / "SpeakerRec", *sorted(ROOT.glob("recipes/*")))
     path = next(each / script for each in folders if (each / script).is_file())
     done = subprocess.run(
         [sys.executable, path, "--help"], capture_output=True, text=True
