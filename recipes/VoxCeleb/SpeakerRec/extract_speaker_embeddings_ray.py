@@ -107,8 +107,9 @@ def main(arguments: list[str]) -> str | None:
         key=lambda each: each.name,
     )
     settings = {
-        key: hparams[key]
-        for key in ("seconds_per_batch", "maximum_seconds", "crops")
+        "seconds_per_batch": hparams["seconds_per_batch"],
+        "maximum_seconds": hparams["maximum_seconds"],
+        "crops": hparams["crops"],
     }
     # Which network it is, known here so that parts of another are not taken.
     encoder = load_encoder(
