@@ -107,7 +107,7 @@ def read_kaldi_plda(folder: str | os.PathLike, space: str) -> PldaBackend:
     try:
         if transform.shape[1] == len(mean) + 1:  # an affine map
             transform, offset = transform[:, :-1], transform[:, -1]
-            mean = mean + linalg.lstsq(transform, offset)[0]
+            mean = mean - linalg.lstsq(transform, offset)[0]
         if not (psi >= 0).all() or not psi.any():
             raise ValueError("psi: no variances between speakers")
         back = linalg.inv(to_identity) / scale

@@ -108,10 +108,16 @@ def main(arguments: list[str]) -> None:
         plda = PldaBackend.load(hparams["plda_file"], encoder.space)
     backends = {"cosine": CosineBackend(), "PLDA": plda}
     target = embed(paths_of(adapting)).vectors if adapting else None
+    values = {
+        "mean_diff_scale": hparams["mean_diff_scale"],
+        "within_covar_scale": hparams["within_covar_scale"],
+        "between_covar_scale": hparams["between_covar_scale"],
+        "within_weight": hparams["within_weight"],
+        "between_weight": hparams["between_weight"],
+    }
     for name in hparams["adaptation"]:
         title, adapt, weights = ADAPTATIONS[name]
-        scales = {key: hparams[key] for key in weights}
-        adapted = adapt(plda, target, **scales)
+        adapted = adapt(plda, target, **{key: values[key] for key in weights})
         save(f"plda_{name}", adapted)
         backends[f"PLDA, {title}"] = adapted
 
