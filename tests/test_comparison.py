@@ -1,12 +1,15 @@
 """Two systems on the same trials: when they are said to differ."""
 
 import numpy as np
+import pytest
 import torch
 from test_bootstrap import own_trials
 
-from redimnet2_lobes.scoring.bootstrap import eer
+from redimnet2_lobes.scoring.bootstrap import REPORTED, bootstrap, eer, frr_at
 from redimnet2_lobes.scoring.comparison import (
     compare,
+    same_trials,
+    speakers_of,
 )
 
 EER = {"eer": eer}
