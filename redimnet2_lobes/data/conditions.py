@@ -214,7 +214,7 @@ class Codec(Step):
         """A file of a waveform [samples] at the rate of the codec."""
         form = CODECS[self.name]
         options = {}
-        if form.kilobits is not None:
+        if form.kilobits is not None and self.kilobits is not None:
             least, most = form.kilobits
             level = (most - self.kilobits) / (most - least)
             # MP3's encoder refuses 1.
