@@ -91,9 +91,12 @@ class SpeakerBrain(GlobalBatchBrain):
             cosines, batch.label
         )
         if self.hparams.teacher_embeddings:
-            targets = batch.teacher.data  # none is padded
-            distance = distillation_loss(embeddings.squeeze(1), targets)
-            loss = loss + self.hparams.teacher_weight * distance
+            loss = loss + distillation_loss(
+                embeddings.squeeze(1),
+                batch.teacher.data,  # none is padded
+                self.hparams.teacher_weight,
+                self.hparams.teacher_pairs_weight,
+            )
         return loss
 
     def speaker_loss(self, cosines, labels):
