@@ -194,7 +194,7 @@ def test_without_speakers(corpus, files, monkeypatch, tmp_path):
         initial_lr=0.1,
         **settings(files[:1]) | {"number_of_epochs": 12},
     )
-    watch = run(monkeypatch, arguments)
+    run(monkeypatch, arguments)
     log = (output / "train_log.txt").read_text(encoding="utf-8")
     losses = [float(loss) for loss in re.findall("train loss: ([^,]*),", log)]
     assert losses[-1] < 0.9 * losses[0]
