@@ -399,9 +399,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    original = scoring.intervals.bootstrap
+    original = scoring.bootstrap
     monkeypatch.setattr(
-        scoring.intervals,
+        scoring,
         "bootstrap",
         lambda *arguments, **options: original(
             *arguments, **{"resamples": 20, **options}

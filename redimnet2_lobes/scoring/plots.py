@@ -232,12 +232,12 @@ def plot_eer_by_duration(
 ) -> None:
     """Plots equal error rates over the seconds used, with their intervals.
 
-    Both are ascending in time [durations]; limits may be NaN where there are
-    none. ``path`` is a PNG file.
+    Both are ascending in time [durations], the rates in percent. ``path`` is a
+    PNG file.
 
     Example
     -------
-    >>> rates = [Interval(0.2, 0.1, 0.3), Interval(0.1, 0.05, 0.2)]
+    >>> rates = [Interval(20, 10, 30), Interval(10, None, None)]
     >>> path = getfixture("tmp_path") / "duration.png"
     >>> plot_eer_by_duration([1.0, 3.7], rates, path)
     >>> path.exists()
@@ -245,7 +245,7 @@ def plot_eer_by_duration(
     """
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    value, low, high = 100 * np.array(rates).T
+    value, low, high = _of_intervals(rates)
     axes.plot(seconds, value, "o-", color="tab:blue", label="EER")
     axes.fill_between(
         seconds,
@@ -274,13 +274,12 @@ def plot_eer_of_conditions(
 ) -> None:
     """Plots the equal error rate of each condition, with its interval.
 
-    The first is what the others are compared with; its interval is shaded.
-    Limits may be NaN where there are none. ``path`` is a PNG file.
+    Rates are in percent. The first is what the others are compared with; its
+    interval is shaded. ``path`` is a PNG file.
 
     Example
     -------
-    >>> rates = {"clean": Interval(0.1, 0.05, 0.2)}
-    >>> rates["GSM"] = Interval(0.2, 0.1, 0.3)
+    >>> rates = {"clean": Interval(10, 5, 20), "GSM": Interval(20, 10, 30)}
     >>> path = getfixture("tmp_path") / "conditions.png"
     >>> plot_eer_of_conditions(rates, path)
     >>> path.exists()
@@ -289,7 +288,7 @@ def plot_eer_of_conditions(
     height = 1.5 + 0.32 * len(rates)
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.add_subplot()
-    value, low, high = 100 * np.array(list(rates.values())).T
+    value, low, high = _of_intervals(rates.values())
     rows = np.arange(len(rates))
     axes.axvspan(low[0], high[0], color="tab:blue", alpha=0.15, linewidth=0)
     axes.axvline(value[0], color="tab:blue", linewidth=1, linestyle="--")
@@ -327,8 +326,7 @@ def plot_published(
     """
     figure = Figure(figsize=(2.5 + 1.5 * len(figures), 5), layout="constrained")
     axes = figure.add_subplot()
-    measured = np.array([measured for measured, _ in figures.values()])
-    value, low, high = measured.T
+    value, low, high = _of_intervals(rate for rate, _ in figures.values())
     axes.errorbar(
         range(len(figures)),
         value,
@@ -533,6 +531,11 @@ def plot_turns(
     axes.set_xlabel("minutes and seconds")
     axes.set_title(title)
     _save(figure, path)
+
+
+def _of_intervals(intervals: Iterable[Interval]) -> np.ndarray:
+    """Values and limits [3, intervals], NaN where they are not known."""
+    return np.array([*intervals], np.float64).T
 
 
 def _as_array(values: torch.Tensor) -> np.ndarray:
