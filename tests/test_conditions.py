@@ -487,6 +487,8 @@ def test_a_verification_under_conditions(verify, tmp_path, capsys):
     assert "1 s: 3 of the 11 test utterances have less" in printed
     text = (tmp_path / "out" / "conditions.txt").read_text()
     assert text in printed
+    assert "resamples over 4 speakers" in text
+    assert all(line.count("[") == 2 for line in text.splitlines()[1:5])
     table = (tmp_path / "out" / "conditions.md").read_text()
     assert len(table.splitlines()) == 2 + 4
     for name in ("duration.png", "conditions.png"):

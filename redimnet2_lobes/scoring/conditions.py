@@ -36,11 +36,11 @@ from redimnet2_lobes.scoring.bootstrap import (
     frr_at,
     in_units,
 )
-from redimnet2_lobes.scoring.metrics import EER
-from redimnet2_lobes.scoring.plots import (
+from redimnet2_lobes.scoring.interval_plots import (
     plot_eer_by_duration,
     plot_eer_of_conditions,
 )
+from redimnet2_lobes.scoring.metrics import EER
 from redimnet2_lobes.scoring.results import (
     INTERVAL,
     PRINTED_INTERVALS,

@@ -16,7 +16,6 @@ Authors
 """
 
 import json
-import os
 from pathlib import Path
 
 from redimnet2_lobes.data.trials import read_trials
@@ -35,7 +34,8 @@ from redimnet2_lobes.scoring.identification import (
     search_galleries,
     threshold_figures,
 )
-from redimnet2_lobes.scoring.plots import plot_open_set
+from redimnet2_lobes.scoring.identification_plot import plot_open_set
+from redimnet2_lobes.scoring.results import shown_checkpoint
 from redimnet2_lobes.scoring.tables import text_table
 
 
@@ -109,7 +109,10 @@ def main(arguments: list[str]) -> None:
     if not searches:
         raise ValueError("gallery_sizes: there are none; give at least one")
     summary = {
-        "checkpoint": os.path.basename(os.path.abspath(hparams["checkpoint"])),
+        "checkpoint": shown_checkpoint(hparams["checkpoint"]),
+        "seconds_used": hparams["maximum_seconds"],
+        "crops": hparams["crops"],
+        "eval_precision": encoder.precision,
         KEY: encoder.space,
         "speakers": len(set(speakers)),
         "utterances": len(utterances),
