@@ -576,6 +576,21 @@ def test_intervals_are_null_where_speakers_cannot_be_told(
     assert "[" not in (tmp_path / "out" / "conditions.txt").read_text()
 
 
+def test_speakers_of_the_training_are_told(verify, monkeypatch, capsys):
+    original = script.load_encoder
+
+    def trained(*arguments):
+        encoder = original(*arguments)
+        return encoder._replace(speakers=frozenset({"id0", "id3", "other"}))
+
+    monkeypatch.setattr(script, "load_encoder", trained)
+    verify()
+    assert (
+        "warning  2 of the 4 speakers were in the training"
+        in capsys.readouterr().out
+    )
+
+
 def test_recordings_of_noises_and_rooms(verify, noise_corpora):
     rows = rows_of(
         verify(*(f"--{key}={path}" for key, path in noise_corpora.items()))

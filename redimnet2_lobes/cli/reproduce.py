@@ -185,7 +185,9 @@ def _measure(
         ),
     )
     entries = report(results, {}, folder, released.name, encoder.space)
-    published = dict(zip(LISTS, released.error_rates, strict=True))
+    published: dict[str, str] = dict(
+        zip(LISTS, released.error_rates, strict=True)
+    )
     return [
         compare_with_published(letter, result, entry, published[letter])
         for letter, result, entry in zip(lists, results, entries, strict=True)

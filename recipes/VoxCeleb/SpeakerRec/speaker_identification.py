@@ -26,7 +26,10 @@ from redimnet2_lobes.files.settings import check_at_least, check_types
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.encoder import load_encoder, parse_arguments
-from redimnet2_lobes.recipe.verification import read_list
+from redimnet2_lobes.recipe.verification import (
+    read_list,
+    warn_of_trained_speakers,
+)
 from redimnet2_lobes.scoring.identification import (
     identification_table,
     open_set_curve,
@@ -78,11 +81,7 @@ def main(arguments: list[str]) -> None:
     folder = Path(hparams["output_folder"])
     # Before anything is computed that could then not be written.
     folder.mkdir(parents=True, exist_ok=True)
-    if known := len(set(speakers) & encoder.speakers):
-        print(
-            f"warning  {known} of the {len(set(speakers))} speakers were in "
-            "the training: this is no test on unseen speakers"
-        )
+    warn_of_trained_speakers(set(speakers), encoder.speakers)
     embeddings = extract_embeddings(
         encoder.encode_batch,
         paths_of(utterances),
