@@ -114,7 +114,7 @@ def read_teacher(
 def _of_size(vectors: torch.Tensor, size: int) -> torch.Tensor:
     """Centred vectors [..., teacher's size] as ones of length 1 [..., size]."""
     rows = vectors.flatten(end_dim=-2)
-    vectors = vectors - rows.double().mean(dim=0).float()
+    vectors = vectors - rows.mean(dim=0, dtype=torch.float64).float()
     surplus = vectors.shape[-1] - size
     if surplus > 0:
         rows = vectors.flatten(end_dim=-2)
