@@ -86,7 +86,8 @@ def read_teacher(
     by_speed = [
         entry if isinstance(entry, Mapping) else {"": entry} for entry in files
     ]
-    first, space = next(iter(by_speed[0].values())), None
+    first = next(iter(by_speed[0].values()))
+    space = dimension = None
     vectors = []
     for by_prefix in by_speed:
         row, parts = {}, []
@@ -94,6 +95,13 @@ def read_teacher(
             stored = read_embeddings(path)
             space = space or stored.space
             check_same_space(path, stored.space, first, space)
+            found = stored.vectors.shape[1]
+            dimension = dimension or found
+            if found != dimension:
+                raise ValueError(
+                    f"{path}: embeddings of {found} numbers, but {first} has "
+                    f"{dimension}; pass files of one teacher"
+                )
             start = sum(map(len, parts))
             row.update(
                 (prefix + name, start + index)
