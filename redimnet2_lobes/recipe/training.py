@@ -169,7 +169,7 @@ def write_model(
         }
     write_model_folder(
         brain.hparams.model_folder,
-        unwrap(brain.modules.embedding_model),
+        brain.hparams.embedding_model,
         brain.hparams.title,
         variant=brain.hparams.variant,
         **classes,

@@ -299,7 +299,7 @@ class GlobalBatchBrain(Brain):
         classifier = unwrap(self.modules.classifier)
         if isinstance(classifier, ShardedClassifier):
             return classifier.whole(classifier.weight)
-        return classifier.weight
+        return classifier.get_parameter("weight")
 
     def validate(self) -> float:
         """Equal error rate on the validation trials, per cent.
