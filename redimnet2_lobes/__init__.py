@@ -86,6 +86,7 @@ HOMES = {
     "space_of": "door",
     "check_same_space": "files.same_space",
     "NoSpeakerClasses": "pretrained.model_folder",
+    "build_hparam": "recipe.hparams",
 }
 
 

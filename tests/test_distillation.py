@@ -87,6 +87,9 @@ def test_what_is_wrong_with_a_teacher_is_one_line(vectors, tmp_path):
         read_teacher([path], [*NAMES, "x", "y"], 6)
     with pytest.raises(ValueError, match="another"):
         read_teacher([path, other], NAMES, 6)
+    narrow = write_teacher(tmp_path / "narrow.npz", vectors[:, :5])
+    with pytest.raises(ValueError, match="narrow.npz: embeddings of 5 numb"):
+        read_teacher([path, narrow], NAMES, 6)
     with pytest.raises(ValueError, match="nothing.npz: no such file"):
         read_teacher([tmp_path / "nothing.npz"], NAMES, 6)
 
@@ -196,6 +199,7 @@ def test_without_speakers(corpus, files, monkeypatch, tmp_path):
     )
     run(monkeypatch, arguments)
     log = (output / "train_log.txt").read_text(encoding="utf-8")
+    assert "accuracy" not in log
     losses = [float(loss) for loss in re.findall("train loss: ([^,]*),", log)]
     assert losses[-1] < 0.95 * losses[0]
 

@@ -228,7 +228,8 @@ def plot_training_curves(
 ) -> None:
     r"""Plots loss, accuracy and validation EER over the epochs, as a PNG file.
 
-    They are read from the log of SpeechBrain's ``FileTrainLogger``.
+    They are read from the log of SpeechBrain's ``FileTrainLogger``. A training
+    without speakers has no accuracy.
 
     Example
     -------
@@ -247,13 +248,16 @@ def plot_training_curves(
     }
     epochs = {}
     with open(train_log, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            values = dict(re.findall(r"([a-zA-Z][\w ]*): ([^\s,]+)", line))
-            # A killed machine may leave a line that is none. A run that was
-            # killed before its checkpoint was complete logs the epoch again.
-            with contextlib.suppress(LookupError, ValueError):
-                figures = {key: float(values[key]) for key in panels}
-                epochs[int(values["epoch"])] = figures
+        lines = file.readlines()
+    if not any("train accuracy" in line for line in lines):
+        del panels["train accuracy"]
+    for line in lines:
+        values = dict(re.findall(r"([a-zA-Z][\w ]*): ([^\s,]+)", line))
+        # A killed machine may leave a line that is none. A run that was killed
+        # before its checkpoint was complete logs the epoch again.
+        with contextlib.suppress(LookupError, ValueError):
+            figures = {key: float(values[key]) for key in panels}
+            epochs[int(values["epoch"])] = figures
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels))
     for axis, (key, label) in zip(axes, panels.items(), strict=True):

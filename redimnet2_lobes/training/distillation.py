@@ -97,7 +97,8 @@ def read_teacher(
     by_speed = [
         entry if isinstance(entry, Mapping) else {"": entry} for entry in files
     ]
-    first, space = next(iter(by_speed[0].values())), None
+    first = next(iter(by_speed[0].values()))
+    space = dimension = None
     vectors = []
     for by_prefix in by_speed:
         row, parts = {}, []
@@ -105,6 +106,13 @@ def read_teacher(
             stored = read_embeddings(path)
             space = space or stored.space
             check_same_space(path, stored.space, first, space)
+            found = stored.vectors.shape[1]
+            dimension = dimension or found
+            if found != dimension:
+                raise ValueError(
+                    f"{path}: embeddings of {found} numbers, but {first} has "
+                    f"{dimension}; pass files of one teacher"
+                )
             start = sum(map(len, parts))
             row.update(
                 (prefix + name, start + index)
@@ -125,7 +133,7 @@ def read_teacher(
 def _of_size(vectors: torch.Tensor, size: int) -> torch.Tensor:
     """Centred vectors [..., teacher's size] as ones of length 1 [..., size]."""
     rows = vectors.flatten(end_dim=-2)
-    vectors = vectors - rows.double().mean(dim=0).float()
+    vectors = vectors - rows.mean(dim=0, dtype=torch.float64).float()
     surplus = vectors.shape[-1] - size
     if surplus > 0:
         rows = vectors.flatten(end_dim=-2)
