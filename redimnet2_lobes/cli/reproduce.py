@@ -54,6 +54,7 @@ def _letters(text: str) -> list[str]:
     "--lists",
     "letters",
     default="O,E,H",
+    metavar="LISTS",
     type=_letters,
     help="Of VoxCeleb1-O, -E and -H, cleaned; the default is O,E,H. For O "
     "VoxCeleb1's test part is enough.",

@@ -67,7 +67,8 @@ def plot_det(
         equal_error_rates[name] = (far[index].item() + frr[index].item()) / 2
     low, high = _det_limits(curves.values(), equal_error_rates.values())
 
-    figure = Figure(figsize=(6.4, 7), layout="constrained")
+    height = 6.6 + 0.2 * len(curves)  # the legend has a line for each
+    figure = Figure(figsize=(6.4, height), layout="constrained")
     axes = figure.add_subplot()
     diagonal = np.array([low, high])
     axes.plot(diagonal, diagonal, color="0.7", linewidth=1, linestyle=":")
