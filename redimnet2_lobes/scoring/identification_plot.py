@@ -31,6 +31,7 @@ def plot_open_set(
     Example
     -------
     >>> limits = {"fnir": 0.2, "fnir_interval": [0.1, 0.3]}
+    >>> from redimnet2_lobes.scoring.bootstrap import Interval
     >>> rates = np.array([0.01, 0.1])
     >>> same = Interval(rates, rates, rates)
     >>> curve = OpenSetCurve(5, rates, same, same)
