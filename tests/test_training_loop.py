@@ -791,6 +791,14 @@ def test_settings_of_another_type_are_refused(key):
         check_hparams(lowest_settings(**{key: [3]}))
 
 
+@pytest.mark.parametrize("key", [*LOWEST, "teacher_embeddings"])
+def test_keys_that_an_older_configuration_lacks_are_named(key):
+    settings = lowest_settings()
+    del settings[key]
+    with pytest.raises(ValueError, match=f"^{key}: missing; copy it from "):
+        check_hparams(settings)
+
+
 @pytest.mark.parametrize("key", LOWEST)
 def test_lower_settings_are_refused(key):
     step = 1 if isinstance(LOWEST[key], int) else 0.01

@@ -95,6 +95,11 @@ def check_hparams(hparams: Mapping) -> None:
     refuse_run_options(hparams, UNUSED_HPARAMS)
     if not hparams.get("training_lists"):
         check_types(hparams, data_folder=str)
+    for key in (*LOWEST, "teacher_embeddings"):
+        if key not in hparams:
+            raise ValueError(
+                f"{key}: missing; copy it from a configuration in hparams/"
+            )
     present = {key: kind for key, kind in TYPES.items() if key in hparams}
     check_types(hparams, **present)
     check_at_least(hparams, **LOWEST)
