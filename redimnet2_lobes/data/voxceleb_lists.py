@@ -51,11 +51,11 @@ def fetch_trial_list(name: str, folder: str | os.PathLike) -> tuple[str, int]:
     if not has_published_sum(path):
         raise ValueError(
             f"{path}: it is not VoxCeleb1-{name} as published (another MD5 "
-            "sum); remove it and run the same command again"
+            "sum); move it away and run the same command again"
         )
     try:
         return path, len(read_trials(path))
     except ValueError as error:
         raise ValueError(
-            f"{error}; remove it and run the same command again"
+            f"{error}; move it away and run the same command again"
         ) from None

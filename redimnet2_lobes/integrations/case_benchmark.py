@@ -33,10 +33,13 @@ try:
         load_trials,
     )
 except ImportError as error:
-    raise ImportError(
+    missing = (
         "to run its protocols, install case-benchmark as "
         f"docs/case_benchmark.md says ({error})"
-    ) from None
+    )
+    if __name__ == "__main__":
+        sys.exit(f"error: {missing}")
+    raise ImportError(missing) from None
 
 
 class SpeakerEncoder(EmbeddingModel):
