@@ -200,7 +200,7 @@ def test_another_list_beside_the_corpus(server, error_of, data_folder):
     (data_folder / "veri_test2.txt").write_text("1 a/1.wav a/2.wav\n")
     line = error_of("reproduce", NAME, f"--data_folder={data_folder}")
     assert "veri_test2.txt: it is not VoxCeleb1-O as published" in line
-    assert line.endswith("remove it and run the same command again")
+    assert line.endswith("move it away and run the same command again")
     assert not server.ranges
 
 

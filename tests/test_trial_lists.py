@@ -71,7 +71,7 @@ def test_a_web_page_that_is_there_already(tmp_path, capsys):
     assert exit_code(trial_lists.main, [str(tmp_path), "B"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "list_test_bilingual.txt" in error
-    assert error.endswith("remove it and run the same command again")
+    assert error.endswith("move it away and run the same command again")
 
 
 def test_unknown_letter(tmp_path, capsys):
