@@ -69,8 +69,8 @@ def read_teacher(
     Raises
     ------
     ValueError
-        If a file cannot be used or lacks an utterance, or the files are of
-        several spaces.
+        If a file cannot be used or lacks an utterance, the files are of several
+        spaces or sizes, or all embeddings are the same.
 
     Example
     -------
@@ -86,7 +86,8 @@ def read_teacher(
     by_speed = [
         entry if isinstance(entry, Mapping) else {"": entry} for entry in files
     ]
-    first, space = next(iter(by_speed[0].values())), None
+    first = next(iter(by_speed[0].values()))
+    space = first_width = None
     vectors = []
     for by_prefix in by_speed:
         row, parts = {}, []
@@ -94,6 +95,14 @@ def read_teacher(
             stored = read_embeddings(path)
             space = space or stored.space
             check_same_space(path, stored.space, first, space)
+            width = stored.vectors.shape[1]
+            first_width = first_width or width
+            if width != first_width:
+                raise ValueError(
+                    f"teacher_embeddings: {path} has embeddings of {width} "
+                    f"values, but {first} of {first_width}; give files of one "
+                    "teacher"
+                )
             start = sum(map(len, parts))
             row.update(
                 (prefix + name, start + index)
@@ -108,13 +117,19 @@ def read_teacher(
                 f"utterances, the first is {missing[0]}; embed them too"
             )
         vectors.append(torch.cat(parts)[[row[name] for name in names]])
-    return _of_size(torch.stack(vectors), size)
+    targets = torch.stack(vectors)
+    targets /= targets.abs().max()  # of any scale: only cosines count
+    targets -= targets.mean(dim=(0, 1), dtype=torch.float64).float()
+    if targets.abs().max() < 1e-6:
+        raise ValueError(
+            f"teacher_embeddings: the embeddings of {first} are all the same; "
+            "check what made them"
+        )
+    return _of_size(targets, size)
 
 
 def _of_size(vectors: torch.Tensor, size: int) -> torch.Tensor:
     """Centred vectors [..., teacher's size] as ones of length 1 [..., size]."""
-    rows = vectors.flatten(end_dim=-2)
-    vectors = vectors - rows.double().mean(dim=0).float()
     surplus = vectors.shape[-1] - size
     if surplus > 0:
         rows = vectors.flatten(end_dim=-2)
