@@ -17,10 +17,10 @@ The rooms, each of which imports from those below it only:
  * models: the network, its front-end and parts, and its variants
  * files: files that appear when complete, downloads, error lines, checks
 
-What most users need, and each class that a YAML file or a model folder names,
-is an attribute of this package, so that modules may move. An attribute is
-imported when it is first used: ``import redimnet2_lobes`` does not import
-torch.
+What most users need, and each class or function that a YAML file or a model
+folder names, is an attribute of this package, so that modules may move. An
+attribute is imported when it is first used: ``import redimnet2_lobes`` does not
+import torch.
 
 Example
 -------
@@ -86,6 +86,7 @@ HOMES = {
     "space_of": "door",
     "check_same_space": "files.same_space",
     "NoSpeakerClasses": "pretrained.model_folder",
+    "build_hparam": "recipe.hparams",
 }
 
 

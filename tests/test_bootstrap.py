@@ -228,3 +228,16 @@ def test_all_pairs_of_these_tests_are_there():
     pairs = own_trials(np.random.default_rng(0), 4, 2)[2]
     expected = itertools.combinations(np.repeat(range(4), 2), 2)
     assert sorted(map(tuple, pairs)) == sorted(expected)
+
+
+def test_without_speakers_there_are_values_alone():
+    scores, labels, pairs = own_trials(np.random.default_rng(8))
+    known = bootstrap(scores, labels, pairs, REPORTED, resamples=2)
+    found = bootstrap(scores, labels, None, REPORTED)
+    assert found.keys() == known.keys()
+    for name, each in found.items():
+        assert each.value == known[name].value
+        assert each.limits is None
+        assert each.low is None and each.high is None
+    with pytest.raises(ValueError, match="both kinds of trials"):
+        bootstrap(scores, torch.ones(len(scores)), None, REPORTED)

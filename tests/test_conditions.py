@@ -399,9 +399,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    original = scoring.intervals.bootstrap
+    original = scoring.bootstrap
     monkeypatch.setattr(
-        scoring.intervals,
+        scoring,
         "bootstrap",
         lambda *arguments, **options: original(
             *arguments, **{"resamples": 20, **options}
@@ -487,6 +487,8 @@ def test_a_verification_under_conditions(verify, tmp_path, capsys):
     assert "1 s: 3 of the 11 test utterances have less" in printed
     text = (tmp_path / "out" / "conditions.txt").read_text()
     assert text in printed
+    assert "resamples over 4 speakers" in text
+    assert all(line.count("[") == 2 for line in text.splitlines()[1:5])
     table = (tmp_path / "out" / "conditions.md").read_text()
     assert len(table.splitlines()) == 2 + 4
     for name in ("duration.png", "conditions.png"):
@@ -572,6 +574,21 @@ def test_intervals_are_null_where_speakers_cannot_be_told(
         assert row["eer_percent_interval"] is None
         assert 0 <= row["eer_percent"] <= 100
     assert "[" not in (tmp_path / "out" / "conditions.txt").read_text()
+
+
+def test_speakers_of_the_training_are_told(verify, monkeypatch, capsys):
+    original = script.load_encoder
+
+    def trained(*arguments):
+        encoder = original(*arguments)
+        return encoder._replace(speakers=frozenset({"id0", "id3", "other"}))
+
+    monkeypatch.setattr(script, "load_encoder", trained)
+    verify()
+    assert (
+        "warning  2 of the 4 speakers were in the training"
+        in capsys.readouterr().out
+    )
 
 
 def test_recordings_of_noises_and_rooms(verify, noise_corpora):

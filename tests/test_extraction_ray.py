@@ -133,7 +133,7 @@ def test_only_what_is_missing_is_made(
     damage, by_one, arguments, in_this_process, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as stopped:
-        stopped.setattr(script, "take_faults", raise_disk_full)
+        stopped.setattr(script, "read_faults", raise_disk_full)
         with pytest.raises(OSError, match="disk full"):
             script.main(arguments())
     work = tmp_path / "embeddings.embedding_parts"
@@ -161,7 +161,7 @@ def test_a_change_makes_parts_anew(
     arguments, in_this_process, corpus, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as stopped:
-        stopped.setattr(script, "take_faults", raise_disk_full)
+        stopped.setattr(script, "read_faults", raise_disk_full)
         for keys in (
             {},
             {"maximum_seconds": 0.3},

@@ -757,6 +757,7 @@ LOWEST = {
     "validation_seconds": 0.1,
     "validation_seconds_per_batch": 0.1,
     "teacher_weight": 0,
+    "teacher_pairs_weight": 0,
     "label_weight": 0,
 }
 

@@ -115,6 +115,18 @@ def test_segments_count_by_their_own_length(tmp_path):
     assert len(speakers) == 6
 
 
+def test_without_speakers_no_test_speaker_gets_in(tmp_path):
+    """Of whom an utterance is, its name says where the list does not."""
+    path, trials = tmp_path / "list.csv", tmp_path / "trials.txt"
+    path.write_text("ID,duration,wav\na/x/1,2,1.wav\nb/x/1,2,2.wav\n")
+    trials.write_text("1 b/x/8.wav b/x/9.wav\n")
+    utterances, speakers = read_training_lists(
+        {"P_": path}, {}, 1.0, trials, [], labelled=False
+    )
+    assert [name for name, _, _ in utterances] == ["P_a/x/1"]
+    assert len(speakers) == 1
+
+
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [

@@ -719,6 +719,11 @@ def test_a_list_that_does_not_tell_its_speakers(
     assert rows[0]["cllr_interval"] is None
     low, high = rows[1]["cllr_interval"]
     assert low < rows[1]["cllr"] < high
+    # Of the EER and one minDCF on a screen, of all that have one elsewhere.
+    *_, last, _, _ = (results / "results.txt").read_text().splitlines()
+    assert last.count("[") == 2 and len(last) <= 120
+    *_, last = (results / "results.md").read_text().splitlines()
+    assert last.count("[") == 4
     assert (
         (results / "results.txt")
         .read_text()

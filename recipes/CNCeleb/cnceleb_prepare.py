@@ -99,8 +99,11 @@ def prepare_test(options: argparse.Namespace) -> set[str]:
     if options.by_genre:
         all_lists |= trials_by(trials, genre_of, "genre")
     write_verification_lists(
-        *(os.path.join(options.lists, "eval"), utterances, enrolments),
-        *(all_lists, incomplete),
+        os.path.join(options.lists, "eval"),
+        utterances,
+        enrolments,
+        all_lists,
+        incomplete,
     )
     return {name.split("/")[0] for name in utterances}
 

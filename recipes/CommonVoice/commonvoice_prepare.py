@@ -124,7 +124,10 @@ def write_test(
         enrolments[f"{speaker}/model"] = names[: options.enrolment_clips]
         tests[speaker] = names[options.enrolment_clips :]
     trials = draw_trials(
-        *(models, tests, options.trials_per_speaker, random),
+        models,
+        tests,
+        options.trials_per_speaker,
+        random,
         genders if options.same_gender else None,
     )
     used = {name for names in enrolments.values() for name in names}
@@ -136,8 +139,11 @@ def write_test(
         if name in used
     }
     write_verification_lists(
-        *(os.path.join(options.lists, "test"), utterances, enrolments),
-        *({"trials": trials}, options.allow_incomplete),
+        os.path.join(options.lists, "test"),
+        utterances,
+        enrolments,
+        {"trials": trials},
+        options.allow_incomplete,
     )
 
 

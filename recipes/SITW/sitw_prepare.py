@@ -97,7 +97,10 @@ def prepare_part(options: argparse.Namespace, part: str) -> set[str]:
             utterances[named(file)] = os.path.join(folder, file)
             lists[name].append((label, models[kind, model], named(file)))
     write_verification_lists(
-        *(os.path.join(options.lists, part), utterances, enrolments, lists),
+        os.path.join(options.lists, part),
+        utterances,
+        enrolments,
+        lists,
         options.allow_incomplete,
     )
     return {name.split("/")[0] for name in utterances}

@@ -132,7 +132,8 @@ def prepare_release(options: argparse.Namespace) -> None:
     number = len(files[f"{distant}/train"])
     check_count(
         "VOiCES: distant recordings for training",
-        *(number, FULL if number > DEVKIT else DEVKIT),
+        number,
+        FULL if number > DEVKIT else DEVKIT,
         options.allow_incomplete,
     )
     random = np.random.default_rng(options.seed)
@@ -157,9 +158,11 @@ def prepare_release(options: argparse.Namespace) -> None:
     tested = {name for _, *names in trials for name in names}
     tested |= {name for model in models for name in enrolments[model]}
     write(
-        *(options, "test"),
+        options,
+        "test",
         {name: utterances[name] for name in utterances if name in tested},
-        *({model: enrolments[model] for model in models}, trials),
+        {model: enrolments[model] for model in models},
+        trials,
     )
     training = files[f"{source}/train"] + files[f"{distant}/train"]
     list_training(options, by_speaker(training), set(tests))
@@ -195,7 +198,7 @@ def main(arguments: list[str]) -> None:
     """Runs the script."""
     parser = corpus_parser("Prepare VOiCES.", "the challenge's, or a release")
     parser.add_argument(
-        *("--by",),
+        "--by",
         nargs="+",
         choices=BY,
         default=[],

@@ -430,7 +430,10 @@ def _find_audio(
             if is_folder:
                 if depth < 3:
                     yield from _find_audio(
-                        *(entry.path, f"{prefix}{name}/", wav_folder, depth + 1)
+                        entry.path,
+                        f"{prefix}{name}/",
+                        wav_folder,
+                        depth + 1,
                     )
                 continue
             try:

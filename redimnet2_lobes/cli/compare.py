@@ -180,7 +180,7 @@ def _compare(
             plot,
             {name: (rates, det[side]) for side, name in enumerate(names)},
             {
-                name: found["eer_percent"][side][1:]
+                name: found["eer_percent"][side].limits
                 for side, name in enumerate(names)
             },
         )
@@ -199,9 +199,9 @@ def _table(found: Compared) -> str:
             table.append(
                 [
                     heading,
-                    with_interval(first.value, first[1:], form),
-                    with_interval(second.value, second[1:], form),
-                    with_interval(difference.value, difference[1:], signed),
+                    with_interval(first.value, first.limits, form),
+                    with_interval(second.value, second.limits, form),
+                    with_interval(difference.value, difference.limits, signed),
                     f"{p_value:.3f}",
                 ]
             )

@@ -54,6 +54,7 @@ def _letters(text: str) -> list[str]:
     "--lists",
     "letters",
     default="O,E,H",
+    metavar="LISTS",
     type=_letters,
     help="Of VoxCeleb1-O, -E and -H, cleaned; the default is O,E,H. For O "
     "VoxCeleb1's test part is enough.",
@@ -167,6 +168,7 @@ def _measure(
     from redimnet2_lobes.scoring.backends import CosineBackend
     from redimnet2_lobes.scoring.evaluate import evaluate
     from redimnet2_lobes.scoring.report import report
+    from redimnet2_lobes.scoring.reproduction import compare_with_published
     from redimnet2_lobes.scoring.results import PLAIN_COSINE
 
     encoder = _load(released.name, device)
@@ -183,15 +185,13 @@ def _measure(
             seconds_per_batch=seconds_per_batch,
         ),
     )
-    report(results, {}, folder, released.name, encoder.space)
-    from redimnet2_lobes.scoring.reproduction import compare_with_published
-
+    entries = report(results, {}, folder, released.name, encoder.space)
     published: dict[str, str] = dict(
         zip(LISTS, released.error_rates, strict=True)
     )
     return [
-        compare_with_published(letter, result, published[letter])
-        for letter, result in zip(lists, results, strict=True)
+        compare_with_published(letter, result, entry, published[letter])
+        for letter, result, entry in zip(lists, results, entries, strict=True)
     ], encoder.space
 
 
@@ -210,7 +210,7 @@ def _load(name: str, device: str) -> Encoder:
 
 def _write(summary: dict, reproduced: list[Reproduced], folder: Path) -> None:
     from redimnet2_lobes.files.atomic import complete_or_absent
-    from redimnet2_lobes.scoring.plots import plot_published
+    from redimnet2_lobes.scoring.interval_plots import plot_published
 
     with complete_or_absent(folder / RESULT_FILE) as partial:
         partial.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")

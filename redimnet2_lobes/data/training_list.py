@@ -277,8 +277,15 @@ def _check_files(
         except OSError:
             size, mtime_ns = -1, -1
         verdict = check_recording(
-            *(utterance, utterance, path, size, mtime_ns, earlier),
-            *(folder, minimum_seconds, check_audio),
+            utterance,
+            utterance,
+            path,
+            size,
+            mtime_ns,
+            earlier,
+            folder,
+            minimum_seconds,
+            check_audio,
         )
         wav = path
         if verdict.action == "converted":

@@ -29,7 +29,6 @@ from redimnet2_lobes.data.trials import read_trials
 logger = get_logger(__name__)
 
 COLUMNS = ("ID", "duration", "wav", "spk_id")
-KEYS = ["sig", "label", "replaced", "teacher"]  # of a batch, on the device
 
 UNKNOWN = "unknown"  # the speaker of all utterances of an unlabelled training
 
@@ -91,8 +90,8 @@ class UtteranceList:
         left_out_utterances
             Without prefix, by their ``utterance_name``.
         labelled
-            Whether each must have a speaker. Otherwise all have the same, but
-            those of ``left_out_speakers`` are left out where they are named.
+            Whether each must have a speaker. Otherwise all have the same one;
+            whom to leave out says ``spk_id``, or else the first folder of ID.
 
         Raises
         ------
@@ -104,9 +103,10 @@ class UtteranceList:
         columns = COLUMNS if labelled else COLUMNS[:-1]
         try:
             for _, row in read_rows(path, columns, replacements):
+                named = row.get("spk_id") or row["ID"].split("/")[0]
                 if (
                     float(row["duration"]) < minimum_seconds
-                    or row.get("spk_id", "") in left_out_speakers
+                    or named in left_out_speakers
                     or row["ID"] in left_out_utterances
                     or utterance_name(row["ID"]) in left_out_utterances
                 ):
@@ -340,7 +340,8 @@ def collate_crops(crops: list[dict]) -> PaddedBatch:
     >>> batch.sig.data.shape, batch.sig.lengths
     (torch.Size([2, 3]), None)
     """
-    batch = PaddedBatch(crops, device_prep_keys=KEYS)
+    on_device = ["sig", "label", "replaced", "teacher"]
+    batch = PaddedBatch(crops, device_prep_keys=on_device)
     if len({len(crop["sig"]) for crop in crops}) == 1:
         batch.sig = PaddedData(batch.sig.data, None)
     return batch

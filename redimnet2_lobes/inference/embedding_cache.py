@@ -273,9 +273,7 @@ def _make_parts(
     ) as progress:
         for path, names in missing:
             paths = {name: sources[name] for name in names}
-            part = _compute(
-                *(paths, load, encode, most_samples, progress, strict)
-            )
+            part = _compute(paths, load, encode, most_samples, progress, strict)
             _write_part(path, names, part)
 
 

@@ -166,7 +166,7 @@ def evaluate(
 
 def main(arguments: list[str]) -> None:
     """Evaluates a model, prints the figures and writes them as JSON."""
-    if not len(arguments) >= 3:
+    if len(arguments) < 3:
         raise ValueError(
             "expected MODEL BENCHMARK RESULTS.json and, to run some of them "
             "only, protocols"

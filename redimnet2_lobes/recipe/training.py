@@ -1,16 +1,24 @@
-"""What a training refuses before it begins.
+"""What a training refuses before it begins, its batches, and what it leaves.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import os
 from collections.abc import Mapping
 
+import torch
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.run_opts import RunOptions
 
+from redimnet2_lobes.data.training_set import UtteranceList
 from redimnet2_lobes.files.settings import check_at_least, check_types
 from redimnet2_lobes.models.variants import check_variant
+from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.pretrained.provenance import after_fine_tuning
 from redimnet2_lobes.recipe.command_line import refuse_run_options
+from redimnet2_lobes.training.batches import GlobalBatches, check_batch_norm
+from redimnet2_lobes.training.brain import GlobalBatchBrain, unwrap
 from redimnet2_lobes.training.losses import (
     AdditiveAngularMarginLoss,
     SphereFace2,
@@ -43,6 +51,7 @@ LOWEST = {
     "validation_seconds": 0.1,
     "validation_seconds_per_batch": 0.1,
     "teacher_weight": 0.0,
+    "teacher_pairs_weight": 0.0,
     "label_weight": 0.0,
 }
 TYPES = {
@@ -127,3 +136,54 @@ def check_hparams(hparams: Mapping) -> None:
             "False, or take SphereFace2 or AdditiveAngularMarginLoss as "
             "compute_cost"
         )
+
+
+def global_batches(
+    hparams: Mapping, utterances: UtteranceList
+) -> GlobalBatches:
+    """The batches of this process, by which the schedules of hparams go.
+
+    It is a ValueError if a key asks for batches that cannot be.
+    """
+    batches = GlobalBatches(
+        utterances.shards,
+        hparams["global_batch_size"],
+        hparams["batch_size"],
+        hparams["seed"],
+        process=int(os.environ.get("RANK", 0)),  # set by torchrun
+        processes=int(os.environ.get("WORLD_SIZE", 1)),
+        replayed=utterances.replayed,
+        replay_share=hparams.get("replay_share", 0.0),
+    )
+    check_batch_norm(
+        batches, hparams["embedding_model"], hparams["synchronize_batchnorm"]
+    )
+    hparams["lr_schedule"].scale = batches.global_batch_size / 64
+    for schedule in (hparams["lr_schedule"], hparams["margin_schedule"]):
+        schedule.steps_per_epoch = batches.steps
+    return batches
+
+
+def write_model(
+    brain: GlobalBatchBrain,
+    speakers: CategoricalEncoder,
+    class_weights: torch.Tensor,
+) -> None:
+    """Writes the model folder of what was trained, in the main process."""
+    classes = {}
+    if brain.hparams.label_weight:
+        classes = {
+            # Faster and slower versions of them were for training only.
+            "class_weights": class_weights[: len(speakers)],
+            "speakers": [speakers.decode_ndim(i) for i in range(len(speakers))],
+            "loss": unwrap(brain.modules.compute_cost),
+        }
+    write_model_folder(
+        brain.hparams.model_folder,
+        brain.hparams.embedding_model,
+        brain.hparams.title,
+        variant=brain.hparams.variant,
+        **classes,
+        provenance=after_fine_tuning(brain.hparams.pretrained_folder),
+    )
+    print(f"Model folder: {brain.hparams.model_folder}")

@@ -5,6 +5,7 @@ Authors
 """
 
 import os
+from collections.abc import Set
 from typing import NamedTuple
 
 from redimnet2_lobes.data.trial_files import (
@@ -258,19 +259,28 @@ def warn_of_known_speakers(
         return {name.split("/")[0] for name in files_of(lists)}
 
     speakers = speakers_of(trials.tested)
-    for known, where in (
-        (trained, "were in the training: this is no test on unseen speakers"),
-        (
-            speakers_of(trials.calibrating),
-            "are in the calibration trials, which should be of others",
-        ),
-        (
-            {each.speaker for each in cohort},
-            "are in the cohort, which should be of others",
-        ),
-    ):
-        if common := len(speakers & known):
-            print(f"warning  {common} of the {len(speakers)} speakers {where}")
+    warn_of_trained_speakers(speakers, trained)
+    _warn(
+        speakers,
+        speakers_of(trials.calibrating),
+        "are in the calibration trials, which should be of others",
+    )
+    _warn(
+        speakers,
+        {each.speaker for each in cohort},
+        "are in the cohort, which should be of others",
+    )
+
+
+def warn_of_trained_speakers(speakers: set[str], trained: Set) -> None:
+    """Prints how many speakers the network was trained on, if any."""
+    where = "were in the training: this is no test on unseen speakers"
+    _warn(speakers, trained, where)
+
+
+def _warn(speakers: set[str], known: Set, where: str) -> None:
+    if common := len(speakers & known):
+        print(f"warning  {common} of the {len(speakers)} speakers {where}")
 
 
 def check_calibrations(

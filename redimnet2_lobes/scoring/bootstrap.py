@@ -57,8 +57,15 @@ class Interval(NamedTuple):
     """A figure of all trials, and the limits of its confidence interval."""
 
     value: Any  # a number, or an array of them, as are the limits
-    low: Any
+    low: Any  # None if not known, as is the other
     high: Any
+
+    @property
+    def limits(self) -> list[float] | None:
+        """Those of a number, as JSON has them: null if not known."""
+        if self.low is None:
+            return None
+        return [float(self.low), float(self.high)]
 
 
 Figure = Callable[[Curve], Any]  # a number or an array of always one shape
@@ -67,7 +74,7 @@ Figure = Callable[[Curve], Any]  # a number or an array of always one shape
 def bootstrap(
     scores: torch.Tensor,
     labels: torch.Tensor,
-    speakers: np.ndarray | Sequence[Sequence[object]],
+    speakers: np.ndarray | Sequence[Sequence[object]] | None,
     figures: Mapping[str, Figure],
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -83,7 +90,8 @@ def bootstrap(
     scores, labels
         Of each trial [trials]; labels are True for trials of one speaker.
     speakers
-        The two of each trial, names or numbers [trials, 2].
+        The two of each trial, names or numbers [trials, 2]; if None, as they
+        cannot be told, there are figures without limits.
     figures
         What to compute of a `Curve`, by name, such as ``eer``.
     resamples, confidence, seed
@@ -104,11 +112,19 @@ def bootstrap(
     >>> print(f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})")
     0.33 (0.00 to 1.00)
     """
-    names, (drawn,) = resample(
+    if speakers is None:
+        targets = _targets(labels)
+        anyone = np.zeros(len(targets), np.int64)
+        curve = _curves(scores, targets, anyone, anyone)(np.array([1]))
+        return {
+            name: Interval(figure(curve), None, None)
+            for name, figure in figures.items()
+        }
+    count, (drawn,) = resample(
         [scores], labels, speakers, figures, resamples, seed
     )
     return {
-        name: interval(each, names, confidence) for name, each in drawn.items()
+        name: interval(each, count, confidence) for name, each in drawn.items()
     }
 
 
@@ -145,9 +161,7 @@ def resample(
     >>> count, np.array_equal(one["EER"][1], other["EER"][1])
     (3, True)
     """
-    targets = torch.as_tensor(labels).bool().cpu().numpy().ravel()
-    if targets.all() or not targets.any():
-        raise ValueError("labels: error rates need both kinds of trials")
+    targets = _targets(labels)
     if not isinstance(speakers, np.ndarray):
         speakers = np.array([*map(tuple, speakers)])
     names, numbers = np.unique(speakers, return_inverse=True)
@@ -185,6 +199,13 @@ def resample(
         }
         for curve_of, of_system in zip(curves, drawn, strict=True)
     ]
+
+
+def _targets(labels: torch.Tensor) -> np.ndarray:
+    targets = torch.as_tensor(labels).bool().cpu().numpy().ravel()
+    if targets.all() or not targets.any():
+        raise ValueError("labels: error rates need both kinds of trials")
+    return targets
 
 
 def _curves(

@@ -9,9 +9,7 @@ Authors
 """
 
 import json
-import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,31 +22,41 @@ from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.inference.embedding_cache import Embeddings
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
-from redimnet2_lobes.scoring import bootstrap as intervals
 from redimnet2_lobes.scoring.backends import (
     CosineBackend,
     average,
     trial_scores,
 )
-from redimnet2_lobes.scoring.bootstrap import Curve, Figure, Interval
-from redimnet2_lobes.scoring.metrics import EER
-from redimnet2_lobes.scoring.plots import (
+from redimnet2_lobes.scoring.bootstrap import (
+    REPORTED,
+    RESAMPLES,
+    Interval,
+    bootstrap,
+    far_at,
+    frr_at,
+    in_units,
+)
+from redimnet2_lobes.scoring.interval_plots import (
     plot_eer_by_duration,
     plot_eer_of_conditions,
 )
-from redimnet2_lobes.scoring.report import P_TARGETS
-from redimnet2_lobes.scoring.results import shown_checkpoint
-from redimnet2_lobes.scoring.tables import (
-    markdown_table,
-    text_table,
-    with_interval,
+from redimnet2_lobes.scoring.metrics import EER
+from redimnet2_lobes.scoring.results import (
+    INTERVAL,
+    PRINTED_INTERVALS,
+    about_intervals,
+    figures_table,
+    shown_checkpoint,
 )
+from redimnet2_lobes.scoring.tables import markdown_table, text_table
 
 CLEAN = "clean"  # what is called so has no condition
-UNKNOWN = math.nan, math.nan  # limits where speakers cannot be told
 
 # Of a table headings, keys and how figures are written.
 COLUMNS = (
+    ("list", "list", "{}"),
+    ("condition", "condition", "{}"),
+    ("seconds", "mean_test_seconds", "{:.1f}"),
     ("EER (%)", "eer_percent", "{:.2f}"),
     ("minDCF 0.01", "min_dcf_0.01", "{:.3f}"),
     ("FAR (%)", "far_percent_at_clean_threshold", "{:.2f}"),
@@ -121,10 +129,9 @@ def score_arm(
 def figures_of(arms: list[Arm]) -> list[dict]:
     """Error rates of the arms of one list, of which the first is clean.
 
-    They are the entries of conditions.json, with intervals by `bootstrap` over
-    the speakers, or null for limits where speakers cannot be told. False
-    acceptances and rejections are those at the threshold of the first arm's
-    equal error rate.
+    They are the entries of conditions.json, with intervals as of results.json.
+    False acceptances and rejections are those at the threshold of the first
+    arm's equal error rate.
     """
     trial_list = arms[0].trial_list
     labels = trial_list.labels
@@ -132,61 +139,29 @@ def figures_of(arms: list[Arm]) -> list[dict]:
     clean = arms[0].scores
     _, threshold = EER(clean[labels], clean[~labels])
     figures = {
-        "eer_percent": _scaled(intervals.eer, 100),
-        **{
-            f"min_dcf_{prior}": _scaled(
-                intervals.min_dcf(p_target=prior), 1 / prior
-            )
-            for prior in P_TARGETS
-        },
-        "far_percent_at_clean_threshold": _scaled(
-            intervals.far_at(threshold), 100
-        ),
-        "frr_percent_at_clean_threshold": _scaled(
-            intervals.frr_at(threshold), 100
-        ),
+        **REPORTED,
+        "far_percent_at_clean_threshold": in_units(far_at(threshold), 0.01),
+        "frr_percent_at_clean_threshold": in_units(frr_at(threshold), 0.01),
     }
-    return [_entry(arm, labels, speakers, figures, threshold) for arm in arms]
-
-
-def _scaled(figure: Figure, factor: float) -> Figure:
-    def scaled(curve: Curve) -> float:
-        return factor * float(figure(curve))
-
-    return scaled
-
-
-def _entry(
-    arm: Arm,
-    labels: torch.Tensor,
-    speakers: np.ndarray | list[list[int]] | None,
-    figures: Mapping[str, Figure],
-    threshold: float,
-) -> dict:
-    entry = {
-        "list": arm.trial_list.name,
-        "condition": arm.name,
-        "settings": arm.condition and arm.condition.settings(),
-        "trials": len(labels),
-        "test_utterances": len(arm.seconds),
-        "mean_test_seconds": arm.seconds.mean().item(),
-        "shorter_than_wanted": arm.too_short,
-        "clean_threshold": threshold,
-    }
-    known = speakers is not None
-    if not known:  # then any that fit the labels, and no limits are kept
-        speakers = [[0, int(not label)] for label in labels]
-    found = intervals.bootstrap(
-        arm.scores,
-        labels,
-        speakers,
-        figures,
-        **({} if known else {"resamples": 1}),
-    )
-    for key, (value, low, high) in found.items():
-        entry[key] = value
-        entry[f"{key}_interval"] = [low, high] if known else None
-    return entry
+    entries = []
+    for arm in arms:
+        entry = {
+            "list": trial_list.name,
+            "condition": arm.name,
+            "settings": arm.condition and arm.condition.settings(),
+            "trials": len(labels),
+            "speakers": None if speakers is None else len(np.unique(speakers)),
+            "test_utterances": len(arm.seconds),
+            "mean_test_seconds": arm.seconds.mean().item(),
+            "shorter_than_wanted": arm.too_short,
+            "clean_threshold": threshold,
+        }
+        found = bootstrap(arm.scores, labels, speakers, figures)
+        for key, each in found.items():
+            entry[key] = float(each.value)
+            entry[key + INTERVAL] = each.limits
+        entries.append(entry)
+    return entries
 
 
 def report_conditions(
@@ -228,11 +203,13 @@ def report_conditions(
         KEY: space,
         "apply_to": apply_to,
         "seed": seed,
-        "confidence": intervals.CONFIDENCE,
+        "bootstrap_resamples": RESAMPLES,
         "results": rows,
     }
-    table = conditions_table(rows)
-    text = text_table(table) + "".join(f"{line}\n" for line in _notes(rows))
+    notes = [*_notes(rows), about_intervals(summary)]
+    text = text_table(figures_table(rows, COLUMNS, PRINTED_INTERVALS))
+    text += "".join(f"{line}\n" for line in notes)
+    table = figures_table(rows, COLUMNS, rows[0])
     for file, content in (
         ("conditions.json", json.dumps(summary, indent=2) + "\n"),
         ("conditions.md", markdown_table(table)),
@@ -245,30 +222,6 @@ def report_conditions(
         "FAR and FRR are those at the threshold of the clean EER. Plots are in "
         f"{output_folder}/<list>/, the table in conditions.json and .md"
     )
-
-
-def conditions_table(rows: list[dict]) -> list[list[str]]:
-    """Cells of a table of the entries of conditions.json, headings first.
-
-    Example
-    -------
-    >>> row = {"list": "O", "condition": "GSM", "mean_test_seconds": 3.71}
-    >>> for _, key, _ in COLUMNS:
-    ...     row |= {key: 2.0, f"{key}_interval": [1.0, 3.0]}
-    >>> conditions_table([row])[1]
-    ['O', 'GSM', '3.7', '2.00 [1.00, 3.00]', '2.000 [1.000, 3.000]', \
-'2.00 [1.00, 3.00]', '2.00 [1.00, 3.00]']
-    """
-    headings = [heading for heading, _, _ in COLUMNS]
-    table = [["list", "condition", "seconds", *headings]]
-    for row in rows:
-        figures = [
-            with_interval(row[key], row[f"{key}_interval"], form)
-            for _, key, form in COLUMNS
-        ]
-        seconds = f"{row['mean_test_seconds']:.1f}"
-        table.append([row["list"], row["condition"], seconds, *figures])
-    return table
 
 
 def _notes(rows: list[dict]) -> list[str]:
@@ -286,9 +239,8 @@ def _plot(arms: list[Arm], entries: list[dict], folder: Path) -> None:
     name = arms[0].trial_list.name
     durations, others = [], {}
     for arm, entry in zip(arms, entries, strict=True):
-        limits = entry["eer_percent_interval"] or UNKNOWN
-        value = entry["eer_percent"], *limits
-        rate = Interval(*(each / 100 for each in value))
+        limits = entry["eer_percent" + INTERVAL] or (None, None)
+        rate = Interval(entry["eer_percent"], *limits)
         is_excerpt = arm.condition and isinstance(arm.condition.step, Excerpt)
         if is_excerpt or arm.condition is None:
             durations.append((entry["mean_test_seconds"], rate))

@@ -158,7 +158,6 @@ def search_galleries(
 def open_set_curve(
     searches: Searches,
     rates: Sequence[float] | None = None,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> OpenSetCurve:
     """The FNIR and the threshold at false-positive identification rates.
@@ -195,7 +194,6 @@ def open_set_curve(
             "fnir": frr_at_far(np.asarray(rates)),
             "threshold": threshold_at_far(np.asarray(rates)),
         },
-        confidence,
         seed,
     )
     return OpenSetCurve(
@@ -225,7 +223,6 @@ def rates_at(
 def _bootstrap(
     searches: Searches,
     figures: Mapping[str, Figure],
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Figures of searches as trials, with intervals for other speakers."""
@@ -239,7 +236,6 @@ def _bootstrap(
         searches.is_enrolled,
         pairs.numpy(),
         figures,
-        confidence=confidence,
         seed=seed,
     )
 

@@ -22,7 +22,6 @@ from scipy.special import ndtr, ndtri
 
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.scoring.bootstrap import Interval
-from redimnet2_lobes.scoring.identification import OpenSetCurve
 from redimnet2_lobes.scoring.metrics import equal_error_index
 from redimnet2_lobes.scoring.tables import with_interval
 
@@ -68,7 +67,8 @@ def plot_det(
         equal_error_rates[name] = (far[index].item() + frr[index].item()) / 2
     low, high = _det_limits(curves.values(), equal_error_rates.values())
 
-    figure = Figure(figsize=(6.4, 7), layout="constrained")
+    height = 6.6 + 0.2 * len(curves)  # the legend has a line for each
+    figure = Figure(figsize=(6.4, height), layout="constrained")
     axes = figure.add_subplot()
     diagonal = np.array([low, high])
     axes.plot(diagonal, diagonal, color="0.7", linewidth=1, linestyle=":")
@@ -114,7 +114,7 @@ def plot_det(
     axes.set_ylabel("false rejection rate (%)")
     axes.set_title("Detection error trade-off (dot: equal error rate)")
     figure.legend(loc="outside lower center")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_score_histogram(
@@ -171,7 +171,7 @@ def plot_score_histogram(
     axes.set_ylabel("share of the trials of each kind (% per bar)")
     axes.set_title(title)
     figure.legend(loc="outside lower center")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_error_rates(
@@ -221,230 +221,7 @@ def plot_error_rates(
     axes.set_ylabel("error rate (%), with its confidence interval")
     axes.set_title("Error rates over the threshold")
     figure.legend(loc="outside lower center", ncols=2)
-    _save(figure, path)
-
-
-def plot_eer_by_duration(
-    seconds: Sequence[float],
-    rates: Sequence[Interval],
-    path: str | os.PathLike,
-    title: str = "EER by duration",
-) -> None:
-    """Plots equal error rates over the seconds used, with their intervals.
-
-    Both are ascending in time [durations]; limits may be NaN where there are
-    none. ``path`` is a PNG file.
-
-    Example
-    -------
-    >>> rates = [Interval(0.2, 0.1, 0.3), Interval(0.1, 0.05, 0.2)]
-    >>> path = getfixture("tmp_path") / "duration.png"
-    >>> plot_eer_by_duration([1.0, 3.7], rates, path)
-    >>> path.exists()
-    True
-    """
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    axes = figure.add_subplot()
-    value, low, high = 100 * np.array(rates).T
-    axes.plot(seconds, value, "o-", color="tab:blue", label="EER")
-    axes.fill_between(
-        seconds,
-        low,
-        high,
-        color="tab:blue",
-        alpha=0.2,
-        linewidth=0,
-        label="95 % interval over speakers",
-    )
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.set_xlabel("audio of the test utterance, mean (s)")
-    axes.set_ylabel("equal error rate (%)")
-    axes.set_title(title)
-    figure.legend(loc="outside lower center", ncols=2)
-    _save(figure, path)
-
-
-def plot_eer_of_conditions(
-    rates: Mapping[str, Interval],
-    path: str | os.PathLike,
-    title: str = "EER under conditions",
-) -> None:
-    """Plots the equal error rate of each condition, with its interval.
-
-    The first is what the others are compared with; its interval is shaded.
-    Limits may be NaN where there are none. ``path`` is a PNG file.
-
-    Example
-    -------
-    >>> rates = {"clean": Interval(0.1, 0.05, 0.2)}
-    >>> rates["GSM"] = Interval(0.2, 0.1, 0.3)
-    >>> path = getfixture("tmp_path") / "conditions.png"
-    >>> plot_eer_of_conditions(rates, path)
-    >>> path.exists()
-    True
-    """
-    height = 1.5 + 0.32 * len(rates)
-    figure = Figure(figsize=(8, height), layout="constrained")
-    axes = figure.add_subplot()
-    value, low, high = 100 * np.array(list(rates.values())).T
-    rows = np.arange(len(rates))
-    axes.axvspan(low[0], high[0], color="tab:blue", alpha=0.15, linewidth=0)
-    axes.axvline(value[0], color="tab:blue", linewidth=1, linestyle="--")
-    axes.hlines(rows, low, high, color="tab:blue", linewidth=2)
-    axes.plot(value, rows, "o", color="tab:blue")
-    axes.set_yticks(rows, list(rates))
-    axes.set_ylim(len(rates) - 0.5, -0.5)
-    axes.set_xlim(left=0)
-    axes.grid(axis="x", color="0.9")
-    axes.set_axisbelow(True)
-    axes.set_xlabel(
-        "equal error rate (%), with its 95 % interval over speakers"
-    )
-    axes.set_title(title)
-    _save(figure, path)
-
-
-def plot_published(
-    figures: Mapping[str, tuple[Interval, float | None]],
-    path: str | os.PathLike,
-    title: str,
-) -> None:
-    """Plots measured equal error rates beside published ones, as a PNG file.
-
-    ``figures`` has for each list the measured rate with its interval, and the
-    published one or None, in percent.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "published.png"
-    >>> figures = {"VoxCeleb1-O": (Interval(0.29, 0.2, 0.4), 0.287)}
-    >>> plot_published(figures, path, "b6-vox2-lm")
-    >>> path.exists()
-    True
-    """
-    figure = Figure(figsize=(2.5 + 1.5 * len(figures), 5), layout="constrained")
-    axes = figure.add_subplot()
-    measured = np.array([measured for measured, _ in figures.values()])
-    value, low, high = measured.T
-    axes.errorbar(
-        range(len(figures)),
-        value,
-        [value - low, high - value],
-        fmt="o",
-        capsize=6,
-        label="measured, with the 95 % interval for other speakers",
-    )
-    published = {
-        place: rate
-        for place, (_, rate) in enumerate(figures.values())
-        if rate is not None
-    }
-    if published:
-        axes.plot(
-            [*published],
-            [*published.values()],
-            "_",
-            color="tab:orange",
-            markersize=40,
-            markeredgewidth=2,
-            label="published",
-        )
-    axes.set_xticks(range(len(figures)), [*figures])
-    axes.set_xlim(-0.5, len(figures) - 0.5)
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    axes.set_ylabel("equal error rate (%)")
-    axes.set_title(title)
-    figure.legend(loc="outside lower center")
-    _save(figure, path)
-
-
-def plot_open_set(
-    curves: Sequence[OpenSetCurve],
-    points: Mapping[int, Sequence[dict]],
-    path: str | os.PathLike,
-    title: str,
-) -> None:
-    """Plots open-set identification over gallery size, as a PNG file.
-
-    On the left FNIR against FPIR, a curve for each gallery size, on logarithmic
-    scales as in NIST's reports, with the intervals of the first and the last;
-    on the right the FNIR at FPIRs over the gallery size: ``points`` are those
-    of `open_set_figures` by gallery size.
-
-    Example
-    -------
-    >>> limits = {"fnir": 0.2, "fnir_interval": [0.1, 0.3]}
-    >>> rates = np.array([0.01, 0.1])
-    >>> curve = OpenSetCurve(5, rates, Interval(rates, rates, rates), None)
-    >>> path = getfixture("tmp_path") / "open_set.png"
-    >>> plot_open_set([curve], {5: [{"fpir": 0.1, **limits}]}, path, "Voices")
-    >>> path.exists()
-    True
-    """
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    smallest = 1.0
-    for curve in curves:
-        value, low, high = (100 * part for part in curve.fnir)
-        smallest = min([smallest, *value[value > 0]])
-        (line,) = left.plot(
-            100 * curve.fpir, value, label=f"{curve.gallery_size:,} enrolled"
-        )
-        if (
-            curve is curves[0] or curve is curves[-1]
-        ):  # all would hide each other
-            left.fill_between(
-                *(100 * curve.fpir, low, high),
-                color=line.get_color(),
-                alpha=0.15,
-                linewidth=0,
-                label="its 95 % interval",
-            )
-    left.set_xscale("log")
-    left.set_yscale("log")
-    left.set_ylim(max(smallest / 2, 0.01), 110)
-    for axis in (left.xaxis, left.yaxis):
-        axis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
-    left.set_xlabel("FPIR: strangers who are given a name (%)")
-    left.set_ylabel("FNIR: enrolled who are not, or another's (%)")
-    left.legend()
-    sizes = sorted(points)
-    rates = [each["fpir"] for each in points[sizes[0]]]
-    for index, rate in enumerate(rates):
-        shown = [
-            (size, each["fnir"], *each["fnir_interval"])
-            for size in sizes
-            if (each := points[size][index])["fnir"] is not None
-        ]
-        if not shown:
-            continue
-        at, value, low, high = np.array(shown).T
-        # Side by side, so that none hides another.
-        right.errorbar(
-            at * 1.02**index,
-            100 * value,
-            [100 * (value - low), 100 * (high - value)],
-            fmt="o-",
-            capsize=4,
-            label=f"at FPIR {100 * rate:g} %",
-        )
-    right.set_xscale("log")
-    right.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    right.xaxis.set_minor_locator(ticker.NullLocator())
-    right.set_ylim(0, 105)
-    right.set_xlabel("enrolled speakers")
-    right.set_ylabel("FNIR (%)")
-    right.legend()
-    for axes in (left, right):
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-    figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_training_curves(
@@ -452,7 +229,8 @@ def plot_training_curves(
 ) -> None:
     r"""Plots loss, accuracy and validation EER over the epochs, as a PNG file.
 
-    They are read from the log of SpeechBrain's ``FileTrainLogger``.
+    They are read from the log of SpeechBrain's ``FileTrainLogger``. A training
+    without speakers has no accuracy.
 
     Example
     -------
@@ -471,13 +249,16 @@ def plot_training_curves(
     }
     epochs = {}
     with open(train_log, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            values = dict(re.findall(r"([a-zA-Z][\w ]*): ([^\s,]+)", line))
-            # A killed machine may leave a line that is none. A run that was
-            # killed before its checkpoint was complete logs the epoch again.
-            with contextlib.suppress(LookupError, ValueError):
-                figures = {key: float(values[key]) for key in panels}
-                epochs[int(values["epoch"])] = figures
+        lines = file.readlines()
+    if not any("train accuracy" in line for line in lines):
+        del panels["train accuracy"]
+    for line in lines:
+        values = dict(re.findall(r"([a-zA-Z][\w ]*): ([^\s,]+)", line))
+        # A killed machine may leave a line that is none. A run that was killed
+        # before its checkpoint was complete logs the epoch again.
+        with contextlib.suppress(LookupError, ValueError):
+            figures = {key: float(values[key]) for key in panels}
+            epochs[int(values["epoch"])] = figures
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels))
     for axis, (key, label) in zip(axes, panels.items(), strict=True):
@@ -490,7 +271,7 @@ def plot_training_curves(
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_turns(
@@ -532,7 +313,7 @@ def plot_turns(
     axes.set_axisbelow(True)
     axes.set_xlabel("minutes and seconds")
     axes.set_title(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _as_array(values: torch.Tensor) -> np.ndarray:
@@ -557,7 +338,8 @@ def _det_limits(
     return ticks[max(low, 0)], ticks[min(high, len(ticks) - 1)]
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure as a PNG file."""
     with complete_or_absent(path) as partial, warnings.catch_warnings():
         # A name may have letters of which the font has none: a box is drawn.
         warnings.filterwarnings("ignore", message="Glyph .* missing")

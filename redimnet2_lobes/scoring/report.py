@@ -39,6 +39,7 @@ from redimnet2_lobes.scoring.plots import plot_det, plot_score_histogram
 from redimnet2_lobes.scoring.results import (
     INTERVAL,
     PLAIN_COSINE,
+    PRINTED_INTERVALS,
     RESULTS_FILE,
     about_intervals,
     embedded_part,
@@ -97,7 +98,7 @@ class Result:
         return figures
 
     def intervals(
-        self, speakers: np.ndarray, resamples: int = RESAMPLES
+        self, speakers: np.ndarray | None, resamples: int = RESAMPLES
     ) -> dict[str, Interval]:
         """Figures with intervals, by `bootstrap` over the speakers [trials, 2].
 
@@ -123,8 +124,10 @@ def report(
     eval_precision: str = "fp32",
     keep_in: str | os.PathLike | None = None,
     resamples: int = RESAMPLES,
-) -> None:
+) -> list[dict]:
     """Writes scores, results, plots and calibrations, and prints a table.
+
+    Returns the entries of results.json.
 
     Arguments
     ---------
@@ -165,15 +168,17 @@ def report(
         "bootstrap_resamples": resamples,
         "results": rows,
     }
-    table = results_table(rows, rows[0])
-    text = text_table(table) + (
+    text = text_table(results_table(rows, rows[0], PRINTED_INTERVALS)) + (
         f"Embedded of each utterance: {embedded_part(summary)}"
         f"{in_precision(summary)}.\n"
     )
     if intervals := about_intervals(summary):
         text += f"{intervals}\n"
     _write(output_folder / RESULTS_FILE, json.dumps(summary, indent=2) + "\n")
-    _write(output_folder / "results.md", markdown_table(table))
+    _write(
+        output_folder / "results.md",
+        markdown_table(results_table(rows, rows[0])),
+    )
     _write(output_folder / "results.txt", text)
     print(text, end="")
     print(
@@ -186,6 +191,7 @@ def report(
         kept = Path(keep_in) / RESULTS_FILE
         _write(kept, json.dumps(summary, indent=2) + "\n")
         print(f"kept with the model: {kept}")
+    return rows
 
 
 def _write_lists(
@@ -203,13 +209,11 @@ def _write_lists(
     rows, curves = [], defaultdict(list)
     for result in results:
         trial_list = result.trial_list
-        row, found, of_list = result.figures(), {}, speakers[trial_list.name]
+        row, of_list = result.figures(), speakers[trial_list.name]
         row["speakers"] = None if of_list is None else len(np.unique(of_list))
-        if of_list is not None and resamples:
-            found = result.intervals(of_list, resamples)
+        found = result.intervals(of_list if resamples else None, resamples)
         for key in REPORTED:
-            limits = [*map(float, found[key][1:])] if found else None
-            row[key + INTERVAL] = limits
+            row[key + INTERVAL] = found[key].limits
         rows.append(row)
         if result.own_curve:
             curves[trial_list.name].append((result, found))
@@ -235,7 +239,7 @@ def _plot_det(
     known = {
         result.backend: (det_rates(len(result.split()[1])), found)
         for result, found in of_backends
-        if found
+        if found["det"].low is not None
     }
     plot_det(
         {
@@ -244,7 +248,10 @@ def _plot_det(
         },
         path,
         {name: (rates, found["det"]) for name, (rates, found) in known.items()},
-        {name: found["eer_percent"][1:] for name, (_, found) in known.items()},
+        {
+            name: found["eer_percent"].limits
+            for name, (_, found) in known.items()
+        },
     )
 
 

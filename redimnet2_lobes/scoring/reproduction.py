@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from redimnet2_lobes.data.trial_files import trial_speakers
-from redimnet2_lobes.scoring.bootstrap import Interval, bootstrap, eer
+from redimnet2_lobes.scoring.bootstrap import Interval
 from redimnet2_lobes.scoring.metrics import EER
 from redimnet2_lobes.scoring.report import Result
+from redimnet2_lobes.scoring.results import INTERVAL
 from redimnet2_lobes.scoring.tables import with_interval
 
 NOT_PUBLISHED = "-"
@@ -50,7 +50,7 @@ class Reproduced(NamedTuple):
             "list": self.name,
             "trials": self.trials,
             "eer_percent": self.measured.value,
-            "eer_percent_interval": list(self.measured[1:]),
+            "eer_percent_interval": self.measured.limits,
             "published_eer_percent": published,
             "tolerance_percent": self.tolerance,
             "within_tolerance": self.is_within,
@@ -58,7 +58,7 @@ class Reproduced(NamedTuple):
 
 
 def compare_with_published(
-    name: str, result: Result, published: str
+    name: str, result: Result, entry: dict, published: str
 ) -> Reproduced:
     """Sets the equal error rate of a list beside a published one.
 
@@ -66,29 +66,19 @@ def compare_with_published(
     ---------
     name
         The list, such as ``O``.
-    result
-        Its scores. Speakers are those of `trial_speakers`, over which the
-        interval is a `bootstrap`.
+    result, entry
+        Its scores, and what results.json says of them.
     published
         In percent, with the digits that are published, or -.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be told who speaks.
     """
-    speakers = trial_speakers(result.trial_list)
-    if speakers is None:
-        raise ValueError(f"{name}: the list does not say who speaks")
-    labels = result.trial_list.labels
-    found = bootstrap(result.scores, labels, speakers, {"eer": eer})["eer"]
+    limits = entry["eer_percent" + INTERVAL] or (None, None)
     allowed = None
     if published != NOT_PUBLISHED:
         allowed = tolerance(*result.split(), published)
     return Reproduced(
         name,
         len(result.scores),
-        Interval(*(100 * float(rate) for rate in found)),
+        Interval(entry["eer_percent"], *limits),
         published,
         allowed,
     )
@@ -136,7 +126,9 @@ def reproduction_table(reproduced: list[Reproduced]) -> list[list[str]]:
         table.append(
             [
                 f"VoxCeleb1-{each.name}",
-                with_interval(each.measured.value, each.measured[1:], "{:.3f}"),
+                with_interval(
+                    each.measured.value, each.measured.limits, "{:.3f}"
+                ),
                 each.published,
                 allowed,
                 words[each.is_within],

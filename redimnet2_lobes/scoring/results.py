@@ -6,7 +6,7 @@ Authors
 
 import os
 import sys
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import NoReturn
 
 from redimnet2_lobes.files.json_files import read_json
@@ -36,6 +36,8 @@ ENTRIES = {
 # null where they are not known; older results have no such keys.
 INTERVAL = "_interval"
 WITH_INTERVAL = ("eer_percent", "min_dcf_0.01", "min_dcf_0.05", "cllr")
+# Those of them that a terminal has room for.
+PRINTED_INTERVALS = ("eer_percent", "min_dcf_0.01")
 # Of a table of them headings, keys and how figures are written.
 COLUMNS = (
     ("list", "list", "{}"),
@@ -119,10 +121,15 @@ def _are_limits(value: object) -> bool:
     )
 
 
-def results_table(rows: list[dict], keys: Container[str]) -> list[list[str]]:
+def results_table(
+    rows: list[dict],
+    keys: Container[str],
+    intervals: Container[str] = WITH_INTERVAL,
+) -> list[list[str]]:
     """Cells of a table of ``results``, the headings first.
 
-    Figures have their intervals with them, where these are known.
+    Figures have their intervals with them, where these are known and their keys
+    are among ``intervals``.
 
     Example
     -------
@@ -130,11 +137,32 @@ def results_table(rows: list[dict], keys: Container[str]) -> list[list[str]]:
     [['EER (%)'], ['0.500']]
     """
     columns = [column for column in COLUMNS if column[1] in keys]
+    return figures_table(rows, columns, intervals)
+
+
+def figures_table(
+    rows: list[dict],
+    columns: Sequence[tuple[str, str, str]],
+    intervals: Container[str],
+) -> list[list[str]]:
+    """As `results_table`, of columns of headings, keys and forms.
+
+    Example
+    -------
+    >>> rows = [{"list": "O", "far": 2.0, "far_interval": [1.0, 3.0]}]
+    >>> columns = [("list", "list", "{}"), ("FAR (%)", "far", "{:.1f}")]
+    >>> figures_table(rows, columns, ["far"])
+    [['list', 'FAR (%)'], ['O', '2.0 [1.0, 3.0]']]
+    """
     table = [[heading for heading, _, _ in columns]]
     for row in rows:
         table.append(
             [
-                with_interval(row[key], row.get(key + INTERVAL), form)
+                with_interval(
+                    row[key],
+                    row.get(key + INTERVAL) if key in intervals else None,
+                    form,
+                )
                 for _, key, form in columns
             ]
         )

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from redimnet2_lobes.pretrained.loading import not_finite
 from redimnet2_lobes.training.batches import EpochProgress, GlobalBatches
 from redimnet2_lobes.training.sharded_classifier import ShardedClassifier
+from redimnet2_lobes.training.validation import equal_error_rate
 
 logger = get_logger(__name__)
 
@@ -46,16 +47,18 @@ class GlobalBatchBrain(Brain):
     The host does not wait for a GPU: what a batch showed is read when the next
     one is queued, and at the latest before weights are checked or saved.
 
-    What a subclass must do besides SpeechBrain's: ``compute_objectives`` leaves
-    in ``correct`` how many utterances of the batch are classified rightly, a
-    scalar on the device (with a ``ShardedClassifier``, of those of own
-    classes), and a batch has ``replaced``, as ``TrainingCrops`` gives it.
-    ``on_stage_end`` calls ``check_weights`` first; only then is
-    ``avg_train_loss`` that of the whole epoch.
+    What a subclass must do besides SpeechBrain's: ``compute_objectives`` calls
+    ``classification_loss``, and a batch has ``replaced``, as ``TrainingCrops``
+    gives it. ``on_stage_end`` calls ``check_weights`` first; only then is
+    ``avg_train_loss`` that of the whole epoch. ``trials`` are set before
+    ``validate``.
 
-    Takes what ``Brain`` takes, and the batches of this process. The
-    checkpointer is a ``CompleteCheckpointer``; of the hyperparameters
-    ``synchronize_batchnorm``, ``epoch_counter`` and ``epoch_random`` are used.
+    Takes what ``Brain`` takes, and the batches of this process. The modules are
+    ``embedding_model``, ``classifier`` (which may be a ``ShardedClassifier``)
+    and ``compute_cost``; the checkpointer is a ``CompleteCheckpointer``. Of the
+    hyperparameters ``synchronize_batchnorm``, ``epoch_counter``,
+    ``epoch_random``, ``validation_seconds`` and
+    ``validation_seconds_per_batch`` are used.
 
     Example
     -------
@@ -258,6 +261,60 @@ class GlobalBatchBrain(Brain):
         skipped = self.scaler.is_enabled() or self.skip_nonfinite_grads
         if not skipped or self.nonfinite_count > self.nonfinite_patience:
             raise self.diverged("the loss", step)
+
+    def classification_loss(
+        self, cosines: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Loss of what the classifier gave; counts what is told rightly.
+
+        The labels are [batch], of the classes.
+        """
+        classifier = unwrap(self.modules.classifier)
+        if isinstance(classifier, ShardedClassifier):
+            labels = classifier.own_labels(labels)
+            self.correct = classifier.correct(cosines, labels)
+            return self.modules.compute_cost(cosines, labels, classifier.shares)
+        self.correct = (cosines.detach().squeeze(1).argmax(1) == labels).sum()
+        # [batch, 1], as SpeechBrain's LogSoftmaxWrapper wants them.
+        return self.modules.compute_cost(cosines, labels.unsqueeze(1))
+
+    def use_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes it the only one, whose state is in checkpoints."""
+        self.optimizer = optimizer
+        self.optimizers_dict = {"opt_class": optimizer}
+        classifier = unwrap(self.modules.classifier)
+        hooks = {}
+        if isinstance(classifier, ShardedClassifier):
+            hooks = {
+                "custom_load_hook": classifier.load_optimizer,
+                "custom_save_hook": classifier.save_optimizer,
+            }
+        self.checkpointer.add_recoverable("optimizer", optimizer, **hooks)
+
+    def class_weights(self) -> torch.Tensor | None:
+        """All of them [classes, embedding], in the main process.
+
+        Called in all processes, as each may hold a share.
+        """
+        classifier = unwrap(self.modules.classifier)
+        if isinstance(classifier, ShardedClassifier):
+            return classifier.whole(classifier.weight)
+        return classifier.get_parameter("weight")
+
+    def validate(self) -> float:
+        """Equal error rate on the validation trials, per cent.
+
+        All processes share the work.
+        """
+        network = unwrap(self.modules.embedding_model).eval()
+        eer = equal_error_rate(
+            self.encode_batch,
+            self.trials,
+            self.hparams.validation_seconds,
+            self.hparams.validation_seconds_per_batch,
+        )
+        network.train()
+        return eer
 
     def encode_batch(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor

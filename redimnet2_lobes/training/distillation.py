@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from speechbrain.utils.logger import get_logger
-from torch.nn.functional import cosine_similarity, normalize, pad
+from torch.nn.functional import normalize, pad
 
 from redimnet2_lobes.files.same_space import check_same_space
 from redimnet2_lobes.inference.embedding_files import read_embeddings
@@ -28,21 +28,32 @@ Files = str | os.PathLike | Mapping[str, str | os.PathLike]
 
 
 def distillation_loss(
-    embeddings: torch.Tensor, targets: torch.Tensor
+    embeddings: torch.Tensor,
+    targets: torch.Tensor,
+    weight: float = 10.0,
+    pairs_weight: float = 30.0,
 ) -> torch.Tensor:
-    """The mean distance of embeddings from the teacher's, from 0 to 2.
+    """How far embeddings are from the teacher's, and their cosines from its.
 
-    Both are [batch, embedding]. It is one minus the cosine, so that an
-    utterance's share does not depend on the others of the batch.
+    Both are [batch, embedding], the targets of length 1. The first part is the
+    mean of one minus the cosine of both. The second is the mean squared
+    difference between the cosines of all pairs of the batch and those of the
+    teacher (Park et al., "Relational knowledge distillation", CVPR 2019; Tung
+    and Mori, "Similarity-preserving knowledge distillation", ICCV 2019): what
+    scores will be made of is learned long before the embeddings themselves.
 
     Example
     -------
-    >>> embeddings = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    >>> distillation_loss(embeddings, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    >>> targets = torch.eye(2)
+    >>> distillation_loss(3 * targets.flip(0), targets, weight=1.0)
+    tensor(1.)
+    >>> distillation_loss(targets[[0, 0]], targets, 0.0, pairs_weight=1.0)
     tensor(0.5000)
     """
-    embeddings = at_least_float32(embeddings)
-    return (1 - cosine_similarity(embeddings, targets)).mean()
+    units = normalize(at_least_float32(embeddings), dim=1)
+    distance = 1 - (units * targets).sum(dim=1)
+    pairs = units @ units.T - targets @ targets.T
+    return weight * distance.mean() + pairs_weight * pairs.square().mean()
 
 
 def read_teacher(
@@ -87,7 +98,7 @@ def read_teacher(
         entry if isinstance(entry, Mapping) else {"": entry} for entry in files
     ]
     first = next(iter(by_speed[0].values()))
-    space = first_width = None
+    space = dimension = None
     vectors = []
     for by_prefix in by_speed:
         row, parts = {}, []
@@ -95,13 +106,12 @@ def read_teacher(
             stored = read_embeddings(path)
             space = space or stored.space
             check_same_space(path, stored.space, first, space)
-            width = stored.vectors.shape[1]
-            first_width = first_width or width
-            if width != first_width:
+            found = stored.vectors.shape[1]
+            dimension = dimension or found
+            if found != dimension:
                 raise ValueError(
-                    f"teacher_embeddings: {path} has embeddings of {width} "
-                    f"values, but {first} of {first_width}; give files of one "
-                    "teacher"
+                    f"{path}: embeddings of {found} numbers, but {first} has "
+                    f"{dimension}; pass files of one teacher"
                 )
             start = sum(map(len, parts))
             row.update(

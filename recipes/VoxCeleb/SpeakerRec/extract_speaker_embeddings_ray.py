@@ -24,6 +24,7 @@ Authors
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -64,13 +65,11 @@ def main(arguments: list[str]) -> str | None:
 
     Returns an error line if utterances are left out.
     """
-    try:
-        from pyarrow import parquet  # noqa: F401
-        from ray import data  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"{error.name}: missing; pip install 'ray[data]' pyarrow"
-        ) from None
+    for package in ("pyarrow", "ray"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{package}: missing; pip install 'ray[data]' pyarrow"
+            )
     hparams, run_opts = parse_arguments(arguments)
     check_types(
         hparams,
@@ -155,9 +154,12 @@ def main(arguments: list[str]) -> str | None:
                 hparams["ray_address"],
             ):
                 progress.update(count)
-        faults = take_faults(parts, plan)
+        faults = read_faults(parts, plan)
         report = output.with_suffix(".left_out.csv")
         write_left_out(report, utterances, faults)
+        # Last, as a part without this file is made anew.
+        for start, _ in plan:
+            faults_file(part_file(parts, start)).unlink()
         replace_when_synced(parts, output)
         shutil.rmtree(work)
     count = len(utterances) - len(faults)
@@ -265,16 +267,13 @@ def ray_cluster(cpus: int, gpus: float, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def take_faults(folder: Path, plan: list[Part]) -> dict[str, AudioError]:
-    """What is wrong with utterances, by name; removes the files of it."""
-    faults = {}
-    files = [faults_file(part_file(folder, start)) for start, _ in plan]
-    for path in files:
-        for name, *fault in read_json(path):
-            faults[name] = AudioError(*fault)
-    for path in files:
-        path.unlink()
-    return faults
+def read_faults(folder: Path, plan: list[Part]) -> dict[str, AudioError]:
+    """What is wrong with utterances, by name."""
+    return {
+        name: AudioError(*fault)
+        for start, _ in plan
+        for name, *fault in read_json(faults_file(part_file(folder, start)))
+    }
 
 
 if __name__ == "__main__":

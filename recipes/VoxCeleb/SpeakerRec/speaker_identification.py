@@ -16,7 +16,6 @@ Authors
 """
 
 import json
-import os
 from pathlib import Path
 
 from redimnet2_lobes.data.trials import read_trials
@@ -27,7 +26,10 @@ from redimnet2_lobes.files.settings import check_at_least, check_types
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.encoder import load_encoder, parse_arguments
-from redimnet2_lobes.recipe.verification import read_list
+from redimnet2_lobes.recipe.verification import (
+    read_list,
+    warn_of_trained_speakers,
+)
 from redimnet2_lobes.scoring.identification import (
     identification_table,
     open_set_curve,
@@ -35,7 +37,8 @@ from redimnet2_lobes.scoring.identification import (
     search_galleries,
     threshold_figures,
 )
-from redimnet2_lobes.scoring.plots import plot_open_set
+from redimnet2_lobes.scoring.identification_plot import plot_open_set
+from redimnet2_lobes.scoring.results import shown_checkpoint
 from redimnet2_lobes.scoring.tables import text_table
 
 
@@ -78,11 +81,7 @@ def main(arguments: list[str]) -> None:
     folder = Path(hparams["output_folder"])
     # Before anything is computed that could then not be written.
     folder.mkdir(parents=True, exist_ok=True)
-    if known := len(set(speakers) & encoder.speakers):
-        print(
-            f"warning  {known} of the {len(set(speakers))} speakers were in "
-            "the training: this is no test on unseen speakers"
-        )
+    warn_of_trained_speakers(set(speakers), encoder.speakers)
     embeddings = extract_embeddings(
         encoder.encode_batch,
         paths_of(utterances),
@@ -109,7 +108,10 @@ def main(arguments: list[str]) -> None:
     if not searches:
         raise ValueError("gallery_sizes: there are none; give at least one")
     summary = {
-        "checkpoint": os.path.basename(os.path.abspath(hparams["checkpoint"])),
+        "checkpoint": shown_checkpoint(hparams["checkpoint"]),
+        "seconds_used": hparams["maximum_seconds"],
+        "crops": hparams["crops"],
+        "eval_precision": encoder.precision,
         KEY: encoder.space,
         "speakers": len(set(speakers)),
         "utterances": len(utterances),

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     if hparams["rirs_folder"] is not None:
         steps |= hparams["rirs_conditions"]
     conditions = prepare(steps, hparams["seed"])
-    lists = verification.read_trials(
+    trials = verification.read_trials(
         verification_file=hparams["verification_file"],
         data_folder=hparams["data_folder"],
         calibration_trials=None,
@@ -72,10 +72,12 @@ def main(arguments: list[str]) -> None:
         utterance_list=hparams["utterance_list"],
         enrolment_file=hparams["enrolment_file"],
         output_folder=hparams["output_folder"],
-    ).tested
+    )
+    lists = trials.tested
     encoder = load_encoder(hparams["checkpoint"], hparams["variant"], run_opts)
     # Before anything is computed that could then not be written.
     os.makedirs(hparams["output_folder"], exist_ok=True)
+    verification.warn_of_known_speakers(trials, [], encoder.speakers)
     embed = functools.partial(
         extract_embeddings,
         encoder.encode_batch,

@@ -22,7 +22,6 @@ Authors
 
 import contextlib
 import logging
-import os
 from pathlib import Path
 
 import speechbrain as sb
@@ -40,16 +39,18 @@ from redimnet2_lobes.data.training_set import (
 from redimnet2_lobes.data.trial_files import read_trial_lists
 from redimnet2_lobes.files.folder_lock import only_writer
 from redimnet2_lobes.models.precision import at_least_float32
-from redimnet2_lobes.pretrained.model_folder import write_model_folder
-from redimnet2_lobes.pretrained.provenance import after_fine_tuning
 from redimnet2_lobes.recipe.command_line import (
     main_with_one_line_errors,
     parse_command_line,
 )
 from redimnet2_lobes.recipe.hparams import load_hparams
-from redimnet2_lobes.recipe.training import check_hparams, check_options
+from redimnet2_lobes.recipe.training import (
+    check_hparams,
+    check_options,
+    global_batches,
+    write_model,
+)
 from redimnet2_lobes.scoring.plots import plot_training_curves
-from redimnet2_lobes.training.batches import GlobalBatches, check_batch_norm
 from redimnet2_lobes.training.brain import (
     GlobalBatchBrain,
     broadcast_buffers,
@@ -63,7 +64,6 @@ from redimnet2_lobes.training.distillation import (
 from redimnet2_lobes.training.fine_tuning import load_pretrained
 from redimnet2_lobes.training.loggers import build_loggers, log_epoch
 from redimnet2_lobes.training.sharded_classifier import ShardedClassifier
-from redimnet2_lobes.training.validation import equal_error_rate
 
 logger = get_logger(__name__)
 
@@ -87,25 +87,18 @@ class SpeakerBrain(GlobalBatchBrain):
     def compute_objectives(self, predictions, batch, stage):
         """Loss of a batch: that of speakers, and that of a teacher if any."""
         embeddings, cosines = predictions
-        loss = self.hparams.label_weight * self.speaker_loss(
+        # Of weight 0 as well: gradients of all weights are expected.
+        loss = self.hparams.label_weight * self.classification_loss(
             cosines, batch.label
         )
         if self.hparams.teacher_embeddings:
-            targets = batch.teacher.data  # none is padded
-            distance = distillation_loss(embeddings.squeeze(1), targets)
-            loss = loss + self.hparams.teacher_weight * distance
+            loss = loss + distillation_loss(
+                embeddings.squeeze(1),
+                batch.teacher.data,  # none is padded
+                self.hparams.teacher_weight,
+                self.hparams.teacher_pairs_weight,
+            )
         return loss
-
-    def speaker_loss(self, cosines, labels):
-        """Loss of the speakers; counts those that are recognized."""
-        classifier = unwrap(self.modules.classifier)
-        if isinstance(classifier, ShardedClassifier):
-            labels = classifier.own_labels(labels)
-            self.correct = classifier.correct(cosines, labels)
-            return self.modules.compute_cost(cosines, labels, classifier.shares)
-        self.correct = (cosines.detach().squeeze(1).argmax(1) == labels).sum()
-        # [batch, 1], as SpeechBrain's LogSoftmaxWrapper wants them.
-        return self.modules.compute_cost(cosines, labels.unsqueeze(1))
 
     def init_optimizers(self):
         """One optimizer; class weights have a weight decay of their own."""
@@ -118,16 +111,7 @@ class SpeakerBrain(GlobalBatchBrain):
             "weight_decay": self.hparams.loss_weight_decay,
         }
         network_weights = {"params": list(modules.embedding_model.parameters())}
-        self.optimizer = self.opt_class([network_weights, loss_weights])
-        self.optimizers_dict = {"opt_class": self.optimizer}
-        classifier = unwrap(modules.classifier)
-        hooks = {}
-        if isinstance(classifier, ShardedClassifier):
-            hooks = {
-                "custom_load_hook": classifier.load_optimizer,
-                "custom_save_hook": classifier.save_optimizer,
-            }
-        self.checkpointer.add_recoverable("optimizer", self.optimizer, **hooks)
+        self.use_optimizer(self.opt_class([network_weights, loss_weights]))
 
     def on_fit_start(self):
         """Validates the untrained network: a bad file shows before training."""
@@ -168,40 +152,18 @@ class SpeakerBrain(GlobalBatchBrain):
             "margin": margin.value_at(margin.step - 1),
         }
         train = {"loss": loss, **self.progress.figures()}
+        if not self.hparams.label_weight:  # there is no speaker to tell
+            del train["accuracy"]
         log_epoch(self.loggers, meta, train, {"EER": eer})
         plot_training_curves(
             self.hparams.train_log, self.hparams.training_curves
         )
 
-    def class_weights(self):
-        """All of them [classes, embedding], in the main process.
-
-        Called in all processes, as each may hold a share.
-        """
-        classifier = unwrap(self.modules.classifier)
-        if isinstance(classifier, ShardedClassifier):
-            return classifier.whole(classifier.weight)
-        return classifier.weight
-
-    def validate(self):
-        """Equal error rate on the validation trials, per cent.
-
-        All processes share the work.
-        """
-        network = unwrap(self.modules.embedding_model).eval()
-        eer = equal_error_rate(
-            self.encode_batch,
-            self.trials,
-            self.hparams.validation_seconds,
-            self.hparams.validation_seconds_per_batch,
-        )
-        network.train()
-        return eer
-
 
 def dataio_prep(hparams, validation_trials):
     """The training utterances, without those of trials, and their speakers."""
     lists = hparams.get("training_lists")
+    labelled = hparams["label_weight"] > 0
     replacements = {}
     if not lists:
         folder = Path(hparams["data_folder"])  # shards have their list there
@@ -233,11 +195,10 @@ def dataio_prep(hparams, validation_trials):
         hparams["test_trials"],
         validation_trials,
         hparams.get("replay_lists"),
-        labelled=hparams["label_weight"] > 0,
+        labelled=labelled,
     )
-    logger.info(
-        f"Training on {len(utterances)} utterances of {len(speakers)} speakers"
-    )
+    known = f"{len(speakers)} speakers" if labelled else "unknown speakers"
+    logger.info(f"Training on {len(utterances)} utterances of {known}")
     if utterances.replayed:
         logger.info(f"{utterances.replayed} of the utterances are for replay")
     return utterances, speakers
@@ -257,21 +218,7 @@ def build_brain(hparams, run_opts):
     utterances, speakers = dataio_prep(hparams, trials.trials)
     run_on_main(checkpointer.keep_speakers, args=[speakers])
 
-    batches = GlobalBatches(
-        utterances.shards,
-        hparams["global_batch_size"],
-        hparams["batch_size"],
-        hparams["seed"],
-        process=int(os.environ.get("RANK", 0)),  # set by torchrun
-        processes=int(os.environ.get("WORLD_SIZE", 1)),
-        replayed=utterances.replayed,
-        replay_share=hparams.get("replay_share", 0.0),
-    )
-    check_batch_norm(batches, network, hparams["synchronize_batchnorm"])
-    hparams["lr_schedule"].scale = batches.global_batch_size / 64
-    for schedule in (hparams["lr_schedule"], hparams["margin_schedule"]):
-        schedule.steps_per_epoch = batches.steps
-
+    batches = global_batches(hparams, utterances)
     teacher = None
     if hparams["teacher_embeddings"]:
         teacher = read_teacher(
@@ -352,27 +299,6 @@ def main(arguments):
         if not brain.debug or brain.debug_persistently:
             class_weights = brain.class_weights()
             run_on_main(write_model, args=[brain, speakers, class_weights])
-
-
-def write_model(brain, speakers, class_weights):
-    """Writes the model folder of what was trained."""
-    classes = {}
-    if brain.hparams.label_weight:
-        classes = {
-            # Faster and slower versions of them were for training only.
-            "class_weights": class_weights[: len(speakers)],
-            "speakers": [speakers.decode_ndim(i) for i in range(len(speakers))],
-            "loss": unwrap(brain.modules.compute_cost),
-        }
-    write_model_folder(
-        brain.hparams.model_folder,
-        unwrap(brain.modules.embedding_model),
-        brain.hparams.title,
-        variant=brain.hparams.variant,
-        **classes,
-        provenance=after_fine_tuning(brain.hparams.pretrained_folder),
-    )
-    print(f"Model folder: {brain.hparams.model_folder}")
 
 
 if __name__ == "__main__":
