@@ -151,3 +151,23 @@ def test_what_cannot_be_compared(results, error_of, tmp_path):
         path.write_text("u v 1 0.5\nv w 1 0.4\nu w 0 0.1\n")
     line = error_of("compare", first, second)
     assert line.startswith(f"error: {first}: names and labels do not tell")
+
+
+@pytest.mark.parametrize(
+    ("plot", "problem"),
+    [
+        ("det.pdf", "does not end in .png; name it so"),
+        ("det", "does not end in .png; name it so"),
+        ("new/", "does not end in .png; name it so"),
+        ("", "does not end in .png; name it so"),
+        ("none/det.png", "there is no folder"),
+    ],
+)
+def test_plots_that_cannot_be_written_are_refused_first(
+    results, error_of, monkeypatch, plot, problem
+):
+    monkeypatch.chdir(results)
+    before = sorted(results.rglob("*"))
+    line = error_of("compare", "no.txt", "neither.txt", f"--plot={plot}")
+    assert line.startswith("error: --plot: ") and problem in line
+    assert sorted(results.rglob("*")) == before

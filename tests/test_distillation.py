@@ -92,6 +92,25 @@ def test_what_is_wrong_with_a_teacher_is_one_line(vectors, tmp_path):
         read_teacher([path, narrow], NAMES, 6)
     with pytest.raises(ValueError, match="nothing.npz: no such file"):
         read_teacher([tmp_path / "nothing.npz"], NAMES, 6)
+    narrow = write_teacher(tmp_path / "narrow.npz", vectors[:, :2])
+    for files in ([path, narrow], [{"": path, "b-": narrow}]):
+        with pytest.raises(ValueError, match="narrow.npz: embeddings of 2 "):
+            read_teacher(files, NAMES, 6)
+    same = write_teacher(tmp_path / "same.npz", torch.ones_like(vectors))
+    with pytest.raises(ValueError, match="same.npz are all the same; check"):
+        read_teacher([same], NAMES, 2)
+
+
+@pytest.mark.parametrize("size", (2, 6, 8))
+def test_the_scale_of_a_teacher_does_not_matter(vectors, tmp_path, size):
+    paths = [
+        write_teacher(tmp_path / f"{scale}.npz", vectors * scale)
+        for scale in (1.0, 1e37, 1e-30)
+    ]
+    found = [read_teacher([path], NAMES, size) for path in paths]
+    for each in found[1:]:
+        similar = cosine_similarity(found[0] @ found[0].mT, each @ each.mT)
+        assert similar.min() > 0.9999
 
 
 def test_the_loss_is_of_directions_and_of_pairs(vectors):
@@ -242,6 +261,19 @@ def test_interrupted_runs_go_on(corpus, files, monkeypatch, tmp_path):
         ({"teacher_embeddings": "a.npz"}, "teacher_embeddings: expected a"),
         ({"label_weight": 0.0}, "label_weight: 0 leaves nothing to learn"),
         ({"teacher_weight": -1.0}, "teacher_weight: -1.0"),
+        (
+            {
+                "teacher_embeddings": "[a.npz]",
+                "speeds": "[1.0]",
+                "label_weight": 0.0,
+                "teacher_weight": 0.0,
+            },
+            "teacher_weight: 0 leaves nothing to learn",
+        ),
+        (
+            {"teacher_embeddings": "[{}]", "speeds": "[1.0]"},
+            "teacher_embeddings: one of the entries names no file",
+        ),
         (
             {"teacher_embeddings": "[a.npz]", "speeds": "[1.0]"},
             "a.npz: no such file",

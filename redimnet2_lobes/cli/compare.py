@@ -42,6 +42,8 @@ def compare(first: str, second: str, plot: str | None, as_json: bool) -> str:
     scripts, whose lists and back-ends of the same names are compared. Speakers
     are resampled, the same for both.
     """
+    if plot is not None:
+        _check_plot(plot)
     pairs = _pairs(first, second)
     plots = {name: _plot_of(plot, name, len(pairs)) for name in pairs}
     for path in plots.values():
@@ -102,6 +104,15 @@ def _pairs(first: str, second: str) -> dict[Name, tuple[Path, Path]]:
             "give two output folders of verifications, or two files of scores"
         )
     return common
+
+
+def _check_plot(plot: str) -> None:
+    """Refuses, before all is computed, what no plot can be written to."""
+    if not plot.lower().endswith(".png"):
+        raise ValueError(f"--plot: {plot!r} does not end in .png; name it so")
+    folder = os.path.dirname(plot)
+    if folder and not os.path.isdir(folder):
+        raise ValueError(f"--plot: there is no folder {folder}; make it first")
 
 
 def _plot_of(plot: str | None, name: Name, pairs: int) -> Path | None:

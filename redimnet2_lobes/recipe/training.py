@@ -56,7 +56,7 @@ LOWEST = {
 }
 TYPES = {
     "training_lists": dict[str, str],
-    "teacher_embeddings": list[str] | list[dict] | None,
+    "teacher_embeddings": list[str] | list[dict[str, str]] | None,
     "replay_lists": dict[str, str],
     "replay_share": float,
     "corpora": list[str] | None,
@@ -116,6 +116,16 @@ def check_hparams(hparams: Mapping) -> None:
                 f"teacher_embeddings: {len(files)} files for the speeds "
                 f"{', '.join(map(str, speeds))}; pass one for each, in their "
                 "order, or fewer speeds"
+            )
+        if not all(files):
+            raise ValueError(
+                "teacher_embeddings: one of the entries names no file; name "
+                "one for each prefix of the training lists"
+            )
+        if not (hparams["label_weight"] or hparams["teacher_weight"]):
+            raise ValueError(
+                "teacher_weight: 0 leaves nothing to learn with label_weight: "
+                "0; pass a number above 0"
             )
     elif not hparams["label_weight"]:
         raise ValueError(

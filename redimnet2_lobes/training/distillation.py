@@ -80,8 +80,8 @@ def read_teacher(
     Raises
     ------
     ValueError
-        If a file cannot be used or lacks an utterance, or the files are of
-        several spaces.
+        If a file cannot be used or lacks an utterance, the files are of several
+        spaces or sizes, or all embeddings are the same.
 
     Example
     -------
@@ -127,13 +127,19 @@ def read_teacher(
                 f"utterances, the first is {missing[0]}; embed them too"
             )
         vectors.append(torch.cat(parts)[[row[name] for name in names]])
-    return _of_size(torch.stack(vectors), size)
+    targets = torch.stack(vectors)
+    targets /= targets.abs().max()  # of any scale: only cosines count
+    targets -= targets.mean(dim=(0, 1), dtype=torch.float64).float()
+    if targets.abs().max() < 1e-6:
+        raise ValueError(
+            f"teacher_embeddings: the embeddings of {first} are all the same; "
+            "check what made them"
+        )
+    return _of_size(targets, size)
 
 
 def _of_size(vectors: torch.Tensor, size: int) -> torch.Tensor:
     """Centred vectors [..., teacher's size] as ones of length 1 [..., size]."""
-    rows = vectors.flatten(end_dim=-2)
-    vectors = vectors - rows.mean(dim=0, dtype=torch.float64).float()
     surplus = vectors.shape[-1] - size
     if surplus > 0:
         rows = vectors.flatten(end_dim=-2)
