@@ -42,6 +42,9 @@ ARMS = {
     "3 stages frozen": {"replay_lists": "{}"},
     "replay": {"frozen_stages": 0},
     MEANS: {},
+    "replay, 3 stages frozen, all speeds": {
+        "speeds": "[1.0, 0.8, 0.9, 1.1, 1.2]"
+    },
 }
 
 
