@@ -123,6 +123,8 @@ def test_settings_that_must_stay(tmp_path, monkeypatch):
         "lr_schedule": MarginSchedule,
         "margin_schedule": [],
         "seed": 3,
+        "teacher_embeddings": ["teacher.npz", "slower.npz"],
+        "label_weight": 0.0,
         "pretrained_folder": "before",
     }
     expected = {
@@ -138,6 +140,8 @@ def test_settings_that_must_stay(tmp_path, monkeypatch):
         "lr_schedule": "type",
         "margin_schedule": "list",
         "seed": 3,
+        "teacher_embeddings": ["teacher.npz", "slower.npz"],
+        "unlabelled": True,
         "pretrained_folder": os.path.join(os.getcwd(), "before"),
     }
     assert training_settings(hparams) == expected

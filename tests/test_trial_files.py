@@ -135,6 +135,7 @@ def test_validation_utterances_are_not_trained_on(corpus, source):
         "corpora": None,
         "allow_incomplete": True,
         "preparation_workers": 1,
+        "label_weight": 1.0,
     }
     (corpus / "save").mkdir()
     if source == "list":

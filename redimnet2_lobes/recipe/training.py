@@ -1,23 +1,20 @@
-"""What a training refuses before it begins, its batches, and what it leaves.
+"""What a training refuses before it begins, and what it leaves.
 
 Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-import os
 from collections.abc import Mapping
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.run_opts import RunOptions
 
-from redimnet2_lobes.data.training_set import UtteranceList
 from redimnet2_lobes.files.settings import check_at_least, check_types
 from redimnet2_lobes.models.variants import check_variant
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.pretrained.provenance import after_fine_tuning
 from redimnet2_lobes.recipe.command_line import refuse_run_options
-from redimnet2_lobes.training.batches import GlobalBatches, check_batch_norm
 from redimnet2_lobes.training.brain import GlobalBatchBrain, unwrap
 from redimnet2_lobes.training.losses import (
     AdditiveAngularMarginLoss,
@@ -143,36 +140,13 @@ def check_hparams(hparams: Mapping) -> None:
         )
 
 
-def global_batches(
-    hparams: Mapping, utterances: UtteranceList
-) -> GlobalBatches:
-    """The batches of this process, by which the schedules of hparams go.
-
-    It is a ValueError if a key asks for batches that cannot be.
-    """
-    batches = GlobalBatches(
-        utterances.shards,
-        hparams["global_batch_size"],
-        hparams["batch_size"],
-        hparams["seed"],
-        process=int(os.environ.get("RANK", 0)),  # set by torchrun
-        processes=int(os.environ.get("WORLD_SIZE", 1)),
-        replayed=utterances.replayed,
-        replay_share=hparams.get("replay_share", 0.0),
-    )
-    check_batch_norm(
-        batches, hparams["embedding_model"], hparams["synchronize_batchnorm"]
-    )
-    hparams["lr_schedule"].scale = batches.global_batch_size / 64
-    for schedule in (hparams["lr_schedule"], hparams["margin_schedule"]):
-        schedule.steps_per_epoch = batches.steps
-    return batches
-
-
 def write_model(
     brain: GlobalBatchBrain,
     speakers: CategoricalEncoder,
     class_weights: torch.Tensor,
+    folder: str,
+    title: str,
+    variant: str | None,
 ) -> None:
     """Writes the model folder of what was trained, in the main process."""
     classes = {}
@@ -184,11 +158,11 @@ def write_model(
             "loss": unwrap(brain.modules.compute_cost),
         }
     write_model_folder(
-        brain.hparams.model_folder,
+        folder,
         brain.hparams.embedding_model,
-        brain.hparams.title,
-        variant=brain.hparams.variant,
+        title,
+        variant=variant,
         **classes,
         provenance=after_fine_tuning(brain.hparams.pretrained_folder),
     )
-    print(f"Model folder: {brain.hparams.model_folder}")
+    print(f"Model folder: {folder}")

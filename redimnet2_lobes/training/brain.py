@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 from redimnet2_lobes.pretrained.loading import not_finite
 from redimnet2_lobes.training.batches import EpochProgress, GlobalBatches
 from redimnet2_lobes.training.sharded_classifier import ShardedClassifier
-from redimnet2_lobes.training.validation import equal_error_rate
 
 logger = get_logger(__name__)
 
@@ -50,15 +49,13 @@ class GlobalBatchBrain(Brain):
     What a subclass must do besides SpeechBrain's: ``compute_objectives`` calls
     ``classification_loss``, and a batch has ``replaced``, as ``TrainingCrops``
     gives it. ``on_stage_end`` calls ``check_weights`` first; only then is
-    ``avg_train_loss`` that of the whole epoch. ``trials`` are set before
-    ``validate``.
+    ``avg_train_loss`` that of the whole epoch.
 
     Takes what ``Brain`` takes, and the batches of this process. The modules are
     ``embedding_model``, ``classifier`` (which may be a ``ShardedClassifier``)
     and ``compute_cost``; the checkpointer is a ``CompleteCheckpointer``. Of the
-    hyperparameters ``synchronize_batchnorm``, ``epoch_counter``,
-    ``epoch_random``, ``validation_seconds`` and
-    ``validation_seconds_per_batch`` are used.
+    hyperparameters ``synchronize_batchnorm``, ``epoch_counter`` and
+    ``epoch_random`` are used.
 
     Example
     -------
@@ -300,21 +297,6 @@ class GlobalBatchBrain(Brain):
         if isinstance(classifier, ShardedClassifier):
             return classifier.whole(classifier.weight)
         return classifier.get_parameter("weight")
-
-    def validate(self) -> float:
-        """Equal error rate on the validation trials, per cent.
-
-        All processes share the work.
-        """
-        network = unwrap(self.modules.embedding_model).eval()
-        eer = equal_error_rate(
-            self.encode_batch,
-            self.trials,
-            self.hparams.validation_seconds,
-            self.hparams.validation_seconds_per_batch,
-        )
-        network.train()
-        return eer
 
     def encode_batch(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor

@@ -22,6 +22,7 @@ Authors
 
 import contextlib
 import logging
+import os
 from pathlib import Path
 
 import speechbrain as sb
@@ -47,10 +48,10 @@ from redimnet2_lobes.recipe.hparams import load_hparams
 from redimnet2_lobes.recipe.training import (
     check_hparams,
     check_options,
-    global_batches,
     write_model,
 )
 from redimnet2_lobes.scoring.plots import plot_training_curves
+from redimnet2_lobes.training.batches import GlobalBatches, check_batch_norm
 from redimnet2_lobes.training.brain import (
     GlobalBatchBrain,
     broadcast_buffers,
@@ -64,6 +65,7 @@ from redimnet2_lobes.training.distillation import (
 from redimnet2_lobes.training.fine_tuning import load_pretrained
 from redimnet2_lobes.training.loggers import build_loggers, log_epoch
 from redimnet2_lobes.training.sharded_classifier import ShardedClassifier
+from redimnet2_lobes.training.validation import equal_error_rate
 
 logger = get_logger(__name__)
 
@@ -159,6 +161,21 @@ class SpeakerBrain(GlobalBatchBrain):
             self.hparams.train_log, self.hparams.training_curves
         )
 
+    def validate(self):
+        """Equal error rate on the validation trials, per cent.
+
+        All processes share the work.
+        """
+        network = unwrap(self.modules.embedding_model).eval()
+        eer = equal_error_rate(
+            self.encode_batch,
+            self.trials,
+            self.hparams.validation_seconds,
+            self.hparams.validation_seconds_per_batch,
+        )
+        network.train()
+        return eer
+
 
 def dataio_prep(hparams, validation_trials):
     """The training utterances, without those of trials, and their speakers."""
@@ -218,7 +235,20 @@ def build_brain(hparams, run_opts):
     utterances, speakers = dataio_prep(hparams, trials.trials)
     run_on_main(checkpointer.keep_speakers, args=[speakers])
 
-    batches = global_batches(hparams, utterances)
+    batches = GlobalBatches(
+        utterances.shards,
+        hparams["global_batch_size"],
+        hparams["batch_size"],
+        hparams["seed"],
+        process=int(os.environ.get("RANK", 0)),  # set by torchrun
+        processes=int(os.environ.get("WORLD_SIZE", 1)),
+        replayed=utterances.replayed,
+        replay_share=hparams.get("replay_share", 0.0),
+    )
+    check_batch_norm(batches, network, hparams["synchronize_batchnorm"])
+    hparams["lr_schedule"].scale = batches.global_batch_size / 64
+    for schedule in (hparams["lr_schedule"], hparams["margin_schedule"]):
+        schedule.steps_per_epoch = batches.steps
     teacher = None
     if hparams["teacher_embeddings"]:
         teacher = read_teacher(
@@ -298,7 +328,15 @@ def main(arguments):
         # In debugging there may be the model of a whole training.
         if not brain.debug or brain.debug_persistently:
             class_weights = brain.class_weights()
-            run_on_main(write_model, args=[brain, speakers, class_weights])
+            run_on_main(
+                write_model,
+                args=[brain, speakers, class_weights],
+                kwargs={
+                    "folder": hparams["model_folder"],
+                    "title": hparams["title"],
+                    "variant": hparams["variant"],
+                },
+            )
 
 
 if __name__ == "__main__":
