@@ -639,6 +639,38 @@ def test_a_damaged_list_is_named(name, path, line, fault, own, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("commonvoice", "--test_speakers=-1"),
+        ("commonvoice", "--enrolment_clips=0"),
+        ("commonvoice", "--trials_per_speaker=-1"),
+        ("commonvoice", "--seed=-1"),
+        ("release", "--enrolment_files=0"),
+        ("release", "--trials_per_speaker=0"),
+        ("sitw", "--minimum_seconds=-1"),
+        ("sitw", "--minimum_seconds=nan"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_written(
+    name, option, made, tmp_path
+):
+    key, _, value = option[2:].partition("=")
+    with pytest.raises(ValueError, match=f"^{key}: {value}.* is less than"):
+        prepare(name, made(name), tmp_path / "lists", option)
+    assert not (tmp_path / "lists").exists()
+
+
+def test_a_test_without_both_kinds_of_trials_leaves_no_lists(own, tmp_path):
+    corpus = own("sitw")
+    for path in (corpus / "eval/keys").rglob("*.lst"):
+        if path.name != "meta.lst":
+            path.write_text("")
+    with pytest.raises(ValueError, match="no list has trials of one speaker"):
+        prepare("sitw", corpus, tmp_path / "lists")
+    assert not [*(tmp_path / "lists" / "eval").iterdir()]
+
+
 def test_too_few_speakers_for_a_test(made, tmp_path):
     with pytest.raises(ValueError, match="0 speakers for a test have 9 clips"):
         prepare(
