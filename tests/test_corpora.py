@@ -620,9 +620,13 @@ def test_a_speaker_without_files(own, tmp_path):
         ("sitw", "dev/keys/meta.lst", "a b", "expected 'file speaker gender"),
         (
             *("sitw", "eval/lists/enroll-assist.lst"),
-            *("67 audio/cfile1.flac 2 1", "start 2 is not before stop 1"),
+            *(
+                "67 audio/cfile1.flac 2 1",
+                "enroll-assist.lst: audio/cfile1.flac: start 2 is",
+            ),
         ),
         ("commonvoice", "validated.tsv", "path\na", "line 2: no client_id or"),
+        ("commonvoice", "validated.tsv", "client_id\tpath", "names no clips"),
         (
             *("commonvoice", "validated.tsv"),
             *("client_id\tpath\na b\tc", "line 2: client_id or path has a sp"),
@@ -669,6 +673,13 @@ def test_a_test_without_both_kinds_of_trials_leaves_no_lists(own, tmp_path):
     with pytest.raises(ValueError, match="no list has trials of one speaker"):
         prepare("sitw", corpus, tmp_path / "lists")
     assert not [*(tmp_path / "lists" / "eval").iterdir()]
+
+
+def test_a_folder_that_cannot_be_made_is_named(made, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = f"^{tmp_path}/file: cannot be made .File exists.; choose another"
+    with pytest.raises(OSError, match=message):
+        prepare("sitw", made("sitw"), tmp_path / "file")
 
 
 def test_too_few_speakers_for_a_test(made, tmp_path):

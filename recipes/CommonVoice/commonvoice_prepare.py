@@ -71,6 +71,10 @@ def prepare_commonvoice(options: argparse.Namespace) -> None:
         clips = speakers.setdefault(speaker, {})
         clips[f"{speaker}/{utterance_name(file)}"] = path
         genders[speaker] = gender or genders.get(speaker, "")
+    if not speakers:
+        raise ValueError(
+            f"{validated}: names no clips; unpack the corpus again"
+        )
     enough = {
         speaker: clips
         for speaker, clips in speakers.items()

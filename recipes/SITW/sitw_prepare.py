@@ -79,7 +79,10 @@ def prepare_part(options: argparse.Namespace, part: str) -> set[str]:
             name, source = named(file), os.path.join(folder, file)
             if borders:
                 name = "-".join([name, *borders])
-                source = segment_source(source, *borders, unit="s")
+                try:
+                    source = segment_source(source, *borders, unit="s")
+                except ValueError as error:
+                    raise ValueError(f"{path}: {file}: {error}") from None
             utterances[name] = source
             known = models.setdefault(
                 (kind, model), f"{named(file).split('/')[0]}/{kind}-{model}"

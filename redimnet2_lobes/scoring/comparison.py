@@ -93,14 +93,17 @@ def compare(
     >>> bool(found["eer_percent"].p_value < 0.01)
     True
     """
-    count, (one, other) = resample(
-        [first, second], labels, speakers, figures, resamples, seed
-    )
+    if not isinstance(speakers, np.ndarray):
+        speakers = np.array([*map(tuple, speakers)])
+    count = len(np.unique(speakers))
     if count < FEWEST_SPEAKERS:
         raise ValueError(
             f"{count} speakers are too few to compare systems by; take trials "
             f"of {FEWEST_SPEAKERS} at least"
         )
+    _, (one, other) = resample(
+        [first, second], labels, speakers, figures, resamples, seed
+    )
     found = {}
     for name in figures:
         difference = Drawn(
