@@ -151,6 +151,10 @@ def test_what_cannot_be_compared(results, error_of, tmp_path):
         path.write_text("u v 1 0.5\nv w 1 0.4\nu w 0 0.1\n")
     line = error_of("compare", first, second)
     assert line.startswith(f"error: {first}: names and labels do not tell")
+    for path in (first, second):
+        path.write_text("u/1 u/2 1 0.5\nu/1 v/1 0 0.1\n")
+    line = error_of("compare", first, second)
+    assert line.startswith(f"error: {first}: 2 speakers are too few to compare")
 
 
 @pytest.mark.parametrize(

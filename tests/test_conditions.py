@@ -576,6 +576,16 @@ def test_intervals_are_null_where_speakers_cannot_be_told(
     assert "[" not in (tmp_path / "out" / "conditions.txt").read_text()
 
 
+def test_intervals_are_null_of_two_speakers(verify, corpus, tmp_path):
+    lines = (corpus / "trials.txt").read_text().splitlines()
+    few = [line for line in lines if "id2/" not in line and "id3/" not in line]
+    (tmp_path / "few.txt").write_text("\n".join(few))
+    for row in verify(f"--verification_file={tmp_path}/few.txt")["results"]:
+        assert row["speakers"] == 2 and row["eer_percent_interval"] is None
+    text = (tmp_path / "out" / "conditions.txt").read_text()
+    assert text.endswith("No intervals of few: 2 speakers are too few.\n")
+
+
 def test_speakers_of_the_training_are_told(verify, monkeypatch, capsys):
     original = script.load_encoder
 
@@ -610,6 +620,16 @@ def test_recordings_of_noises_and_rooms(verify, noise_corpora):
             [],
             FEW.replace("GSM:", "clean:"),
             "conditions: clean is what speech without a condition is called",
+        ),
+        (
+            [],
+            FEW.replace("GSM:", "GSM | far:"),
+            "conditions: 'GSM | far' would break the table; leave out |",
+        ),
+        (
+            [],
+            FEW.replace("GSM:", '"G\\nSM":'),
+            "conditions: 'G\\nSM' would break the table; leave out |",
         ),
         (
             [],

@@ -620,9 +620,13 @@ def test_a_speaker_without_files(own, tmp_path):
         ("sitw", "dev/keys/meta.lst", "a b", "expected 'file speaker gender"),
         (
             *("sitw", "eval/lists/enroll-assist.lst"),
-            *("67 audio/cfile1.flac 2 1", "start 2 is not before stop 1"),
+            *(
+                "67 audio/cfile1.flac 2 1",
+                "enroll-assist.lst: audio/cfile1.flac: start 2 is",
+            ),
         ),
         ("commonvoice", "validated.tsv", "path\na", "line 2: no client_id or"),
+        ("commonvoice", "validated.tsv", "client_id\tpath", "names no clips"),
         (
             *("commonvoice", "validated.tsv"),
             *("client_id\tpath\na b\tc", "line 2: client_id or path has a sp"),
@@ -637,6 +641,45 @@ def test_a_damaged_list_is_named(name, path, line, fault, own, tmp_path):
         prepare(name, corpus, tmp_path / "lists")
     assert fault in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("commonvoice", "--test_speakers=-1"),
+        ("commonvoice", "--enrolment_clips=0"),
+        ("commonvoice", "--trials_per_speaker=-1"),
+        ("commonvoice", "--seed=-1"),
+        ("release", "--enrolment_files=0"),
+        ("release", "--trials_per_speaker=0"),
+        ("sitw", "--minimum_seconds=-1"),
+        ("sitw", "--minimum_seconds=nan"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_written(
+    name, option, made, tmp_path
+):
+    key, _, value = option[2:].partition("=")
+    with pytest.raises(ValueError, match=f"^{key}: {value}.* is less than"):
+        prepare(name, made(name), tmp_path / "lists", option)
+    assert not (tmp_path / "lists").exists()
+
+
+def test_a_test_without_both_kinds_of_trials_leaves_no_lists(own, tmp_path):
+    corpus = own("sitw")
+    for path in (corpus / "eval/keys").rglob("*.lst"):
+        if path.name != "meta.lst":
+            path.write_text("")
+    with pytest.raises(ValueError, match="no list has trials of one speaker"):
+        prepare("sitw", corpus, tmp_path / "lists")
+    assert not [*(tmp_path / "lists" / "eval").iterdir()]
+
+
+def test_a_folder_that_cannot_be_made_is_named(made, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = f"^{tmp_path}/file: cannot be made .File exists.; choose another"
+    with pytest.raises(OSError, match=message):
+        prepare("sitw", made("sitw"), tmp_path / "file")
 
 
 def test_too_few_speakers_for_a_test(made, tmp_path):

@@ -283,4 +283,4 @@ def test_errors_are_one_line(
     assert exit_code(main_with_one_line_errors, script.main) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and message in line
-    assert not list(tmp_path.rglob("identification.json"))
+    assert not list(tmp_path.rglob("identification_redimnet2"))  # at once

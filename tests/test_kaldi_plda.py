@@ -210,7 +210,14 @@ def test_another_space_is_refused(folder):
 
 def test_missing_file(folder):
     (folder / "transform.mat").unlink()
-    with pytest.raises(FileNotFoundError, match="transform.mat"):
+    message = "plda: no PLDA of Kaldi's, for it has no file transform.mat; give"
+    with pytest.raises(ValueError, match=message):
+        read_kaldi_plda(folder, SPACE)
+
+
+def test_an_empty_space_is_refused(folder):
+    (folder / "embedding_space.txt").write_text("\n")
+    with pytest.raises(ValueError, match="embedding_space.txt: empty; write"):
         read_kaldi_plda(folder, SPACE)
 
 

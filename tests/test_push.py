@@ -386,6 +386,10 @@ def test_the_card_has_intervals(folder, tmp_path, capsys):
         ("eer_percent_interval", [1.0]),
         ("cllr_interval", 0.5),
         ("min_dcf_0.05_interval", ["0", "1"]),
+        ("eer_percent_interval", [float("nan"), 1.0]),
+        ("eer_percent_interval", [0.5, float("inf")]),
+        ("eer_percent_interval", [False, True]),
+        ("eer_percent_interval", [2.0, 1.0]),
         ("speakers", "40"),
     ],
 )

@@ -704,6 +704,22 @@ def test_figures_without_intervals(verify, corpus, model, tmp_path):
 
 
 @pytest.mark.usefixtures("plots")
+def test_two_speakers_are_too_few_for_intervals(
+    verify, corpus, model, tmp_path
+):
+    """All resamples of two are the same, as if the figures were exact."""
+    lines = (corpus / "veri_test2.txt").read_text().splitlines()
+    few = tmp_path / "few.txt"
+    few.write_text("\n".join(line for line in lines if "id2/" not in line))
+    results = verify(checkpoint=model, verification_file=few)
+    (row,) = json.loads((results / "results.json").read_text())["results"]
+    assert row["speakers"] == 2 and row["eer_percent_interval"] is None
+    text = (results / "results.txt").read_text()
+    assert text.endswith("No intervals of few: 2 speakers are too few.\n")
+    assert "[" not in text
+
+
+@pytest.mark.usefixtures("plots")
 def test_a_list_that_does_not_tell_its_speakers(
     verify, corpus, model, tmp_path
 ):
@@ -892,13 +908,14 @@ def test_plda_is_kept_in_files_of_kaldi(
     [
         ({}, "train_list: give either"),
         ({"train_list": "nowhere.csv"}, "nowhere.csv"),
-        ({"plda_file": "model"}, "model"),
+        ({"plda_file": "model"}, "^plda_file: .*not a PLDA back-end"),
+        ({"plda_file": "gone.npz"}, "^plda_file: gone.npz: No such file"),
         ({"train_list": "speech", "plda_rank": 40}, "plda_rank"),
         ({"train_list": "speech", "plda_iterations": 0}, "0 is less than 1"),
         ({"train_list": "speech", "plda_iterations": "x"}, "iterations: exp"),
         ({"train_list": "speech", "lda_dimension": "x"}, "lda_dimension: exp"),
         ({"train_list": "scp"}, "train_list: .*scp does not say whose utt"),
-        ({"plda_file": "nothing"}, "No such file .*mean.vec"),
+        ({"plda_file": "nothing"}, "^plda_file: .*no file mean.vec; give"),
         ({"train_list": "speech", "plda_format": "x"}, "plda_format: unknown"),
         (
             {"train_list": "speech", "adaptation": "[kaldi]"},

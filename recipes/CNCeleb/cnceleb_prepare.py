@@ -34,6 +34,7 @@ from redimnet2_lobes.recipe.corpus_command import (
     check_count,
     corpus_parser,
     list_training,
+    parse_corpus,
 )
 
 LAYOUT = (
@@ -163,7 +164,7 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="also lists of trials for each genre of the test",
     )
-    options = parser.parse_args(arguments)
+    options = parse_corpus(parser, arguments)
     with only_writer(options.lists, "preparation"):
         prepare_cnceleb(options)
 

@@ -30,7 +30,11 @@ from redimnet2_lobes.data.verification_lists import (
 )
 from redimnet2_lobes.files.folder_lock import only_writer
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
-from redimnet2_lobes.recipe.corpus_command import corpus_parser, list_training
+from redimnet2_lobes.recipe.corpus_command import (
+    corpus_parser,
+    list_training,
+    parse_corpus,
+)
 
 LAYOUT = "clips/ and validated.tsv"
 
@@ -67,6 +71,10 @@ def prepare_commonvoice(options: argparse.Namespace) -> None:
         clips = speakers.setdefault(speaker, {})
         clips[f"{speaker}/{utterance_name(file)}"] = path
         genders[speaker] = gender or genders.get(speaker, "")
+    if not speakers:
+        raise ValueError(
+            f"{validated}: names no clips; unpack the corpus again"
+        )
     enough = {
         speaker: clips
         for speaker, clips in speakers.items()
@@ -164,7 +172,14 @@ def main(arguments: list[str]) -> None:
     }
     for name, (default, text) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    options = parser.parse_args(arguments)
+    options = parse_corpus(
+        parser,
+        arguments,
+        test_speakers=2,
+        enrolment_clips=1,
+        trials_per_speaker=1,
+        seed=0,
+    )
     if options.minimum_clips <= options.enrolment_clips:
         raise ValueError(
             f"--minimum_clips: {options.minimum_clips} leave none to test "

@@ -33,7 +33,11 @@ from redimnet2_lobes.data.verification_lists import (
 )
 from redimnet2_lobes.files.folder_lock import only_writer
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
-from redimnet2_lobes.recipe.corpus_command import corpus_parser, list_training
+from redimnet2_lobes.recipe.corpus_command import (
+    corpus_parser,
+    list_training,
+    parse_corpus,
+)
 
 LAYOUT = "dev/ and eval/, each with audio/, keys/ and lists/"
 KEY = re.compile(r"((core|assist|assistclean)-(core|multi)(\..+)?)\.lst")
@@ -75,7 +79,10 @@ def prepare_part(options: argparse.Namespace, part: str) -> set[str]:
             name, source = named(file), os.path.join(folder, file)
             if borders:
                 name = "-".join([name, *borders])
-                source = segment_source(source, *borders, unit="s")
+                try:
+                    source = segment_source(source, *borders, unit="s")
+                except ValueError as error:
+                    raise ValueError(f"{path}: {file}: {error}") from None
             utterances[name] = source
             known = models.setdefault(
                 (kind, model), f"{named(file).split('/')[0]}/{kind}-{model}"
@@ -141,7 +148,7 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="list the development part for training, not as a test",
     )
-    options = parser.parse_args(arguments)
+    options = parse_corpus(parser, arguments)
     with only_writer(options.lists, "preparation"):
         prepare_sitw(options)
 

@@ -40,6 +40,7 @@ from redimnet2_lobes.recipe.corpus_command import (
     check_count,
     corpus_parser,
     list_training,
+    parse_corpus,
 )
 
 LAYOUT = (
@@ -211,7 +212,9 @@ def main(arguments: list[str]) -> None:
     }
     for name, (default, text) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    options = parser.parse_args(arguments)
+    options = parse_corpus(
+        parser, arguments, enrolment_files=1, trials_per_speaker=1, seed=0
+    )
     with only_writer(options.lists, "preparation"):
         prepare_voices(options)
 

@@ -172,7 +172,9 @@ def _load(dataset: str, split: str | None, config: str | None) -> Any:
             rows = datasets.load_dataset(dataset, config, split=split)
     except Exception as error:  # datasets and pyarrow have kinds of their own
         raise ValueError(
-            f"{dataset}: cannot be loaded as a dataset ({one_line(error)})"
+            f"{dataset}: cannot be loaded as a dataset ({one_line(error)}); "
+            "give a folder that save_to_disk wrote, one of Parquet files, or a "
+            "name on the hub"
         ) from error
     if isinstance(rows, datasets.DatasetDict):
         raise ValueError(

@@ -156,13 +156,13 @@ def _compare(
             f"{one}: all trials have the label {trials[0][0]}, but error rates "
             "need both labels"
         )
-    try:
-        speakers = speakers_of(trials)
-    except ValueError as error:
-        raise ValueError(f"{one}: {error}") from None
     rates = det_rates(int((~labels).sum()))
     figures = {**REPORTED, "det": frr_at_far(rates)}
-    found = compare(scores, others, labels, speakers, figures)
+    try:
+        speakers = speakers_of(trials)
+        found = compare(scores, others, labels, speakers, figures)
+    except ValueError as error:
+        raise ValueError(f"{one}: {error}") from None
     det = found.pop("det")
     if plot is not None:
         from redimnet2_lobes.scoring.metrics import det_curve

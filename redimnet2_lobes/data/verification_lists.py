@@ -175,16 +175,6 @@ def write_verification_lists(
         model: [name for name in names if name in sources]
         for model, names in enrolments.items()
     }
-    with text_file(os.path.join(folder, "utterances.csv")) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["ID", "wav", "spk_id", "start", "stop"])
-        for name, (path, borders) in sources.items():
-            wav = path.replace("$", "$$")
-            writer.writerow([name, wav, name.split("/")[0], *borders])
-    with text_file(os.path.join(folder, "enrolments.txt")) as stream:
-        for model, names in models.items():
-            if names:
-                stream.write(" ".join([model, *names]) + "\n")
     written = [
         _write_trials(
             os.path.join(folder, f"{name}.txt"),
@@ -203,6 +193,16 @@ def write_verification_lists(
             f"{folder}: no list has trials of one speaker and of two; check "
             "that the corpus is complete"
         )
+    with text_file(os.path.join(folder, "utterances.csv")) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["ID", "wav", "spk_id", "start", "stop"])
+        for name, (path, borders) in sources.items():
+            wav = path.replace("$", "$$")
+            writer.writerow([name, wav, name.split("/")[0], *borders])
+    with text_file(os.path.join(folder, "enrolments.txt")) as stream:
+        for model, names in models.items():
+            if names:
+                stream.write(" ".join([model, *names]) + "\n")
 
 
 def _found(

@@ -48,7 +48,13 @@ def only_writer(folder: str | os.PathLike, writer: str) -> Iterator[None]:
     : another training is writing it; wait until it has ended, or choose \
 another folder
     """
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot be made ({error.strerror}); choose another "
+            "folder"
+        ) from error
     descriptor = os.open(folder, os.O_RDONLY)
     _locked.add(descriptor)
     try:

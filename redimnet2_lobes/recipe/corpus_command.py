@@ -5,11 +5,12 @@ Authors
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from speechbrain.utils.logger import get_logger
 
 from redimnet2_lobes.data.training_list import write_training_list
+from redimnet2_lobes.files.settings import check_at_least
 
 logger = get_logger(__name__)
 
@@ -50,6 +51,25 @@ def corpus_parser(description: str, corpus: str) -> argparse.ArgumentParser:
         "--workers", type=int, help="processes, as many as CPUs if not given"
     )
     return parser
+
+
+def parse_corpus(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], **lowest: float
+) -> argparse.Namespace:
+    """Reads the arguments of a `corpus_parser`, before anything is written.
+
+    It is a ValueError if a number is less than its ``lowest``, if it has one.
+
+    Example
+    -------
+    >>> parser = corpus_parser("Prepare SITW.", "the unpacked database")
+    >>> parse_corpus(parser, ["SITW", "lists", "--minimum_seconds=-1"])
+    Traceback (most recent call last):
+    ValueError: minimum_seconds: -1.0 is less than 0
+    """
+    options = parser.parse_args(arguments)
+    check_at_least(vars(options), minimum_seconds=0, workers=1, **lowest)
+    return options
 
 
 def list_training(

@@ -37,6 +37,9 @@ from tqdm import tqdm
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+# Of two speakers all resamples that have trials of both kinds are the same: an
+# interval would have no width, as if the figure were known exactly.
+FEWEST_SPEAKERS = 3
 
 
 class Curve(NamedTuple):

@@ -19,6 +19,7 @@ from scipy import stats
 
 from redimnet2_lobes.data.trial_files import TrialList, trial_speakers
 from redimnet2_lobes.scoring.bootstrap import (
+    FEWEST_SPEAKERS,
     REPORTED,
     RESAMPLES,
     Drawn,
@@ -78,7 +79,7 @@ def compare(
     Raises
     ------
     ValueError
-        As `bootstrap`.
+        As `bootstrap`, or if there are fewer than three speakers.
 
     Example
     -------
@@ -92,7 +93,15 @@ def compare(
     >>> bool(found["eer_percent"].p_value < 0.01)
     True
     """
-    count, (one, other) = resample(
+    if not isinstance(speakers, np.ndarray):
+        speakers = np.array([*map(tuple, speakers)])
+    count = len(np.unique(speakers))
+    if count < FEWEST_SPEAKERS:
+        raise ValueError(
+            f"{count} speakers are too few to compare systems by; take trials "
+            f"of {FEWEST_SPEAKERS} at least"
+        )
+    _, (one, other) = resample(
         [first, second], labels, speakers, figures, resamples, seed
     )
     found = {}
@@ -118,8 +127,6 @@ def _p_value(differences: np.ndarray, speakers: int) -> Any:
     ]
     tail = np.minimum(np.minimum(*tails), 0.5)
     # The inverse of `expanded_level`: the level whose quantile zero is.
-    if speakers < 2:
-        return np.ones_like(tail)[()]
     reach = stats.norm.ppf(tail) / expanded_scale(speakers)
     return 2 * stats.t.cdf(reach, speakers - 1)
 

@@ -28,6 +28,7 @@ from redimnet2_lobes.scoring.backends import (
     trial_scores,
 )
 from redimnet2_lobes.scoring.bootstrap import (
+    FEWEST_SPEAKERS,
     REPORTED,
     RESAMPLES,
     Interval,
@@ -136,6 +137,9 @@ def figures_of(arms: list[Arm]) -> list[dict]:
     trial_list = arms[0].trial_list
     labels = trial_list.labels
     speakers = trial_speakers(trial_list)
+    count = None if speakers is None else len(np.unique(speakers))
+    if count is not None and count < FEWEST_SPEAKERS:
+        speakers = None  # there are no intervals, either
     clean = arms[0].scores
     _, threshold = EER(clean[labels], clean[~labels])
     figures = {
@@ -150,7 +154,7 @@ def figures_of(arms: list[Arm]) -> list[dict]:
             "condition": arm.name,
             "settings": arm.condition and arm.condition.settings(),
             "trials": len(labels),
-            "speakers": None if speakers is None else len(np.unique(speakers)),
+            "speakers": count,
             "test_utterances": len(arm.seconds),
             "mean_test_seconds": arm.seconds.mean().item(),
             "shorter_than_wanted": arm.too_short,

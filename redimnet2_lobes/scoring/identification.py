@@ -24,6 +24,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -66,6 +67,33 @@ class OpenSetCurve(NamedTuple):
     threshold: Interval  # arrays [points]
 
 
+def check_gallery_size(
+    speakers: Sequence[str], gallery_size: int, enrolment_utterances: int = 1
+) -> None:
+    """Refuses, with a ValueError, what `search_galleries` cannot draw.
+
+    Example
+    -------
+    >>> check_gallery_size(["anna", "anna", "bert"], 2)
+    Traceback (most recent call last):
+    ValueError: 2 speakers cannot be enrolled, of 1 there are more than 1 \
+utterances; enrol fewer speakers, or by fewer utterances (enrolment_utterances)
+    """
+    counts = Counter(speakers)
+    able = sum(count > enrolment_utterances for count in counts.values())
+    if not 0 < gallery_size <= able:
+        raise ValueError(
+            f"{gallery_size} speakers cannot be enrolled, of {able} there are "
+            f"more than {enrolment_utterances} utterances; enrol fewer "
+            "speakers, or by fewer utterances (enrolment_utterances)"
+        )
+    if gallery_size == len(counts):
+        raise ValueError(
+            f"all {gallery_size} speakers would be enrolled, and none be left "
+            "who is a stranger; enrol fewer"
+        )
+
+
 def search_galleries(
     embeddings: torch.Tensor,
     speakers: Sequence[str],
@@ -103,19 +131,10 @@ def search_galleries(
     >>> found.is_enrolled.tolist(), found.scores.tolist()
     ([False, False, True, True], [0.0, 0.0, 1.0, 1.0])
     """
+    check_gallery_size(speakers, gallery_size, enrolment_utterances)
     names, numbers = np.unique(np.asarray(speakers), return_inverse=True)
     own = [np.flatnonzero(numbers == number) for number in range(len(names))]
     able = [i for i, rows in enumerate(own) if len(rows) > enrolment_utterances]
-    if not 0 < gallery_size <= len(able):
-        raise ValueError(
-            f"{gallery_size} speakers cannot be enrolled, of "
-            f"{len(able)} there are more than {enrolment_utterances} utterances"
-        )
-    if gallery_size == len(names):
-        raise ValueError(
-            f"all {gallery_size} speakers would be enrolled, and none be left "
-            "who is a stranger; enrol fewer"
-        )
     backend = backend or CosineBackend()
     tests = backend.test_side(embeddings)
     units = torch.nn.functional.normalize(embeddings, dim=1)

@@ -98,6 +98,12 @@ def read_kaldi_plda(folder: str | os.PathLike, space: str) -> PldaBackend:
     files do not fit each other.
     """
     folder = Path(folder)
+    for name in (MEAN, LDA, PLDA):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder}: no PLDA of Kaldi's, for it has no file {name}; "
+                f"give a folder with {MEAN}, {LDA} and {PLDA}"
+            )
     (mean,) = _read(folder / MEAN, 1)
     (transform,) = _read(folder / LDA, 2)
     plda_mean, to_identity, psi = _read(
@@ -126,6 +132,11 @@ def read_kaldi_plda(folder: str | os.PathLike, space: str) -> PldaBackend:
     if (folder / FILE).exists():
         found = (folder / FILE).read_text("utf-8", "replace").strip()
         found = " ".join(found.split())  # in one line, whatever it is
+        if not found:
+            raise ValueError(
+                f"{folder / FILE}: empty; write the space of the embeddings "
+                "into it, or delete it if Kaldi has trained the files"
+            )
         check_same_space(folder, found, "the checkpoint", space)
     return backend
 

@@ -18,6 +18,7 @@ from redimnet2_lobes.data.trial_files import TrialList, trial_speakers
 from redimnet2_lobes.files.atomic import complete_or_absent
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.scoring.bootstrap import (
+    FEWEST_SPEAKERS,
     PRIORS,
     REPORTED,
     RESAMPLES,
@@ -211,7 +212,8 @@ def _write_lists(
         trial_list = result.trial_list
         row, of_list = result.figures(), speakers[trial_list.name]
         row["speakers"] = None if of_list is None else len(np.unique(of_list))
-        found = result.intervals(of_list if resamples else None, resamples)
+        enough = (row["speakers"] or 0) >= FEWEST_SPEAKERS and resamples
+        found = result.intervals(of_list if enough else None, resamples)
         for key in REPORTED:
             row[key + INTERVAL] = found[key].limits
         rows.append(row)

@@ -4,6 +4,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import math
 import os
 import sys
 from collections.abc import Container, Sequence
@@ -117,7 +118,8 @@ def _are_limits(value: object) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 2
-        and all(isinstance(limit, float | int) for limit in value)
+        and all(type(limit) in (float, int) for limit in value)
+        and -math.inf < value[0] <= value[1] < math.inf  # NaN is not
     )
 
 
@@ -180,15 +182,27 @@ def about_intervals(results: dict) -> str:
     >>> row = {"list": "own", "speakers": None}
     >>> about_intervals({"bootstrap_resamples": 1000, "results": [row]})
     'No intervals of own: names and labels do not tell the speakers of trials.'
+    >>> row = {"list": "own", "speakers": 2}
+    >>> about_intervals({"bootstrap_resamples": 1000, "results": [row]})
+    'No intervals of own: 2 speakers are too few.'
     """
     resamples = results.get("bootstrap_resamples")
     if not resamples:
         return ""
-    speakers = {row["list"]: row.get("speakers") for row in results["results"]}
+    rows = results["results"]
+    speakers = {row["list"]: row.get("speakers") for row in rows}
+    shown = {
+        row["list"] for row in rows if row.get(WITH_INTERVAL[0] + INTERVAL)
+    }
     known = [
         f"{count:,} speakers" + (f" of {name}" if len(speakers) > 1 else "")
         for name, count in speakers.items()
-        if count is not None
+        if name in shown
+    ]
+    few = [
+        f"{name}: {count} speakers"
+        for name, count in speakers.items()
+        if count is not None and name not in shown
     ]
     unknown = [name for name, count in speakers.items() if count is None]
     sentences = []
@@ -196,6 +210,8 @@ def about_intervals(results: dict) -> str:
         sentences.append(
             f"Intervals: 95 %, {resamples:,} resamples over {', '.join(known)}."
         )
+    if few:
+        sentences.append(f"No intervals of {', '.join(few)} are too few.")
     if unknown:
         sentences.append(
             f"No intervals of {', '.join(unknown)}: names and labels do not "

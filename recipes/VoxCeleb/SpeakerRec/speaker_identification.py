@@ -31,6 +31,7 @@ from redimnet2_lobes.recipe.verification import (
     warn_of_trained_speakers,
 )
 from redimnet2_lobes.scoring.identification import (
+    check_gallery_size,
     identification_table,
     open_set_curve,
     open_set_figures,
@@ -76,6 +77,14 @@ def main(arguments: list[str]) -> None:
     if hparams["trial_list"] is not None:
         utterances = tested_only(utterances, hparams["trial_list"])
     speakers = [str(each.speaker) for each in utterances]
+    sizes = sorted(set(hparams["gallery_sizes"]))
+    if not sizes:
+        raise ValueError("gallery_sizes: there are none; give at least one")
+    try:
+        for size in sizes:
+            check_gallery_size(speakers, size, hparams["enrolment_utterances"])
+    except ValueError as error:
+        raise ValueError(f"gallery_sizes: {error}") from None
 
     encoder = load_encoder(hparams["checkpoint"], hparams["variant"], run_opts)
     folder = Path(hparams["output_folder"])
@@ -91,22 +100,17 @@ def main(arguments: list[str]) -> None:
         maximum_seconds=hparams["maximum_seconds"],
         crops=hparams["crops"],
     )
-    try:
-        searches = [
-            search_galleries(
-                embeddings.vectors,
-                speakers,
-                size,
-                enrolment_utterances=hparams["enrolment_utterances"],
-                galleries=hparams["galleries"],
-                seed=hparams["seed"],
-            )
-            for size in sorted(set(hparams["gallery_sizes"]))
-        ]
-    except ValueError as error:
-        raise ValueError(f"gallery_sizes: {error}") from None
-    if not searches:
-        raise ValueError("gallery_sizes: there are none; give at least one")
+    searches = [
+        search_galleries(
+            embeddings.vectors,
+            speakers,
+            size,
+            enrolment_utterances=hparams["enrolment_utterances"],
+            galleries=hparams["galleries"],
+            seed=hparams["seed"],
+        )
+        for size in sizes
+    ]
     summary = {
         "checkpoint": shown_checkpoint(hparams["checkpoint"]),
         "seconds_used": hparams["maximum_seconds"],

@@ -131,6 +131,11 @@ def prepare(steps: dict, seed: int) -> dict[str, Condition]:
                 f"conditions: {CLEAN} is what speech without a condition is "
                 "called; rename it"
             )
+        if "|" in str(name) or not str(name).strip().isprintable():
+            raise ValueError(
+                f"conditions: {name!r} would break the table; leave out | and "
+                "control characters"
+            )
         if not isinstance(step, Step):
             raise ValueError(
                 f"conditions: {name} is {step!r}, no step; write such as "

@@ -20,6 +20,7 @@ import functools
 import os
 
 from redimnet2_lobes.data.utterances import paths_of
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.recipe import verification
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
@@ -102,10 +103,8 @@ def main(arguments: list[str]) -> None:
             hparams["plda_iterations"],
         )
         save("plda", plda)
-    elif os.path.isdir(hparams["plda_file"]):
-        plda = read_kaldi_plda(hparams["plda_file"], encoder.space)
     else:
-        plda = PldaBackend.load(hparams["plda_file"], encoder.space)
+        plda = read_plda(hparams["plda_file"], encoder.space)
     backends = {"cosine": CosineBackend(), "PLDA": plda}
     target = embed(paths_of(adapting)).vectors if adapting else None
     values = {
@@ -134,6 +133,15 @@ def main(arguments: list[str]) -> None:
         ),
         hparams["bootstrap_resamples"],
     )
+
+
+def read_plda(plda_file: str, space: str) -> PldaBackend:
+    """Reads plda.npz of an earlier run, or a folder of Kaldi's."""
+    read = read_kaldi_plda if os.path.isdir(plda_file) else PldaBackend.load
+    try:
+        return read(plda_file, space)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"plda_file: {one_line(error)}") from error
 
 
 if __name__ == "__main__":
