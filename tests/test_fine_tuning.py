@@ -3,15 +3,21 @@
 import logging
 
 import pytest
+import soundfile
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.lobes.models.ECAPA_TDNN import Classifier
+from torch.nn.functional import normalize
 
+from redimnet2_lobes.data.training_set import UtteranceList
 from redimnet2_lobes.models.front_end import LogMel
 from redimnet2_lobes.models.redimnet2 import ReDimNet2
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
-from redimnet2_lobes.training.fine_tuning import load_pretrained
+from redimnet2_lobes.training.fine_tuning import (
+    load_pretrained,
+    start_new_classes,
+)
 from redimnet2_lobes.training.losses import (
     AdditiveAngularMarginLoss,
     SphereFace2,
@@ -287,3 +293,45 @@ def test_other_architecture_names_the_first_tensor(
     _, *others = fine_tuned
     with pytest.raises(ValueError, match=rf"{message}[^\n]*\Z"):
         load_pretrained(pretrained[0], small_network(**changes), *others)
+
+
+def test_new_classes_start_from_embeddings(pretrained, fine_tuned, tmp_path):
+    """Not those of old speakers, nor of one who cannot be read."""
+    folder, _ = pretrained
+    network, classifier, speakers, _ = fine_tuned
+    load_pretrained(folder, *fine_tuned)
+    before = classifier.weight.detach().clone()
+    rows = ["ID,duration,wav,spk_id"]
+    noises = torch.randn(
+        3, 3, 16000, generator=torch.Generator().manual_seed(1)
+    )
+    for speaker, waveforms in zip(NOW, noises, strict=True):
+        for number, waveform in enumerate(waveforms):
+            path = tmp_path / f"{speaker}{number}.wav"
+            soundfile.write(path, 0.1 * waveform.numpy(), 16000, "FLOAT")
+            rows.append(f"{speaker}/x/{number},1.0,{path},{speaker}")
+    (tmp_path / "emil1.wav").write_bytes(b"")  # left out of the mean
+    path = tmp_path / "train.csv"
+    path.write_text("\n".join(rows))
+    utterances = UtteranceList()
+    utterances.add(path, {})
+
+    others = folder, network, classifier, speakers, utterances
+    assert start_new_classes(*others) == 1
+    assert network.training
+    network.eval()
+    with torch.no_grad():
+        own = network(0.1 * noises[NOW.index("emil")][[0, 2]]).squeeze(1)
+    expected = normalize(normalize(own, dim=1).mean(dim=0), dim=0)
+    row = speakers.lab2ind["emil"]
+    new = classifier.weight.detach()
+    torch.testing.assert_close(normalize(new[row], dim=0), expected)
+    known = [speakers.lab2ind[name] for name in ("carl", "anna")]
+    assert torch.equal(new[known], before[known])
+    torch.testing.assert_close(
+        new[row].norm(), before[known].norm(dim=1).mean()
+    )
+    for name in ("emil0", "emil2"):
+        (tmp_path / f"{name}.wav").write_bytes(b"")
+    assert start_new_classes(*others) == 0
+    assert torch.equal(classifier.weight, new)

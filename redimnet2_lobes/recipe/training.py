@@ -56,6 +56,7 @@ TYPES = {
     "teacher_embeddings": list[str] | list[dict[str, str]] | None,
     "replay_lists": dict[str, str],
     "replay_share": float,
+    "classes_from_embeddings": bool,
     "corpora": list[str] | None,
     "validation_folder": str,
     "validation_trials": str,

@@ -4,7 +4,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +13,10 @@ from speechbrain.lobes.models.ECAPA_TDNN import Classifier
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from speechbrain.utils.logger import get_logger
 from torch import nn
+from torch.nn.functional import normalize
 
+from redimnet2_lobes.data.training_set import UtteranceList
+from redimnet2_lobes.inference.encode import encode_utterances
 from redimnet2_lobes.pretrained.loading import (
     SAFETENSORS_EXTENSION,
     load_labels,
@@ -21,6 +24,8 @@ from redimnet2_lobes.pretrained.loading import (
 )
 
 logger = get_logger(__name__)
+
+UTTERANCES_OF_A_CLASS = 20  # at most, evenly spaced
 
 
 def load_pretrained(
@@ -104,6 +109,67 @@ def load_pretrained(
         f"pretraining, {unmatched} are new"
     )
     return len(known), unmatched
+
+
+def start_new_classes(
+    folder: str | Path,
+    network: nn.Module,
+    classifier: Classifier,
+    speakers: CategoricalEncoder,
+    utterances: UtteranceList,
+) -> int:
+    """Starts the classes of new speakers from what the network makes of them.
+
+    The class weight of each speaker whom the pretraining in ``folder`` did not
+    have gets the direction of the mean of the embeddings of length 1 of some of
+    their utterances, and the size of other classes: of few speakers, random
+    classes would pull the network away from what it knows before they are
+    found. The other arguments are those of `load_pretrained`, which comes
+    before.
+
+    Returns how many classes were started so. A speaker of whom no utterance can
+    be read keeps the weight of before.
+    """
+    sources: dict[str, list[str]] = {}
+    known = _class_names(Path(folder))
+    for _, source, speaker in utterances:
+        if speaker not in known:
+            sources.setdefault(speaker, []).append(source)
+    chosen = {
+        speaker: own[:: -(-len(own) // UTTERANCES_OF_A_CLASS)]
+        for speaker, own in sources.items()
+    }
+    network.eval()
+    embeddings = encode_utterances(
+        network,
+        [source for own in chosen.values() for source in own],
+        seconds_per_batch=64.0,
+        maximum_seconds=8.0,
+        faults={},
+    )
+    network.train()
+    started = 0
+    old = [row for name, row in speakers.lab2ind.items() if name in known]
+    with torch.no_grad():
+        size = classifier.weight[old or slice(None)].norm(dim=1).mean()
+        for speaker, own in chosen.items():
+            units = [
+                normalize(embeddings[source], dim=0)
+                for source in own
+                if source in embeddings
+            ]
+            if units:
+                mean = normalize(torch.stack(units).mean(dim=0), dim=0)
+                classifier.weight[speakers.lab2ind[speaker]] = size * mean
+                started += 1
+    logger.info(f"Fine-tuning: {started} new classes start from embeddings")
+    return started
+
+
+def _class_names(folder: Path) -> Container[str]:
+    """The speakers whom a model folder has classes of."""
+    path = folder / "label_encoder.ckpt"
+    return read_speakers(path).lab2ind if path.is_file() else ()
 
 
 def _weights(folder: Path, name: str) -> dict[str, torch.Tensor] | None:

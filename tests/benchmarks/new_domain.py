@@ -25,8 +25,7 @@ from matplotlib.figure import Figure
 
 from redimnet2_lobes.data.trial_files import read_trial_lists, trial_speakers
 from redimnet2_lobes.inference.encode import encode_utterances
-from redimnet2_lobes.pretrained.loading import load_labels, load_model
-from redimnet2_lobes.pretrained.model_folder import write_model_folder
+from redimnet2_lobes.pretrained.loading import load_model
 from redimnet2_lobes.scoring.backends import CosineBackend, trial_scores
 from redimnet2_lobes.scoring.bootstrap import bootstrap, eer
 from redimnet2_lobes.scoring.tables import markdown_table, with_interval
@@ -34,16 +33,17 @@ from redimnet2_lobes.scoring.tables import markdown_table, with_interval
 RECIPE = ROOT / "recipes" / "VoxCeleb" / "SpeakerRec"
 PACKAGE = "klettres"
 DOMAINS = {"new": PACKAGE, "old": "other packages"}
-MEANS = "replay, 3 stages frozen, classes from mean embeddings"
+RANDOM = {"classes_from_embeddings": False}
 # What each fine-tuning has in place of the configuration's values.
 ARMS = {
-    "replay, 3 stages frozen": {},
-    "neither": {"replay_lists": "{}", "frozen_stages": 0},
-    "3 stages frozen": {"replay_lists": "{}"},
-    "replay": {"frozen_stages": 0},
-    MEANS: {},
-    "replay, 3 stages frozen, all speeds": {
-        "speeds": "[1.0, 0.8, 0.9, 1.1, 1.2]"
+    "as configured": {},
+    "classes from nothing": RANDOM,
+    "the same, without replay": {"replay_lists": "{}", **RANDOM},
+    "the same, nothing frozen": {"frozen_stages": 0, **RANDOM},
+    "the same, without both": {
+        "replay_lists": "{}",
+        "frozen_stages": 0,
+        **RANDOM,
     },
 }
 
@@ -70,17 +70,13 @@ def main(arguments=None):
     results = {"before": test(pretrained, options.demo / "corpus", output)}
     report(results, output)
     for number, (arm, changes) in enumerate(ARMS.items()):
-        start = pretrained
-        if arm == MEANS:
-            start = output / "with_means"
-            write_means(pretrained, lists["new"], start)
         folder = output / f"arm_{number}"
         if not (folder / "model").is_dir():
             train(
                 "finetune_redimnet2.yaml",
                 *others,
                 output_folder=folder,
-                pretrained_folder=start,
+                pretrained_folder=pretrained,
                 training_lists=f'{{"": "{lists["new"]}"}}',
                 validation_trials=output / "new_validation.txt",
                 minimum_seconds=0.5,
@@ -165,35 +161,6 @@ def test(model, corpus, output):
         interval = bootstrap(scores, trials.labels, speakers, {"EER": eer})
         found[domain] = interval["EER"]
     return found
-
-
-def write_means(pretrained, new_list, folder):
-    """The pretraining, with a class for the mean of each new speaker."""
-    model = load_model(pretrained)
-    with open(new_list, newline="") as file:
-        rows = list(csv.DictReader(file))
-    embeddings = encode_utterances(
-        model.encode_batch, [row["wav"] for row in rows]
-    )
-    old = model.mods.classifier.weight.detach()
-    size = old.norm(dim=1).mean()
-    labels = model.hparams.label_encoder
-    load_labels(labels, pretrained / "label_encoder.ckpt")
-    names = [labels.ind2lab[index] for index in range(len(old))]
-    means = []
-    for speaker in sorted({row["spk_id"] for row in rows}):
-        own = [embeddings[r["wav"]] for r in rows if r["spk_id"] == speaker]
-        units = torch.nn.functional.normalize(torch.stack(own))
-        mean = units.mean(0)
-        means.append(size * mean / mean.norm())
-        names.append(speaker)
-    write_model_folder(
-        folder,
-        model.mods.embedding_model,
-        "Pretraining with classes for new speakers",
-        class_weights=torch.cat([old, torch.stack(means)]),
-        speakers=names,
-    )
 
 
 def report(results, output):

@@ -62,7 +62,10 @@ from redimnet2_lobes.training.distillation import (
     distillation_loss,
     read_teacher,
 )
-from redimnet2_lobes.training.fine_tuning import load_pretrained
+from redimnet2_lobes.training.fine_tuning import (
+    load_pretrained,
+    start_new_classes,
+)
 from redimnet2_lobes.training.loggers import build_loggers, log_epoch
 from redimnet2_lobes.training.sharded_classifier import ShardedClassifier
 from redimnet2_lobes.training.validation import equal_error_rate
@@ -262,6 +265,10 @@ def build_brain(hparams, run_opts):
     pretrained = hparams["pretrained_folder"]
     if pretrained is not None and not checkpointer.list_checkpoints():
         load_pretrained(pretrained, network, classifier, speakers, loss)
+        if hparams.get("classes_from_embeddings"):
+            start_new_classes(
+                pretrained, network, classifier, speakers, utterances
+            )
     if hparams["shard_classes"] and batches.processes > 1:
         classifier = ShardedClassifier(
             classifier, batches.process, batches.processes
