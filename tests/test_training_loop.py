@@ -773,6 +773,7 @@ def lowest_settings(**others):
         "variant": None,
         "embedding_model": torch.nn.Linear(2, 2),
         "teacher_embeddings": ["teacher.npz"],
+        "teacher_weight": 1,  # of the three weights one must be above 0
         "crop": RandomCrop(10, [1.0]),
         **others,
     }
