@@ -209,11 +209,10 @@ def _load(name: str, device: str) -> Encoder:
 
 
 def _write(summary: dict, reproduced: list[Reproduced], folder: Path) -> None:
-    from redimnet2_lobes.files.atomic import complete_or_absent
+    from redimnet2_lobes.files.atomic import write_text
     from redimnet2_lobes.scoring.interval_plots import plot_published
 
-    with complete_or_absent(folder / RESULT_FILE) as partial:
-        partial.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    write_text(folder / RESULT_FILE, json.dumps(summary, indent=2) + "\n")
     plot_published(
         {
             f"VoxCeleb1-{each.name}": (

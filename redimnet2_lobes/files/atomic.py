@@ -44,6 +44,20 @@ def complete_or_absent(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a file of text, in UTF-8, that appears when it is complete.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "results.txt"
+    >>> write_text(path, "EER 1 %")
+    >>> path.read_text()
+    'EER 1 %'
+    """
+    with complete_or_absent(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def check_absent(path: str | os.PathLike, key: str = "output") -> None:
     """Refuses to write over what exists; ``key`` is the option that gave it.
 

@@ -18,7 +18,7 @@ import torch
 
 from redimnet2_lobes.data.conditions import Condition, Excerpt
 from redimnet2_lobes.data.trial_files import TrialList, trial_speakers
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import write_text
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.inference.embedding_cache import Embeddings
 from redimnet2_lobes.models.front_end import SAMPLE_RATE
@@ -219,8 +219,7 @@ def report_conditions(
         ("conditions.md", markdown_table(table)),
         ("conditions.txt", text),
     ):
-        with complete_or_absent(output_folder / file) as partial:
-            partial.write_text(content, encoding="utf-8")
+        write_text(output_folder / file, content)
     print(text, end="")
     print(
         "FAR and FRR are those at the threshold of the clean EER. Plots are in "

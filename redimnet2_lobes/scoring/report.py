@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from redimnet2_lobes.data.trial_files import TrialList, trial_speakers
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import write_text
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.scoring.bootstrap import (
     FEWEST_SPEAKERS,
@@ -175,12 +175,14 @@ def report(
     )
     if intervals := about_intervals(summary):
         text += f"{intervals}\n"
-    _write(output_folder / RESULTS_FILE, json.dumps(summary, indent=2) + "\n")
-    _write(
+    write_text(
+        output_folder / RESULTS_FILE, json.dumps(summary, indent=2) + "\n"
+    )
+    write_text(
         output_folder / "results.md",
         markdown_table(results_table(rows, rows[0])),
     )
-    _write(output_folder / "results.txt", text)
+    write_text(output_folder / "results.txt", text)
     print(text, end="")
     print(
         "minDCF is normalized, the threshold that of the EER. Scores, worst "
@@ -190,7 +192,7 @@ def report(
     if keep_in is not None:
         summary["checkpoint"] = os.path.basename(os.path.abspath(checkpoint))
         kept = Path(keep_in) / RESULTS_FILE
-        _write(kept, json.dumps(summary, indent=2) + "\n")
+        write_text(kept, json.dumps(summary, indent=2) + "\n")
         print(f"kept with the model: {kept}")
     return rows
 
@@ -222,7 +224,7 @@ def _write_lists(
         name = re.sub(r"[^a-z0-9]+", "_", result.backend.lower()).strip("_")
         file = output_folder / trial_list.name / name
         write_scores(f"{file}{SCORES}", trial_list.trials, result.scores)
-        _write(Path(f"{file}{WORST_TRIALS}"), _worst_trials(result))
+        write_text(Path(f"{file}{WORST_TRIALS}"), _worst_trials(result))
         plot_score_histogram(
             *result.split(),
             row["eer_threshold"],
@@ -274,8 +276,3 @@ def _worst_trials(result: Result) -> str:
             files = " ".join(trial_list.enrolments[enrolment])
             lines.append(f"{result.scores[index]:.4f} {files} {test}")
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    with complete_or_absent(path) as partial:
-        partial.write_text(text, encoding="utf-8")

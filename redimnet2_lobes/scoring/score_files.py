@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from redimnet2_lobes.data.lists import read_lines
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import write_text
 
 SCORES = "_scores.txt"  # after the name of a back-end
 Trial = tuple[int, str, str]  # label, enrolment, test
@@ -30,16 +30,12 @@ def write_scores(
     >>> path.read_text()
     'a/1.wav a/2.wav 1 0.5\n'
     """
-    with complete_or_absent(path) as partial:
-        partial.write_text(
-            "".join(
-                f"{enrolment} {test} {label} {score:.9g}\n"
-                for (label, enrolment, test), score in zip(
-                    trials, scores.tolist(), strict=True
-                )
-            ),
-            encoding="utf-8",
-        )
+    scored = zip(trials, scores.tolist(), strict=True)
+    lines = (
+        f"{enrolment} {test} {label} {score:.9g}\n"
+        for (label, enrolment, test), score in scored
+    )
+    write_text(path, "".join(lines))
 
 
 def read_scores(path: str | os.PathLike) -> tuple[list[Trial], torch.Tensor]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from redimnet2_lobes.data.trials import read_trials
 from redimnet2_lobes.data.utterances import Utterance, paths_of
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import write_text
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.files.settings import check_at_least, check_types
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
@@ -138,8 +138,7 @@ def main(arguments: list[str]) -> None:
         ("identification.json", json.dumps(summary, indent=2) + "\n"),
         ("identification.txt", text),
     ):
-        with complete_or_absent(folder / name) as partial:
-            partial.write_text(content, encoding="utf-8")
+        write_text(folder / name, content)
     plot_open_set(
         [open_set_curve(each) for each in searches],
         {

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from redimnet2_lobes import load
 from redimnet2_lobes.data.audio import load_waveform
 from redimnet2_lobes.data.trial_files import read_trial_lists, trial_speakers
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import write_text
 from redimnet2_lobes.scoring.bootstrap import REPORTED, bootstrap
 from redimnet2_lobes.scoring.comparison import compare
 from redimnet2_lobes.scoring.metrics import det_curve
@@ -201,8 +201,7 @@ def main():
         intervals[system.name] = found[EER][1:]
     plot_det(curves, options.output / "peers_det.png", None, intervals)
     text = markdown_table(table)
-    with complete_or_absent(options.output / "peers.md") as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(options.output / "peers.md", text)
     print(text)
 
 
