@@ -285,6 +285,8 @@ def threshold_figures(
     searches: Searches, thresholds: Sequence[float]
 ) -> list[dict]:
     """The FPIR and the FNIR at thresholds, for programs."""
+    if not thresholds:  # nothing to resample for
+        return []
     rates = rates_at(searches, thresholds)
     return [
         {
