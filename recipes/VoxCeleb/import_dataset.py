@@ -37,7 +37,14 @@ from typing import Any
 import numpy as np
 import soundfile
 import webdataset
-from make_shards import atomic_file, claim, make_all, member_name, read_shard
+from make_shards import (
+    add_options_of_shards,
+    atomic_file,
+    claim,
+    make_all,
+    member_name,
+    read_shard,
+)
 
 from redimnet2_lobes.data.audio import AudioError, load_waveform
 from redimnet2_lobes.data.training_set import COLUMNS
@@ -340,18 +347,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--audio_column", default="audio")
     parser.add_argument("--speaker_column", default="speaker")
     parser.add_argument("--name_column", help="default: names are SPEAKER/ROW")
-    parser.add_argument(
-        "--utterances_per_shard",
-        type=int,
-        default=4000,
-        help="default: %(default)s",
-    )
-    parser.add_argument(
-        "--workers", type=int, help="processes (default: one for each CPU)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the order (default: 0)"
-    )
+    add_options_of_shards(parser)
     options = parser.parse_args(arguments)
     with one_line_errors():
         import_dataset(**vars(options))

@@ -298,6 +298,30 @@ def atomic_file(path: Path) -> Iterator[Path]:
         ) from None
 
 
+def add_options_of_shards(parser: argparse.ArgumentParser) -> None:
+    """Adds what every script that writes shards takes.
+
+    Example
+    -------
+    >>> parser = argparse.ArgumentParser()
+    >>> add_options_of_shards(parser)
+    >>> parser.parse_args([])
+    Namespace(utterances_per_shard=4000, workers=None, seed=0)
+    """
+    parser.add_argument(
+        "--utterances_per_shard",
+        type=int,
+        default=4000,
+        help="default: %(default)s, 1 GB of VoxCeleb2",
+    )
+    parser.add_argument(
+        "--workers", type=int, help="processes (default: one for each CPU)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the order (default: 0)"
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the script."""
     parser = argparse.ArgumentParser(
@@ -312,18 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--save_folder",
         help="the folder of converted files (default: that of TRAIN_CSV)",
     )
-    parser.add_argument(
-        "--utterances_per_shard",
-        type=int,
-        default=4000,
-        help="default: %(default)s, 1 GB of VoxCeleb2",
-    )
-    parser.add_argument(
-        "--workers", type=int, help="processes (default: one for each CPU)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the order (default: 0)"
-    )
+    add_options_of_shards(parser)
     options = parser.parse_args(arguments)
     with one_line_errors():
         try:
