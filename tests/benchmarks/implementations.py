@@ -86,13 +86,16 @@ class SpeechBrainEncoder(nn.Module):
 
 
 class Ecapa(SpeechBrainEncoder):
-    """ECAPA-TDNN as in spkrec-ecapa-voxceleb, with fresh weights."""
+    """ECAPA-TDNN as in spkrec-ecapa-voxceleb, with fresh weights.
 
-    def __init__(self):
+    Its paper has 512 ``channels``, too.
+    """
+
+    def __init__(self, channels=1024):
         super().__init__(
             ECAPA_TDNN(
                 input_size=80,
-                channels=[1024, 1024, 1024, 1024, 3072],
+                channels=[*[channels] * 4, 3 * channels],
                 kernel_sizes=[5, 3, 3, 3, 1],
                 dilations=[1, 2, 3, 4, 1],
                 attention_channels=128,

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import speechbrain as sb
 from safetensors.torch import load_file, save_file
-from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
 TESTS = Path(__file__).parents[2]
 sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
 
 import learning  # noqa: E402
-from implementations import SpeechBrainEncoder  # noqa: E402
+from implementations import Ecapa  # noqa: E402
 
 from redimnet2_lobes.files.atomic import complete_or_absent  # noqa: E402
 from redimnet2_lobes.recipe.command_line import (  # noqa: E402
@@ -32,27 +31,12 @@ from redimnet2_lobes.recipe.hparams import load_hparams  # noqa: E402
 from redimnet2_lobes.recipe.training import check_hparams  # noqa: E402
 
 WEIGHTS = "ecapa.safetensors"
-
-
-class Ecapa(SpeechBrainEncoder):
-    """ECAPA-TDNN of 512 channels, with fresh weights."""
-
-    def __init__(self):
-        super().__init__(
-            ECAPA_TDNN(
-                input_size=80,
-                channels=[512, 512, 512, 512, 1536],
-                kernel_sizes=[5, 3, 3, 3, 1],
-                dilations=[1, 2, 3, 4, 1],
-                attention_channels=128,
-                lin_neurons=192,
-            )
-        )
+CHANNELS = 512
 
 
 def load_trained(folder):
     """What a training has left in its folder."""
-    network = Ecapa().eval()
+    network = Ecapa(CHANNELS).eval()
     network.load_state_dict(load_file(Path(folder) / WEIGHTS))
     return network
 
@@ -64,7 +48,8 @@ def write_hparams(path):
     for pattern, replacement in (
         (
             r"embedding_model: !new:redimnet2.*?(?=# One class)",
-            "embedding_model: !new:ecapa.Ecapa\n",
+            "embedding_model: !new:implementations.Ecapa\n"
+            f"    channels: {CHANNELS}\n",
         ),
         (r"variant: b0", "variant: null"),
         # They are for a global batch of 64, and the demo has 32.

@@ -15,6 +15,7 @@ import torch
 from case_benchmark import BenchmarkResults, CASEBenchmark
 from case_benchmark.metrics import compute_eer
 from case_benchmark.utils import load_trials
+from synthetic_voices import synthetic_utterance
 
 from redimnet2_lobes import ReDimNet2, load
 from redimnet2_lobes.data.audio import AudioError, load_waveform
@@ -26,11 +27,6 @@ from redimnet2_lobes.integrations.case_benchmark import (
 from redimnet2_lobes.onnx.export import export_onnx
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.scoring.metrics import EER, minDCF
-
-sys.path.insert(
-    0, str(Path(__file__).parents[3] / "recipes/VoxCeleb/demo_corpus")
-)
-from synthetic_voices import synthetic_utterance  # noqa: E402
 
 PROTOCOLS = ["clean_clean", "clean_codec_ulaw"]
 
