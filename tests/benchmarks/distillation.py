@@ -2,19 +2,20 @@
 
     make demo
     python tests/benchmarks/distillation.py demo/corpus results/distillation \
-        --plain demo/trained/model \
         --teacher results/teacher/1.0.npz results/teacher/0.8.npz ...
 
-B0 is trained on the demo corpus by hparams/demo_redimnet2_b0.yaml, as `make
-demo` does, but with a teacher, and tested on the corpus' trials. The files of
-the teacher are those of the speeds in that configuration, in their order, such
-as tests/runtimes/peers/teacher.py makes of CAM++. OUTPUT/distillation.md has
-the table, OUTPUT/distillation.png the plot. What is finished is used again.
+B0 is trained on the demo corpus by hparams/demo_redimnet2_b0.yaml, without and
+with a teacher, and tested on the corpus' trials. The files of the teacher are
+those of the speeds in that configuration, in their order, such as
+tests/runtimes/peers/teacher.py makes of CAM++. Other options go to the recipe.
+OUTPUT/distillation.md has the table, OUTPUT/distillation.png the plot. What is
+finished is used again.
 """
 
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -30,43 +31,49 @@ from redimnet2_lobes.scoring.tables import markdown_table, with_interval
 
 RECIPE = ROOT / "recipes" / "VoxCeleb" / "SpeakerRec"
 EER = "eer_percent"
+MINUTES = "minutes.txt"
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--plain", required=True, help="trained without")
     parser.add_argument("--teacher", nargs="+", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 42])
-    options = parser.parse_args(arguments)
-    models = {"without a teacher": options.plain}
+    options, recipe_options = parser.parse_known_args(arguments)
+    teacher = f"--teacher_embeddings=[{', '.join(options.teacher)}]"
     for seed in options.seeds:
-        folder = options.output / f"seed_{seed}"
-        if not (folder / "model").is_dir():
-            train(
-                data_folder=options.corpus,
-                output_folder=folder,
-                device="cpu",
-                seed=seed,
-                teacher_embeddings=f"[{', '.join(options.teacher)}]",
-            )
-        models[f"with a teacher, seed {seed}"] = folder / "model"
+        for folder, more in (
+            (options.output / f"plain_{seed}", []),
+            (options.output / f"distilled_{seed}", [teacher]),
+        ):
+            if not (folder / MINUTES).is_file():
+                train(
+                    folder,
+                    f"--data_folder={options.corpus}",
+                    f"--seed={seed}",
+                    *more,
+                    *recipe_options,
+                )
     path = str(options.corpus / "veri_test2.txt")
     (trials,) = read_trial_lists(path, str(options.corpus), "")
-    scores = {name: score(model, trials) for name, model in models.items()}
-    report(scores, trials, options.output)
+    report(options.output, options.seeds, trials)
 
 
-def train(**overrides):
-    """Runs the recipe, as a user would."""
+def train(folder, *options):
+    """Runs the recipe, as a user would, and writes down the minutes."""
+    start = time.perf_counter()
     command = [
         sys.executable,
         RECIPE / "train_speaker_embeddings.py",
         RECIPE / "hparams" / "demo_redimnet2_b0.yaml",
-        *(f"--{key}={value}" for key, value in overrides.items()),
+        f"--output_folder={folder}",
+        "--device=cpu",
+        *options,
     ]
     subprocess.run(list(map(str, command)), check=True)
+    minutes = (time.perf_counter() - start) / 60
+    (folder / MINUTES).write_text(f"{minutes:.1f}\n", encoding="utf-8")
 
 
 def score(model, trials):
@@ -81,30 +88,43 @@ def score(model, trials):
     return torch.stack([units[a] @ units[b] for _, a, b in trials.trials])
 
 
-def report(scores, trials, output):
-    """The table and the plot; each is compared with the first."""
-    plain, *distilled = scores.values()
+def report(output, seeds, trials):
+    """The table and the plot; each seed's two trainings are compared."""
     speakers = trial_speakers(trials)
-    found = [
-        compare(plain, each, trials.labels, speakers)[EER] for each in distilled
+    table = [["seed", "without (%)", "with (%)", "p", "minutes"]]
+    plain, distilled = {}, {}
+    for seed in seeds:
+        folders = [output / f"{kind}_{seed}" for kind in ("plain", "distilled")]
+        scores = [score(folder / "model", trials) for folder in folders]
+        found = compare(*scores, trials.labels, speakers)[EER]
+        plain[f"without a teacher, seed {seed}"] = found.first
+        distilled[f"with a teacher, seed {seed}"] = found.second
+        table.append(
+            [
+                str(seed),
+                with_interval(found.first.value, found.first.limits),
+                with_interval(found.second.value, found.second.limits),
+                f"{found.p_value:.3f}",
+                " and ".join(
+                    (folder / MINUTES).read_text().strip() for folder in folders
+                ),
+            ]
+        )
+    means = [
+        sum(rate.value for rate in rates.values()) / len(seeds)
+        for rates in (plain, distilled)
     ]
-    rates = [found[0].first, *(each.second for each in found)]
-    p_values = ["", *(f"{each.p_value:.3f}" for each in found)]
-    table = [["training", "EER (%)", "p"]]
-    for name, rate, p_value in zip(scores, rates, p_values, strict=True):
-        table.append([name, with_interval(rate.value, rate.limits), p_value])
-    mean = sum(rate.value for rate in rates[1:]) / len(distilled)
+    table.append(["mean", *(f"{mean:.2f}" for mean in means), "", ""])
     text = (
         f"{processor_name()}, torch {torch.__version__}, commit "
-        f"{commit(ROOT)}. 95 % intervals, and p of the difference from the "
-        f"first, by bootstrap over speakers\n\n"
-        f"{markdown_table(table, names=1)}\n"
-        f"Mean with a teacher: {mean:.2f} %\n"
+        f"{commit(ROOT)}. EER without and with a teacher, with 95 % intervals, "
+        f"and p of their difference by bootstrap over speakers; minutes of the "
+        f"two trainings\n\n{markdown_table(table, names=1)}"
     )
     print(text)
     (output / "distillation.md").write_text(text, encoding="utf-8")
     plot_eer_of_conditions(
-        dict(zip(scores, rates, strict=True)),
+        plain | distilled,
         output / "distillation.png",
         "EER of unseen voices, B0 on the demo corpus",
     )
