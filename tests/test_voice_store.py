@@ -659,6 +659,25 @@ def test_kill_9_at_any_moment(path):
         assert len(names ^ there) <= 1
         there = names
     assert len(there) > 20
+    with VoiceStore(path, SPACE) as store:
+        add_entry(store, 0)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_journal_that_says_nothing(store, path):
+    """SQLite begins it with zeros, until all of it is on the disk.
+
+    A process killed before has not touched the store: readers leave what is
+    there, the next who writes removes it.
+    """
+    add_entry(store, 1)
+    journal = path.with_name(f"{path.name}-journal")
+    journal.write_bytes(bytes(512) + path.read_bytes()[:4096])
+    with VoiceStore(path, SPACE) as other:
+        whole(other)
+        assert other.names() == ["voice 1"]
+        add_entry(other, 2)
+        whole(other)
     assert os.listdir(path.parent) == [path.name]
 
 
