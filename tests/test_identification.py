@@ -23,6 +23,7 @@ from redimnet2_lobes.scoring.identification import (
     rates_at,
     search_galleries,
 )
+from redimnet2_lobes.scoring.identification_plot import plot_open_set
 
 YAML = str(HPARAMS / "identification_redimnet2.yaml")
 
@@ -130,7 +131,7 @@ def test_the_same_seed_draws_the_same():
     )
     assert torch.equal(first.scores, again.scores)
     assert not torch.equal(first.scores, other.scores)
-    assert open_set_figures(first) == open_set_figures(again)
+    assert open_set_figures(first)[1] == open_set_figures(again)[1]
 
 
 def test_more_enrolled_let_more_strangers_in():
@@ -148,11 +149,45 @@ def test_rates_that_few_strangers_cannot_show():
     embeddings, names = voices(5, seed=4)
     searches = search_galleries(embeddings, names, 4)
     assert searches.strangers <= 30
-    for figure in open_set_figures(searches, [0.01, 0.2]):
+    _, figures = open_set_figures(searches, [0.01, 0.2])
+    for figure in figures["operating_points"]:
         assert (figure["fnir"] is None) == (figure["fpir"] == 0.01)
         assert (figure["threshold_interval"] is None) == (
             figure["fpir"] == 0.01
         )
+
+
+def test_one_resampling_gives_what_each_figure_has_alone():
+    """That of the curve, of the operating points and of the thresholds."""
+    embeddings, names = voices(7, seed=11)
+    searches = search_galleries(embeddings, names, 3)
+    curve, figures = open_set_figures(searches, [0.1, 0.5], [0.3])
+    alone = open_set_curve(searches)
+    assert curve.gallery_size == 3 and (curve.fpir == alone.fpir).all()
+    points, rates = (
+        open_set_curve(searches, [0.1, 0.5]),
+        rates_at(searches, [0.3]),
+    )
+    for name in ("fnir", "threshold"):
+        assert np.array_equal(getattr(curve, name), getattr(alone, name))
+        value, low, high = getattr(points, name)
+        for index, point in enumerate(figures["operating_points"]):
+            assert point[name] == value[index]
+            assert point[f"{name}_interval"] == [low[index], high[index]]
+    (at,) = figures["thresholds"]
+    for name, (value, low, high) in rates.items():
+        assert at[name] == value[0]
+        assert at[f"{name}_interval"] == [low[0], high[0]]
+
+
+@pytest.mark.filterwarnings("error")  # such as of a legend with nothing in it
+def test_a_picture_of_rates_that_few_strangers_cannot_show(tmp_path):
+    embeddings, names = voices(5, seed=4)
+    searches = search_galleries(embeddings, names, 4)
+    curve, figures = open_set_figures(searches, [0.01])
+    points = figures["operating_points"]
+    plot_open_set([curve], {4: points}, tmp_path / "none.png", "Few")
+    assert (tmp_path / "none.png").exists()
 
 
 def test_intervals_hold_the_population():
@@ -184,6 +219,12 @@ def test_intervals_hold_the_population():
 def test_galleries_that_cannot_be(size, enrolment_utterances, message):
     with pytest.raises(ValueError, match=message):
         search_galleries(*voices(6, seed=5), size, enrolment_utterances)
+
+
+def test_two_speakers_are_too_few():
+    """All resamples of them are the same: intervals without width."""
+    with pytest.raises(ValueError, match="utterances of 2 speakers; intervals"):
+        search_galleries(*voices(2, seed=5), 1)
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +307,8 @@ def test_only_who_is_in_the_trials(command, corpus, tmp_path):
         ({"gallery_sizes": "[5]"}, "gallery_sizes: all 5 speakers would be"),
         ({"gallery_sizes": "[]"}, "gallery_sizes: there are none; give"),
         ({"gallery_sizes": "[a]"}, "gallery_sizes: expected"),
+        ({"thresholds": "[.nan]"}, "thresholds: nan is no finite number"),
+        ({"thresholds": "[0.5, -.inf]"}, "thresholds: -inf is no finite"),
         ({"enrolment_utterances": 4}, "gallery_sizes: 2 speakers cannot"),
         ({"enrolment_utterances": 0}, "enrolment_utterances: 0 is less"),
         ({"trial_list": "gone.txt"}, "gone.txt: cannot read the list"),

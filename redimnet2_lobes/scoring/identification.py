@@ -33,6 +33,7 @@ import torch
 
 from redimnet2_lobes.scoring.backends import Backend, CosineBackend, average
 from redimnet2_lobes.scoring.bootstrap import (
+    FEWEST_SPEAKERS,
     Figure,
     Interval,
     bootstrap,
@@ -74,12 +75,17 @@ def check_gallery_size(
 
     Example
     -------
-    >>> check_gallery_size(["anna", "anna", "bert"], 2)
+    >>> check_gallery_size(["anna", "anna", "bert", "carl"], 2)
     Traceback (most recent call last):
     ValueError: 2 speakers cannot be enrolled, of 1 there are more than 1 \
 utterances; enrol fewer speakers, or by fewer utterances (enrolment_utterances)
     """
     counts = Counter(speakers)
+    if len(counts) < FEWEST_SPEAKERS:
+        raise ValueError(
+            f"there are utterances of {len(counts)} speakers; intervals need "
+            f"those of {FEWEST_SPEAKERS} at least"
+        )
     able = sum(count > enrolment_utterances for count in counts.values())
     if not 0 < gallery_size <= able:
         raise ValueError(
@@ -122,7 +128,8 @@ def search_galleries(
     Raises
     ------
     ValueError
-        If there are not enough speakers to enrol, or no stranger is left.
+        If there are not enough speakers to enrol, no stranger is left, or there
+        are fewer than three speakers.
 
     Example
     -------
@@ -176,7 +183,7 @@ def search_galleries(
 
 def open_set_curve(
     searches: Searches,
-    rates: Sequence[float] | None = None,
+    rates: Sequence[float] | np.ndarray | None = None,
     seed: int = 0,
 ) -> OpenSetCurve:
     """The FNIR and the threshold at false-positive identification rates.
@@ -206,7 +213,7 @@ def open_set_curve(
     20: 0.06
     """
     if rates is None:
-        rates = np.geomspace(1 / searches.strangers, 1, CURVE_POINTS).tolist()
+        rates = _curve_rates(searches)
     found = _bootstrap(
         searches,
         {
@@ -221,6 +228,10 @@ def open_set_curve(
         found["fnir"],
         found["threshold"],
     )
+
+
+def _curve_rates(searches: Searches) -> np.ndarray:
+    return np.geomspace(1 / searches.strangers, 1, CURVE_POINTS)
 
 
 def rates_at(
@@ -260,42 +271,55 @@ def _bootstrap(
 
 
 def open_set_figures(
-    searches: Searches, rates: Sequence[float] = RATES
-) -> list[dict]:
-    """The FNIR at false-positive identification rates, for programs.
+    searches: Searches,
+    rates: Sequence[float] = RATES,
+    thresholds: Sequence[float] = (),
+) -> tuple[OpenSetCurve, dict[str, list[dict]]]:
+    """The curve of searches, and for programs figures at rates and thresholds.
 
-    Of a rate that the strangers are too few to show all is null: it takes one
-    of them at least who is given a name.
+    The figures are ``operating_points``, the FNIR and the threshold at rates,
+    and ``thresholds``, the FPIR and the FNIR there. Of a rate that the
+    strangers are too few to show all is null: it takes one of them at least who
+    is given a name.
     """
-    curve = open_set_curve(searches, rates)
-    figures = []
-    for index, rate in enumerate(rates):
-        seen = rate * searches.strangers >= 1
-        figures.append(
-            {
-                "fpir": rate,
-                **_entry("fnir", curve.fnir, index, seen),
-                **_entry("threshold", curve.threshold, index, seen),
-            }
-        )
-    return figures
-
-
-def threshold_figures(
-    searches: Searches, thresholds: Sequence[float]
-) -> list[dict]:
-    """The FPIR and the FNIR at thresholds, for programs."""
-    if not thresholds:  # nothing to resample for
-        return []
-    rates = rates_at(searches, thresholds)
-    return [
+    every = np.append(rates, _curve_rates(searches))
+    at = np.asarray(thresholds, np.float64)
+    found = _bootstrap(  # once, as each resample sorts out all of them
+        searches,
+        {
+            "fnir": frr_at_far(every),
+            "threshold": threshold_at_far(every),
+            "fpir_at": far_at(at),
+            "fnir_at": frr_at(at),
+        },
+    )
+    points = [
+        {
+            "fpir": rate,
+            **_entry("fnir", found["fnir"], index, seen),
+            **_entry("threshold", found["threshold"], index, seen),
+        }
+        for index, rate in enumerate(rates)
+        for seen in [rate * searches.strangers >= 1]
+    ]
+    at_thresholds = [
         {
             "threshold": threshold,
-            **_entry("fpir", rates["fpir"], index),
-            **_entry("fnir", rates["fnir"], index),
+            **_entry("fpir", found["fpir_at"], index),
+            **_entry("fnir", found["fnir_at"], index),
         }
         for index, threshold in enumerate(thresholds)
     ]
+    fnir, threshold = (
+        Interval(*(part[len(rates) :] for part in found[name]))
+        for name in ("fnir", "threshold")
+    )
+    return (
+        OpenSetCurve(
+            searches.gallery_size, every[len(rates) :], fnir, threshold
+        ),
+        {"operating_points": points, "thresholds": at_thresholds},
+    )
 
 
 def _entry(
@@ -311,9 +335,8 @@ def _entry(
 def identification_table(results: Sequence[dict]) -> list[list[str]]:
     """Cells of a table of error rates in percent, the headings first.
 
-    ``results`` has entries with ``gallery_size``, ``operating_points``, as
-    `open_set_figures` gives them, and ``thresholds``, as `threshold_figures`
-    does.
+    ``results`` has entries with ``gallery_size``, ``operating_points`` and
+    ``thresholds``, as `open_set_figures` gives them.
 
     Example
     -------

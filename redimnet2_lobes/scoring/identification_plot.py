@@ -92,7 +92,14 @@ def plot_open_set(
     right.set_ylim(0, 105)
     right.set_xlabel("enrolled speakers")
     right.set_ylabel("FNIR (%)")
-    right.legend()
+    if right.containers:
+        right.legend()
+    else:
+        right.text(
+            *(0.5, 0.5, "too few strangers"),
+            ha="center",
+            transform=right.transAxes,
+        )
     for axes in (left, right):
         axes.grid(color="0.9")
         axes.set_axisbelow(True)

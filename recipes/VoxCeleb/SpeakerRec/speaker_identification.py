@@ -16,6 +16,7 @@ Authors
 """
 
 import json
+import math
 from pathlib import Path
 
 from redimnet2_lobes.data.trials import read_trials
@@ -33,10 +34,8 @@ from redimnet2_lobes.recipe.verification import (
 from redimnet2_lobes.scoring.identification import (
     check_gallery_size,
     identification_table,
-    open_set_curve,
     open_set_figures,
     search_galleries,
-    threshold_figures,
 )
 from redimnet2_lobes.scoring.identification_plot import plot_open_set
 from redimnet2_lobes.scoring.results import shown_checkpoint
@@ -67,6 +66,11 @@ def main(arguments: list[str]) -> None:
         seed=0,
         enrolment_utterances=1,
     )
+    for threshold in hparams["thresholds"]:
+        if not -math.inf < threshold < math.inf:
+            raise ValueError(
+                f"thresholds: {threshold} is no finite number; leave it out"
+            )
     utterances = read_list(
         "utterances",
         hparams["utterances"],
@@ -111,6 +115,10 @@ def main(arguments: list[str]) -> None:
         )
         for size in sizes
     ]
+    figures = [
+        open_set_figures(each, thresholds=hparams["thresholds"])
+        for each in searches
+    ]
     summary = {
         "checkpoint": shown_checkpoint(hparams["checkpoint"]),
         "seconds_used": hparams["maximum_seconds"],
@@ -127,10 +135,9 @@ def main(arguments: list[str]) -> None:
                 "gallery_size": each.gallery_size,
                 "searches": len(each.scores),
                 "distinct_stranger_probes": each.strangers,
-                "operating_points": open_set_figures(each),
-                "thresholds": threshold_figures(each, hparams["thresholds"]),
+                **at_points,
             }
-            for each in searches
+            for each, (_, at_points) in zip(searches, figures, strict=True)
         ],
     }
     text = text_table(identification_table(summary["results"]), names=1)
@@ -140,7 +147,7 @@ def main(arguments: list[str]) -> None:
     ):
         write_text(folder / name, content)
     plot_open_set(
-        [open_set_curve(each) for each in searches],
+        [curve for curve, _ in figures],
         {
             each["gallery_size"]: each["operating_points"]
             for each in summary["results"]
