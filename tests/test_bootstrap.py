@@ -212,6 +212,8 @@ def test_two_speakers_are_drawn_until_there_are_both():
     ("scores", "labels", "pairs", "problem"),
     [
         ([1.0, torch.nan], [True, False], ["aa", "ab"], "not all are finite"),
+        ([1.0], [True, False], ["aa", "ab"], "scores: 1 of them, but 2 label"),
+        ([1.0, 2.0, 3.0], [True, False], ["aa", "ab"], "3 of them"),
         ([1.0, 2.0], [True, True], ["aa", "bb"], "both kinds"),
         ([1.0, 2.0], [False, False], ["ab", "bc"], "both kinds"),
         ([1.0, 2.0], [True, False], ["aa", "bb"], "both speakers are the same"),

@@ -103,8 +103,8 @@ def bootstrap(
     Raises
     ------
     ValueError
-        If there are not both kinds of trials, a score is not finite, or a label
-        does not fit the speakers.
+        If there are not both kinds of trials, there are not as many scores or a
+        score is not finite, or a label does not fit the speakers.
 
     Example
     -------
@@ -219,6 +219,10 @@ def _curves(
 ) -> Callable[[np.ndarray], Curve]:
     """The curve of trials, by how often each speaker is drawn."""
     values = torch.as_tensor(scores).double().cpu().numpy().ravel()
+    if len(values) != len(targets):
+        raise ValueError(
+            f"scores: {len(values):,} of them, but {len(targets):,} labels"
+        )
     if not np.isfinite(values).all():
         raise ValueError("scores: not all are finite")
     order = np.argsort(values, kind="stable")
