@@ -44,7 +44,7 @@ def plot_eer_by_duration(
         color="tab:blue",
         alpha=0.2,
         linewidth=0,
-        label="95 % interval over speakers",
+        label="95 % interval over speakers, if known",
     )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
@@ -90,7 +90,7 @@ def plot_eer_of_conditions(
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.set_xlabel(
-        "equal error rate (%), with its 95 % interval over speakers"
+        "equal error rate (%), with its 95 % interval over speakers, if known"
     )
     axes.set_title(title)
     save_figure(figure, path)
@@ -123,7 +123,7 @@ def plot_published(
         [value - low, high - value],
         fmt="o",
         capsize=6,
-        label="measured, with the 95 % interval for other speakers",
+        label="measured, with the 95 % interval for other speakers, if known",
     )
     published = {
         place: rate
@@ -147,7 +147,8 @@ def plot_published(
     axes.set_axisbelow(True)
     axes.set_ylabel("equal error rate (%)")
     axes.set_title(title)
-    figure.legend(loc="outside lower center")
+    # The marks of published rates are too wide to stand before a word.
+    figure.legend(loc="outside lower center", markerscale=0.5)
     save_figure(figure, path)
 
 
