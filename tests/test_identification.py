@@ -227,6 +227,15 @@ def test_two_speakers_are_too_few():
         search_galleries(*voices(2, seed=5), 1)
 
 
+@pytest.mark.parametrize("speakers", [17, 19])
+def test_as_many_embeddings_as_speakers(speakers):
+    embeddings, _ = voices(6, seed=5, utterances=3)
+    names = [str(each // 3) for each in range(speakers)]
+    problem = f"18 of them, but speakers of {speakers}"
+    with pytest.raises(ValueError, match=problem):
+        search_galleries(embeddings, names, 2)
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Five synthetic speakers, of whom a list of trials names four."""

@@ -289,7 +289,10 @@ def expanded_scale(count: int) -> float:
 
 
 def eer(curve: Curve) -> float:
-    """The equal error rate, by the definition of ``metrics.EER``."""
+    """The equal error rate, by the definition of ``metrics.EER``.
+
+    Of two thresholds whose rates are equally close it may take the other one.
+    """
     index = _equal_error(curve)
     return (curve.far[index] + curve.frr[index]) / 2
 

@@ -128,8 +128,8 @@ def search_galleries(
     Raises
     ------
     ValueError
-        If there are not enough speakers to enrol, no stranger is left, or there
-        are fewer than three speakers.
+        If there are not as many embeddings as speakers, not enough speakers to
+        enrol, no stranger is left, or there are fewer than three speakers.
 
     Example
     -------
@@ -138,6 +138,11 @@ def search_galleries(
     >>> found.is_enrolled.tolist(), found.scores.tolist()
     ([False, False, True, True], [0.0, 0.0, 1.0, 1.0])
     """
+    if len(embeddings) != len(speakers):
+        raise ValueError(
+            f"embeddings: {len(embeddings):,} of them, but speakers of "
+            f"{len(speakers):,} utterances"
+        )
     check_gallery_size(speakers, gallery_size, enrolment_utterances)
     names, numbers = np.unique(np.asarray(speakers), return_inverse=True)
     own = [np.flatnonzero(numbers == number) for number in range(len(names))]
