@@ -190,6 +190,20 @@ def test_splits(rows, tmp_path):
         run(tmp_path / "saved", tmp_path / "other", split="dev")
 
 
+def test_a_saved_split(rows, saved, tmp_path):
+    with pytest.raises(ValueError, match="it has no splits; omit --split"):
+        run(saved, tmp_path / "shards", split="test")
+    with pytest.raises(ValueError, match="no configurations; omit --config"):
+        run(saved, tmp_path / "shards", config="ga")
+    assert not (tmp_path / "shards").exists()
+    rows.select([0]).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_parquet(
+        str(tmp_path / "a.parquet"), split="test"
+    ).save_to_disk(tmp_path / "one")
+    (found,) = run(tmp_path / "one", tmp_path / "shards", split="test")
+    assert found.name == "id0/0"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

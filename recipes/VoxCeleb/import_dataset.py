@@ -173,8 +173,12 @@ def _load(dataset: str, split: str | None, config: str | None) -> Any:
     try:
         if any(os.path.exists(os.path.join(dataset, name)) for name in saved):
             rows = datasets.load_from_disk(dataset)
+            if config is not None:
+                raise ValueError("it has no configurations; omit --config")
             if split is not None and isinstance(rows, datasets.DatasetDict):
                 rows = rows[split]
+            elif split is not None and split != rows.split:
+                raise ValueError("it has no splits; omit --split")
         else:
             rows = datasets.load_dataset(dataset, config, split=split)
     except Exception as error:  # datasets and pyarrow have kinds of their own
