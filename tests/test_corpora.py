@@ -593,8 +593,32 @@ def test_missing_files_are_named_or_their_trials_left_out(own, tmp_path):
     prepare("sitw", corpus, lists, "--allow_incomplete")
     trials = read_trials(lists / "eval/core-multi.txt")
     assert {test for *_, test in trials} == {"SPC/cfile3"}
+    # A model of two files is not made of the one that is left.
+    trials = read_trials(lists / "eval/assist-core.txt")
+    assert {model for _, model, _ in trials} == {"SPC/assist-67"}
     enrolments = read_enrolments(lists / "eval/enrolments.txt")
-    assert len(enrolments["SPD/assist-68"]) == 1  # of two segments
+    assert "SPD/assist-68" not in enrolments
+
+
+def test_a_missing_enrolment_is_not_replaced(own, tmp_path):
+    """Not even by the file that the corpus has of all joined."""
+    corpus, lists = own("cnceleb"), tmp_path / "lists"
+    (corpus / "data/id00800/singing-01-001.flac").unlink()
+    prepare("cnceleb", corpus, lists)
+    trials = read_trials(lists / "eval/trials.txt")
+    assert {model for _, model, _ in trials} == {"id00801/enroll"}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["source-16k/train", "distant-16k/speech/train", "distant-16k/speech/test"],
+)
+def test_a_file_of_no_speaker_is_named(folder, own, tmp_path):
+    corpus = own("release")
+    write(corpus / folder / "stray.wav", 1, 1)
+    with pytest.raises(ValueError, match=r"stray\.wav: its name is none of"):
+        prepare("release", corpus, tmp_path / "lists")
+    assert not (tmp_path / "lists/train.csv").exists()
 
 
 @pytest.mark.parametrize("name", ["cnceleb", "release"])

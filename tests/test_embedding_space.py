@@ -194,6 +194,23 @@ ROW = {"name": "a", "embedding": [1.0, 2.0], "embedding_space": "b3-1"}
             {"names": ["a"], "embeddings": [[1]], "embedding_space": 1},
             "does not say",
         ),
+        *(
+            (
+                "a.npz",
+                {"names": ["a"], "embeddings": [row], "embedding_space": "b3"},
+                reason,
+            )
+            for row, reason in (
+                ([1j, 1], "are complex128, no numbers"),
+                ([True, False], "are bool, no numbers"),
+                (["1", "2"], "are <U1, no numbers"),
+                ([None, 1], "damaged"),
+                ([1e39, 1], "not finite"),
+                ([float("nan"), 1], "not finite"),
+            )
+        ),
+        ("a.json", [{**ROW, "embedding": ["1", "2"]}], "no numbers"),
+        ("a.json", [{**ROW, "embedding": [None, 2]}], "no numbers"),
         ("a.parquet", b"PAR1", "damaged"),
         ("a.scp", b"a touch run |\n", "no file of embeddings"),
         ("a.json", [ROW, ROW], "a name is there twice"),
@@ -226,6 +243,27 @@ def test_a_parquet_file_of_something_else(tmp_path):
     columns = {"name": ["a"], "speaker": ["a"], "embedding": [[1.0]]}
     parquet.write_table(table(columns), path)
     with pytest.raises(ValueError, match="it does not say its embedding_space"):
+        read_embeddings(path)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[1.0, 2.0], None, [3.0, 4.0, 5.0, 6.0]],
+        [[1.0], [2.0, 3.0, 4.0], [5.0, 6.0]],
+        [[1.0, None]] * 3,
+        ["12", "34", "56"],
+    ],
+)
+def test_a_parquet_file_of_other_lists(rows, tmp_path):
+    from pyarrow import parquet, table
+
+    path = tmp_path / "a.parquet"
+    names = ["a", "b", "c"]
+    columns = {"name": names, "speaker": names, "embedding": rows}
+    made = table(columns).replace_schema_metadata({"embedding_space": "b3-1"})
+    parquet.write_table(made, path)
+    with pytest.raises(ValueError, match="damaged"):
         read_embeddings(path)
 
 

@@ -218,6 +218,35 @@ def test_a_worker_names_what_is_wrong(model, tmp_path):
     assert done["count"] == [1] and "No such file" in done["error"][0]
 
 
+def test_a_part_that_kills_its_workers(
+    by_one, arguments, in_this_process, tmp_path, monkeypatch
+):
+    """It is given up, and the next run begins to count anew."""
+    made, killed = PartEmbedder._make, []
+
+    def kill(self, path, utterances):
+        if "000004" in path.name and len(killed) < 6:
+            killed.append(path)
+            raise SystemExit  # which nothing catches
+        made(self, path, utterances)
+
+    def again_and_again(self, batch, call=PartEmbedder.__call__):
+        while True:
+            try:
+                return call(self, batch)
+            except SystemExit:
+                continue
+
+    monkeypatch.setattr(PartEmbedder, "_make", kill)
+    monkeypatch.setattr(PartEmbedder, "__call__", again_and_again)
+    with pytest.raises(ValueError, match=r"killed 5 times at .*000004\.parq"):
+        script.main(arguments())
+    assert len(killed) == 5
+    script.main(arguments())
+    assert len(killed) == 6
+    check(tmp_path / "embeddings.parquet", by_one)
+
+
 def test_without_ray(arguments, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"ray: missing; pip install 'ray"):

@@ -14,9 +14,12 @@ import make_shards
 import numpy as np
 import pytest
 import soundfile
+import torch
 import webdataset
 from conftest import exit_code
 
+from redimnet2_lobes.data.audio import load_waveform
+from redimnet2_lobes.data.crops import RandomCrop
 from redimnet2_lobes.data.training_set import read_training_lists
 from redimnet2_lobes.data.utterances import read_utterances
 from redimnet2_lobes.inference.encode import load_source
@@ -149,6 +152,54 @@ def test_rows_without_a_speaker(saved, tmp_path):
     assert "2,without a speaker" in text
 
 
+def audio_of(samples, rate, form):
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=form)
+    return {"bytes": file.getvalue(), "path": "x"}
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "form"),
+    [(48000, 1, "mp3"), (16000, 2, "flac"), (8000, 1, "wav")],
+)
+def test_training_takes_audio_of_any_kind(rate, channels, form, tmp_path):
+    random = np.random.default_rng(1)
+    samples = random.uniform(-0.5, 0.5, (2 * rate, channels))
+    audio = audio_of(samples, rate, form)
+    made = datasets.Dataset.from_dict({"audio": [audio], "speaker": ["a"]})
+    made.save_to_disk(tmp_path / "saved")
+    (found,) = run(tmp_path / "saved", tmp_path / "shards")
+    (tmp_path / "before").write_bytes(audio["bytes"])
+    expected = load_waveform(tmp_path / "before")
+    assert torch.equal(load_source(found.path), expected)
+    crop, _ = RandomCrop(100, [1.0])(found.path, np.random.default_rng(1))
+    assert len(crop) == 99 * 160 + 400
+    run(tmp_path / "saved", tmp_path / "again")
+    assert content(tmp_path / "shards") == content(tmp_path / "again")
+
+
+def test_names_that_no_list_holds(tmp_path):
+    audio = {"bytes": AUDIO[0], "path": "x"}
+    speakers = ["a\r\n", "b\nc", "\r", "d"]
+    made = {"audio": [audio] * 4, "speaker": speakers, "number": [1, 2, 3, 4]}
+    made["clip"] = ["x\r", "y", "", "z"]
+    made["score"] = [float("nan"), 1.5, 2.5, 2.5]
+    made["several"] = [["a"], ["b"], ["c"], ["d", "e"]]
+    datasets.Dataset.from_dict(made).save_to_disk(tmp_path / "saved")
+    found = run(tmp_path / "saved", tmp_path / "a")
+    assert [each.name for each in found] == ["a/0", "d/3"]
+    assert [each.speaker for each in found] == ["a", "d"]
+    with open(tmp_path / "a" / "left_out.csv", newline="") as file:
+        assert [row["ID"] for row in csv.DictReader(file)] == ["1", "2"]
+    options = {"speaker_column": "number", "name_column": "clip"}
+    found = run(tmp_path / "saved", tmp_path / "b", **options)
+    assert [each.name for each in found] == ["y", "z"]
+    found = run(tmp_path / "saved", tmp_path / "c", speaker_column="score")
+    assert [each.name for each in found] == ["1.5/1", "2.5/2", "2.5/3"]
+    with pytest.raises(ValueError, match="several of .* holds no names"):
+        run(tmp_path / "saved", tmp_path / "d", speaker_column="several")
+
+
 def test_parquet_files(rows, saved, tmp_path):
     (tmp_path / "parquet" / "data").mkdir(parents=True)
     for part in range(2):
@@ -188,6 +239,20 @@ def test_splits(rows, tmp_path):
     assert found.name == "id0/0"
     with pytest.raises(ValueError, match="cannot be loaded .*dev"):
         run(tmp_path / "saved", tmp_path / "other", split="dev")
+
+
+def test_a_saved_split(rows, saved, tmp_path):
+    with pytest.raises(ValueError, match="it has no splits; omit --split"):
+        run(saved, tmp_path / "shards", split="test")
+    with pytest.raises(ValueError, match="no configurations; omit --config"):
+        run(saved, tmp_path / "shards", config="ga")
+    assert not (tmp_path / "shards").exists()
+    rows.select([0]).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_parquet(
+        str(tmp_path / "a.parquet"), split="test"
+    ).save_to_disk(tmp_path / "one")
+    (found,) = run(tmp_path / "one", tmp_path / "shards", split="test")
+    assert found.name == "id0/0"
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,11 @@ def by_speaker(paths: list[str]) -> dict[str, dict[str, str]]:
     speakers = {}
     for path in paths:
         speaker = describe(path)["speaker"]
+        if speaker == "unknown":
+            raise ValueError(
+                f"{path}: its name is none of VOiCES's, so whose it is remains "
+                "unknown; take it out of the corpus"
+            )
         speakers.setdefault(speaker, {})[name_of(path)] = path
     return speakers
 

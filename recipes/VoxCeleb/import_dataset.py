@@ -3,7 +3,8 @@
 The dataset has a column of audio (``Audio``) and one of speakers. It is a
 folder that ``Dataset.save_to_disk`` wrote, a folder of Parquet files, or a name
 on the hub. What comes of it are shards as those of ``make_shards.py``, with the
-audio as it is, not decoded and encoded again::
+audio as it is. Where it is not of 16 kHz and one channel, which training needs,
+that is a 32-bit WAV file made of it::
 
     OUTPUT/shard-000000.tar ...
     OUTPUT/train.csv      where each utterance lies in them, written last
@@ -45,6 +46,7 @@ from make_shards import (
     member_name,
     read_shard,
 )
+from scipy.io import wavfile
 
 from redimnet2_lobes.data.audio import AudioError, load_waveform
 from redimnet2_lobes.data.training_set import COLUMNS
@@ -173,8 +175,12 @@ def _load(dataset: str, split: str | None, config: str | None) -> Any:
     try:
         if any(os.path.exists(os.path.join(dataset, name)) for name in saved):
             rows = datasets.load_from_disk(dataset)
+            if config is not None:
+                raise ValueError("it has no configurations; omit --config")
             if split is not None and isinstance(rows, datasets.DatasetDict):
                 rows = rows[split]
+            elif split is not None and split != rows.split:
+                raise ValueError("it has no splits; omit --split")
         else:
             rows = datasets.load_dataset(dataset, config, split=split)
     except Exception as error:  # datasets and pyarrow have kinds of their own
@@ -220,6 +226,13 @@ def _take_columns(
             f"audio_column: {audio} of {dataset} holds no audio "
             f"({one_line(error)})"
         ) from error
+    if not isinstance(
+        rows.features["speaker"], datasets.Value | datasets.ClassLabel
+    ):
+        raise ValueError(
+            f"speaker_column: {speaker} of {dataset} holds no names, but "
+            f"{rows.features['speaker']}"
+        )
     if name is not None:
         seen = set()
         for each in rows["name"]:
@@ -256,9 +269,8 @@ def _make_shard(rows: Any, task: Task) -> dict[str, list]:
             try:
                 row = rows[number]
                 speaker = _speaker(rows, row["speaker"])
-                name = f"{row.get('name', f'{speaker}/{number}')}"
-                audio = _audio(row["audio"])
-                extension, duration = _check(audio)
+                name = _checked(f"{row.get('name', f'{speaker}/{number}')}")
+                audio, extension, duration = _for_training(_audio(row["audio"]))
             except AudioError as error:
                 reason = f"{error.reason}; {error.remedy}"
                 left_out.append([number, name, reason])
@@ -291,11 +303,20 @@ def _notes(shard: Path) -> Path:
 def _speaker(rows: Any, value: Any) -> str:
     """The name of a speaker, of whatever type the column is."""
     feature = rows.features["speaker"]
-    if value is not None and hasattr(feature, "int2str"):
-        value = feature.int2str(value)
-    name = "" if value is None else str(value)
-    if not name.strip() or "\0" in name:
+    if value is None or value != value:  # NaN
         raise AudioError("without a speaker", "name one in the dataset")
+    if hasattr(feature, "int2str"):
+        value = feature.int2str(value)
+    return _checked(str(value).strip())
+
+
+def _checked(name: str) -> str:
+    """A name that any list can hold."""
+    if name.splitlines() != [name] or name != name.strip() or "\0" in name:
+        raise AudioError(
+            f"called {name!r}, or its speaker is, which lists cannot hold",
+            "rename it in the dataset",
+        )
     return name
 
 
@@ -314,14 +335,23 @@ def _audio(value: dict[str, Any] | None) -> bytes:
         ) from None
 
 
-def _check(audio: bytes) -> tuple[str, float]:
-    """The format of audio, as the ending of a file, and its seconds."""
+def _for_training(audio: bytes) -> tuple[bytes, str, float]:
+    """Audio as training reads it, the ending of such a file, and its seconds.
+
+    Of other rates or channels it is a WAV file of what inference makes of it.
+    """
     with tempfile.NamedTemporaryFile() as file:
         file.write(audio)
         file.flush()
-        seconds = len(load_waveform(file.name)) / SAMPLE_RATE
+        waveform = load_waveform(file.name)
+    seconds = len(waveform) / SAMPLE_RATE
     with soundfile.SoundFile(io.BytesIO(audio)) as file:
-        return file.format.lower(), seconds
+        if (file.samplerate, file.channels) == (SAMPLE_RATE, 1):
+            return audio, file.format.lower(), seconds
+    converted = io.BytesIO()
+    # In a file of float32 soundfile would note the time.
+    wavfile.write(converted, SAMPLE_RATE, waveform.numpy())
+    return converted.getvalue(), "wav", seconds
 
 
 def _write_csv(path: Path, columns: Any, rows: list[list]) -> None:

@@ -142,8 +142,8 @@ def write_verification_lists(
     lists
         The trials of each list.
     allow_incomplete
-        Whether trials of files that are missing are left out. If not, missing
-        files are an error.
+        Whether trials are left out whose test, or a file of whose model, is
+        missing. If not, missing files are an error.
 
     Raises
     ------
@@ -172,8 +172,9 @@ def write_verification_lists(
     os.makedirs(folder, exist_ok=True)
     sources = _found(utterances, folder, allow_incomplete)
     models = {
-        model: [name for name in names if name in sources]
+        model: names
         for model, names in enrolments.items()
+        if all(name in sources for name in names)
     }
     written = [
         _write_trials(
@@ -181,9 +182,9 @@ def write_verification_lists(
             (
                 trial
                 for trial in trials
+                if trial[2] in sources
                 # A model without enrolments is an utterance.
-                if (models.get(trial[1]) or trial[1] in sources)
-                and trial[2] in sources
+                and trial[1] in (models if trial[1] in enrolments else sources)
             ),
         )
         for name, trials in lists.items()
@@ -201,8 +202,7 @@ def write_verification_lists(
             writer.writerow([name, wav, name.split("/")[0], *borders])
     with text_file(os.path.join(folder, "enrolments.txt")) as stream:
         for model, names in models.items():
-            if names:
-                stream.write(" ".join([model, *names]) + "\n")
+            stream.write(" ".join([model, *names]) + "\n")
 
 
 def _found(

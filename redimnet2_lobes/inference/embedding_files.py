@@ -219,7 +219,11 @@ space='b3-1')
         raise ValueError(f"{path}: no such file")
     try:
         names, speakers, vectors, space = READERS[path.suffix](path)
-        vectors = np.asarray(vectors, np.float32)
+        vectors = np.asarray(vectors)
+        if vectors.dtype.kind not in "fiu":
+            raise ValueError(f"its embeddings are {vectors.dtype}, no numbers")
+        with np.errstate(over="ignore"):  # refused below, as infinite
+            vectors = vectors.astype(np.float32)
         if not (names and all(isinstance(name, str) for name in names)):
             raise ValueError("it has no names")
         if len(set(names)) < len(names):
@@ -273,9 +277,10 @@ def _read_parquet(path: Path) -> Rows:
     table = pyarrow.parquet.read_table(path)
     space = (table.schema.metadata or {}).get(KEY.encode(), b"").decode()
     names = table["name"].to_pylist()
-    vectors = table["embedding"].combine_chunks().flatten().to_numpy()
+    # A list that is absent or of another length is an error here.
+    vectors = np.stack(table["embedding"].to_numpy()) if names else []
     speakers = table["speaker"].to_pylist()
-    return names, speakers, vectors.reshape(len(names), -1), space
+    return names, speakers, vectors, space
 
 
 READERS = {

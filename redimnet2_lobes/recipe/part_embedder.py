@@ -22,6 +22,9 @@ from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.inference.embedding_files import write_embeddings
 from redimnet2_lobes.recipe.encoder import Encoder, load_encoder
 
+ATTEMPTS = 5  # at a part whose worker is killed
+ATTEMPTS_ENDING = ".attempts"  # of the file that counts them
+
 
 class PartEmbedder:
     """Embeds the utterances of a part and writes a Parquet file of them.
@@ -74,14 +77,27 @@ class PartEmbedder:
         The row has ``start``, the number of its first utterance, and
         ``utterances``, a JSON list of [name, path, speaker]. What is returned
         has ``count``, how many these are, and ``error``, a line if the user
-        erred: an exception would be tried again.
+        erred: an exception would be tried again. So is a part whose worker is
+        killed, by another worker; after some attempts that is an error too.
         """
         utterances = [
             Utterance(*row) for row in json.loads(batch["utterances"][0])
         ]
         error = ""
+        path = part_file(self.folder, batch["start"][0])
+        # Ray would go on for ever; how to limit that changes with its release.
+        attempts = path.with_suffix(ATTEMPTS_ENDING)
         try:
-            self._make(part_file(self.folder, batch["start"][0]), utterances)
+            with open(attempts, "ab") as counter:
+                counter.write(b".")
+            if attempts.stat().st_size > ATTEMPTS:
+                raise OSError(
+                    f"a worker was killed {ATTEMPTS} times at {path}, perhaps "
+                    "for want of memory; run the same command again, with "
+                    "fewer --workers or a lower --seconds_per_batch"
+                )
+            self._make(path, utterances)
+            attempts.unlink()
         except (ValueError, OSError) as caught:
             error = one_line(caught)
         return {"count": [len(utterances)], "error": [error]}

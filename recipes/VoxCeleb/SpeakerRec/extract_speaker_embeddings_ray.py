@@ -43,6 +43,7 @@ from redimnet2_lobes.data.utterances import (
     write_left_out,
 )
 from redimnet2_lobes.files.atomic import check_absent, replace_when_synced
+from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.folder_lock import only_writer
 from redimnet2_lobes.files.json_files import read_json
 from redimnet2_lobes.files.settings import check_at_least, check_types
@@ -50,12 +51,11 @@ from redimnet2_lobes.inference.embedding_cache import extraction_key
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.recipe.encoder import load_encoder, parse_arguments
 from redimnet2_lobes.recipe.part_embedder import (
+    ATTEMPTS_ENDING,
     PartEmbedder,
     faults_file,
     part_file,
 )
-
-ATTEMPTS = 5  # at a part whose worker ends
 
 Part = tuple[int, list[Utterance]]  # the number of its first, and all
 
@@ -131,6 +131,8 @@ def main(arguments: list[str]) -> str | None:
             for start in range(0, len(utterances), size)
         ]
         missing = [part for part in plan if not is_complete(parts, part)]
+        for path in parts.glob(f"*{ATTEMPTS_ENDING}"):  # of an earlier run
+            path.unlink()
         embedder = {
             "folder": str(parts),
             "checkpoint": absolute(hparams["checkpoint"]),
@@ -224,7 +226,6 @@ def embed_parts(
             batch_size=1,
             num_cpus=cpus,
             num_gpus=gpus,
-            max_task_retries=ATTEMPTS,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
         )
         try:
@@ -234,10 +235,8 @@ def embed_parts(
                 yield row["count"]
         except ray.exceptions.RayError as error:
             raise OSError(
-                f"a worker ended {ATTEMPTS} times at the same part "
-                f"({type(error).__name__}), perhaps for want of memory; run "
-                "the same command again, with fewer --workers or a lower "
-                "--seconds_per_batch"
+                f"the cluster failed ({one_line(error)}); run the same command "
+                "again, which keeps the parts that are complete"
             ) from error
 
 
