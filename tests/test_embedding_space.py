@@ -229,6 +229,23 @@ def test_a_parquet_file_of_something_else(tmp_path):
         read_embeddings(path)
 
 
+@pytest.mark.parametrize(
+    "embeddings", [[[1.0, 2.0], [3.0, 4.0, 5.0, 6.0]], [[1.0], None, [2.0] * 2]]
+)
+def test_a_parquet_file_of_several_sizes(embeddings, tmp_path):
+    """As many numbers in all as if each had the same."""
+    from pyarrow import parquet, table
+
+    path = tmp_path / "a.parquet"
+    names = ["a", "b", "c"][: len(embeddings)]
+    columns = {"name": names, "speaker": names, "embedding": embeddings}
+    parquet.write_table(
+        table(columns, metadata={"embedding_space": "b3-1"}), path
+    )
+    with pytest.raises(ValueError, match="its embeddings differ in size"):
+        read_embeddings(path)
+
+
 @pytest.fixture
 def enrolled(folders, voice, run, tmp_path):
     """Files of a voice and a second one, by the first of the models."""

@@ -268,14 +268,19 @@ def _read_json(path: Path) -> Rows:
 
 
 def _read_parquet(path: Path) -> Rows:
+    import pyarrow.compute
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
     space = (table.schema.metadata or {}).get(KEY.encode(), b"").decode()
     names = table["name"].to_pylist()
-    vectors = table["embedding"].combine_chunks().flatten().to_numpy()
+    vectors = table["embedding"].combine_chunks()
+    sizes = pyarrow.compute.list_value_length(vectors)
+    if len(sizes.unique()) > 1:  # one that is missing has none
+        raise ValueError("its embeddings differ in size")
     speakers = table["speaker"].to_pylist()
-    return names, speakers, vectors.reshape(len(names), -1), space
+    rows = vectors.flatten().to_numpy().reshape(len(names), -1)
+    return names, speakers, rows, space
 
 
 READERS = {

@@ -120,10 +120,11 @@ def check_hparams(hparams: Mapping) -> None:
                 "teacher_embeddings: one of the entries names no file; name "
                 "one for each prefix of the training lists"
             )
-        if not (hparams["label_weight"] or hparams["teacher_weight"]):
+        if not (hparams["teacher_weight"] or hparams["teacher_pairs_weight"]):
             raise ValueError(
-                "teacher_weight: 0 leaves nothing to learn with label_weight: "
-                "0; pass a number above 0"
+                "teacher_weight: 0 leaves nothing to learn from "
+                "teacher_embeddings with teacher_pairs_weight: 0; pass a "
+                "number above 0, or no teacher_embeddings"
             )
     elif not hparams["label_weight"]:
         raise ValueError(
