@@ -264,7 +264,7 @@ def warn_of_known_speakers(
     warn_of_trained_speakers(speakers, trained)
     known = {"the calibration trials": speakers_of(trials.calibrating)}
     for name, utterances in lists.items():
-        known[name] = {each.speaker for each in utterances}
+        known[name] = {each.speaker or "" for each in utterances}
     for name, others in known.items():
         _warn(speakers, others, f"are in {name}, which should be of others")
 
