@@ -33,6 +33,7 @@ GROUPS = {
             f"{PACKAGE}/data/crops",
             f"{PACKAGE}/training/schedules",
             f"{PACKAGE}/training/fine_tuning",
+            f"{PACKAGE}/training/distillation",
             f"{PACKAGE}/training/checkpointer",
             f"{PACKAGE}/training/averaging",
         ],
@@ -42,6 +43,8 @@ GROUPS = {
             "crops",
             "schedules",
             "fine_tuning",
+            "new_domain",
+            "distillation",
             "checkpointer",
             "shards",
             "training_loop*",
@@ -60,6 +63,29 @@ GROUPS = {
             f"{PACKAGE}/scoring/plda",
         ],
         ["backends", "calibration", "plda", "verification*"],
+    ),
+    "adaptation": (
+        [f"{PACKAGE}/scoring/adaptation", f"{PACKAGE}/scoring/kaldi_plda"],
+        ["adaptation", "kaldi_plda"],
+    ),
+    "evidence": (
+        [
+            f"{PACKAGE}/scoring/bootstrap",
+            f"{PACKAGE}/scoring/comparison",
+            f"{PACKAGE}/scoring/conditions",
+            f"{PACKAGE}/scoring/identification",
+            f"{PACKAGE}/scoring/reproduction",
+            f"{PACKAGE}/data/conditions",
+        ],
+        ["bootstrap", "compar*", "conditions", "identification", "reproduce"],
+    ),
+    "corpora": (
+        [
+            f"{PACKAGE}/data/lhotse_manifests",
+            f"{PACKAGE}/data/training_list",
+            f"{PACKAGE}/data/verification_lists",
+        ],
+        ["lhotse_manifests", "import_dataset", "corpora"],
     ),
 }
 KILLED = {"killed", "timeout"}

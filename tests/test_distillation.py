@@ -99,6 +99,21 @@ def test_what_is_wrong_with_a_teacher_is_one_line(vectors, tmp_path):
     same = write_teacher(tmp_path / "same.npz", torch.ones_like(vectors))
     with pytest.raises(ValueError, match="same.npz are all the same; check"):
         read_teacher([same], NAMES, 2)
+    with pytest.raises(ValueError, match="of 21 training utterances only 20"):
+        read_teacher([path], [*NAMES, NAMES[0]], 6)
+
+
+@pytest.mark.parametrize("size", (4, 6, 8))
+def test_targets_that_teach_nothing_are_refused(vectors, tmp_path, size):
+    path = write_teacher(tmp_path / "teacher.npz", vectors)
+    again = write_teacher(tmp_path / "again.npz", vectors)
+    message = "again.npz: the same embeddings as of another speed"
+    with pytest.raises(ValueError, match=message):
+        read_teacher([path, again], NAMES, size)
+    vectors[3] *= 1000
+    path = write_teacher(tmp_path / "teacher.npz", vectors)
+    with pytest.raises(ValueError, match="teacher.npz say the same once"):
+        read_teacher([path], NAMES, size)
 
 
 @pytest.mark.parametrize("size", (2, 6, 8))
@@ -265,10 +280,10 @@ def test_interrupted_runs_go_on(corpus, files, monkeypatch, tmp_path):
             {
                 "teacher_embeddings": "[a.npz]",
                 "speeds": "[1.0]",
-                "label_weight": 0.0,
                 "teacher_weight": 0.0,
+                "teacher_pairs_weight": 0.0,
             },
-            "teacher_weight: 0 leaves nothing to learn",
+            "teacher_weight: 0 leaves nothing to learn from teacher_embed",
         ),
         (
             {"teacher_embeddings": "[{}]", "speeds": "[1.0]"},

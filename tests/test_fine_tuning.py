@@ -241,6 +241,11 @@ def remove_weights(folder):
         file.unlink()
 
 
+def remove_classes(folder):
+    for file in folder.glob("classifier.*"):
+        file.unlink()
+
+
 class Code:
     """Runs when it is unpickled."""
 
@@ -261,6 +266,7 @@ def hide_code(folder):
         (hide_code, "classifier.ckpt is not a file of weights"),
         (mix_trainings, "names 3 speakers for 4 classes"),
         (remove_weights, "model: no model folder"),
+        (remove_classes, "names speakers, but there is no classifier file"),
     ],
 )
 def test_spoilt_folder_changes_nothing(pretrained, fine_tuned, spoil, message):

@@ -131,6 +131,8 @@ def test_what_is_frozen_is_as_before_to_the_bit(pretrained, tuned):
 
 
 def test_each_step_has_its_share_of_old_speakers(tuned):
+    log = Path(tuned.hparams["output_folder"], "log.txt").read_text()
+    assert "The margin" not in log
     assert len(tuned.items) == EPOCHS * STEPS * 4
     replayed = [is_replayed(name) for name, *_ in tuned.items]
     steps = [sum(replayed[i : i + 4]) for i in range(0, len(replayed), 4)]
@@ -169,6 +171,8 @@ def test_without_lists_nothing_is_replayed(
             frozen_stages=0,
         ),
     )
+    log = Path(watch.hparams["output_folder"], "log.txt").read_text()
+    assert "The margin ends at 0.0000, not at final_margin 0.2, since" in log
     names = [name for name, *_ in watch.items]
     assert len(names) == 12 and not any(map(is_replayed, names))
     assert not set(watch.speakers.lab2ind) & set(TRAINING)

@@ -903,6 +903,24 @@ def test_plda_is_kept_in_files_of_kaldi(
         )
 
 
+def test_tested_speakers_in_lists_of_plda_are_reported(
+    corpus, model, plda_speech, tmp_path, capsys
+):
+    speech = shutil.copytree(plda_speech, tmp_path / "speech")
+    (speech / "other0").rename(speech / "id0")
+    run_plda(
+        corpus,
+        model,
+        tmp_path / "results",
+        train_list=speech,
+        adaptation_list=corpus / "wav",
+        adaptation="[mean]",
+    )
+    shown = capsys.readouterr().out
+    assert "1 of the 3 speakers are in train_list, which should be" in shown
+    assert "3 of the 3 speakers are in adaptation_list, which" in shown
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
 from redimnet2_lobes.files.settings import check_at_least, check_types
@@ -20,6 +21,9 @@ from redimnet2_lobes.training.losses import (
     AdditiveAngularMarginLoss,
     SphereFace2,
 )
+from redimnet2_lobes.training.schedules import MarginSchedule
+
+logger = get_logger(__name__)
 
 UNUSED_RUN_OPTIONS = {
     "test_only": "a trained model is for speaker_verification_cosine.py",
@@ -120,10 +124,11 @@ def check_hparams(hparams: Mapping) -> None:
                 "teacher_embeddings: one of the entries names no file; name "
                 "one for each prefix of the training lists"
             )
-        if not (hparams["label_weight"] or hparams["teacher_weight"]):
+        if not (hparams["teacher_weight"] or hparams["teacher_pairs_weight"]):
             raise ValueError(
-                "teacher_weight: 0 leaves nothing to learn with label_weight: "
-                "0; pass a number above 0"
+                "teacher_weight: 0 leaves nothing to learn from "
+                "teacher_embeddings with teacher_pairs_weight: 0; pass a "
+                "number above 0, or no teacher_embeddings"
             )
     elif not hparams["label_weight"]:
         raise ValueError(
@@ -138,6 +143,18 @@ def check_hparams(hparams: Mapping) -> None:
             f"shard_classes: True is not for {type(loss).__name__}; pass "
             "False, or take SphereFace2 or AdditiveAngularMarginLoss as "
             "compute_cost"
+        )
+
+
+def warn_of_margin(schedule: MarginSchedule, epochs: int) -> None:
+    """Warns where a training is over before its margin is the final one."""
+    steps = schedule.steps_per_epoch or 1
+    last = schedule.value_at(epochs * steps - 1)
+    if last != schedule.final_margin:
+        logger.warning(
+            f"The margin ends at {last:.4f}, not at final_margin "
+            f"{schedule.final_margin}, since margin_final_epoch comes after "
+            f"the {epochs} of number_of_epochs"
         )
 
 

@@ -5,7 +5,7 @@ Authors
 """
 
 import os
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from redimnet2_lobes.data.trial_files import (
@@ -247,12 +247,14 @@ def read_cohort(
 
 
 def warn_of_known_speakers(
-    trials: Trials, cohort: list[Utterance], trained: frozenset[str]
+    trials: Trials,
+    trained: frozenset[str],
+    lists: Mapping[str, list[Utterance]],
 ) -> None:
     """Prints how many tested speakers are known from elsewhere.
 
-    Those that the network was trained on are ``trained``. The speaker of a
-    trial's utterance is the first folder in its name.
+    Those that the network was trained on are ``trained``; ``lists`` are others,
+    by name. The speaker of a trial's utterance is the first folder in its name.
     """
 
     def speakers_of(lists: list[TrialList]) -> set[str]:
@@ -260,16 +262,11 @@ def warn_of_known_speakers(
 
     speakers = speakers_of(trials.tested)
     warn_of_trained_speakers(speakers, trained)
-    _warn(
-        speakers,
-        speakers_of(trials.calibrating),
-        "are in the calibration trials, which should be of others",
-    )
-    _warn(
-        speakers,
-        {each.speaker for each in cohort},
-        "are in the cohort, which should be of others",
-    )
+    known = {"the calibration trials": speakers_of(trials.calibrating)}
+    for name, utterances in lists.items():
+        known[name] = {each.speaker or "" for each in utterances}
+    for name, others in known.items():
+        _warn(speakers, others, f"are in {name}, which should be of others")
 
 
 def warn_of_trained_speakers(speakers: set[str], trained: Set) -> None:

@@ -240,5 +240,5 @@ def _parsed(text: str) -> Parts:
         rows = [line.split() for line in found[1].splitlines() if line.strip()]
         if len({len(row) for row in rows}) > 1:
             raise ValueError("rows of a matrix differ in length")
-        parts.append(np.array(rows, np.float64, ndmin=2))
+        parts.append(np.array(rows, np.float64))
     return parts

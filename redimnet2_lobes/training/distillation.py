@@ -81,7 +81,8 @@ def read_teacher(
     ------
     ValueError
         If a file cannot be used or lacks an utterance, the files are of several
-        spaces or sizes, or all embeddings are the same.
+        spaces or sizes, two speeds or utterances would have the same targets,
+        or most embeddings say the same.
 
     Example
     -------
@@ -98,6 +99,12 @@ def read_teacher(
         entry if isinstance(entry, Mapping) else {"": entry} for entry in files
     ]
     first = next(iter(by_speed[0].values()))
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"teacher_embeddings: of {len(names)} training utterances only "
+            f"{len(set(names))} have names of their own; give the training "
+            "lists prefixes"
+        )
     space = dimension = None
     vectors = []
     for by_prefix in by_speed:
@@ -126,7 +133,13 @@ def read_teacher(
                 f" lacks {len(missing)} of the {len(names)} training "
                 f"utterances, the first is {missing[0]}; embed them too"
             )
-        vectors.append(torch.cat(parts)[[row[name] for name in names]])
+        found = torch.cat(parts)[[row[name] for name in names]]
+        if any(torch.equal(found, other) for other in vectors):
+            raise ValueError(
+                f"{path}: the same embeddings as of another speed; embed each "
+                "speed, or pass fewer speeds"
+            )
+        vectors.append(found)
     targets = torch.stack(vectors)
     targets /= targets.abs().max()  # of any scale: only cosines count
     targets -= targets.mean(dim=(0, 1), dtype=torch.float64).float()
@@ -135,7 +148,15 @@ def read_teacher(
             f"teacher_embeddings: the embeddings of {first} are all the same; "
             "check what made them"
         )
-    return _of_size(targets, size)
+    targets = _of_size(targets, size)
+    # About 0, unless a few that are far larger than others made up the mean.
+    if targets.mean(dim=(0, 1)).norm() > 0.5:
+        raise ValueError(
+            f"teacher_embeddings: most embeddings of {first} say the same "
+            "once their mean is subtracted, since a few are far larger; give "
+            "all the length 1, or leave those out"
+        )
+    return targets
 
 
 def _of_size(vectors: torch.Tensor, size: int) -> torch.Tensor:

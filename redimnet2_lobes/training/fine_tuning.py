@@ -209,6 +209,11 @@ def _class_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Each speaker's class weight [embedding] by name."""
     class_weights = _weights(folder, "classifier")
     if class_weights is None:
+        if (folder / "label_encoder.ckpt").is_file():
+            raise ValueError(
+                f"{folder}: label_encoder.ckpt names speakers, but there is no "
+                "classifier file with their classes; copy the folder again"
+            )
         logger.warning(
             f"{folder} has no speaker classes: all of them start anew"
         )

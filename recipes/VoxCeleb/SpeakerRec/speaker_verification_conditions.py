@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
     encoder = load_encoder(hparams["checkpoint"], hparams["variant"], run_opts)
     # Before anything is computed that could then not be written.
     os.makedirs(hparams["output_folder"], exist_ok=True)
-    verification.warn_of_known_speakers(trials, [], encoder.speakers)
+    verification.warn_of_known_speakers(trials, encoder.speakers, {})
     embed = functools.partial(
         extract_embeddings,
         encoder.encode_batch,

@@ -76,7 +76,15 @@ def main(arguments: list[str]) -> None:
     )
     # Before anything is computed that could then not be written.
     os.makedirs(hparams["output_folder"], exist_ok=True)
-    verification.warn_of_known_speakers(trials, cohort, encoder.speakers)
+    verification.warn_of_known_speakers(
+        trials,
+        encoder.speakers,
+        {
+            "the cohort": cohort,
+            "train_list": training,
+            "adaptation_list": adapting,
+        },
+    )
     embed = functools.partial(
         extract_embeddings,
         encoder.encode_batch,

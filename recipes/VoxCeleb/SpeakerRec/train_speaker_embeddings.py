@@ -48,6 +48,7 @@ from redimnet2_lobes.recipe.hparams import load_hparams
 from redimnet2_lobes.recipe.training import (
     check_hparams,
     check_options,
+    warn_of_margin,
     write_model,
 )
 from redimnet2_lobes.scoring.plots import plot_training_curves
@@ -252,6 +253,7 @@ def build_brain(hparams, run_opts):
     hparams["lr_schedule"].scale = batches.global_batch_size / 64
     for schedule in (hparams["lr_schedule"], hparams["margin_schedule"]):
         schedule.steps_per_epoch = batches.steps
+    warn_of_margin(hparams["margin_schedule"], hparams["number_of_epochs"])
     teacher = None
     if hparams["teacher_embeddings"]:
         teacher = read_teacher(
