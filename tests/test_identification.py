@@ -18,6 +18,7 @@ from redimnet2_lobes.pretrained.model_folder import write_model_folder
 from redimnet2_lobes.recipe.command_line import main_with_one_line_errors
 from redimnet2_lobes.scoring.identification import (
     RATES,
+    identification_table,
     open_set_curve,
     open_set_figures,
     rates_at,
@@ -221,10 +222,18 @@ def test_galleries_that_cannot_be(size, enrolment_utterances, message):
         search_galleries(*voices(6, seed=5), size, enrolment_utterances)
 
 
-def test_two_speakers_are_too_few():
-    """All resamples of them are the same: intervals without width."""
-    with pytest.raises(ValueError, match="utterances of 2 speakers; intervals"):
-        search_galleries(*voices(2, seed=5), 1)
+def test_two_speakers_have_no_intervals(tmp_path):
+    """All resamples of them are the same."""
+    searches = search_galleries(*voices(2, seed=5), 1)
+    curve, figures = open_set_figures(searches, [0.5], [0.1])
+    (point,), (at,) = figures["operating_points"], figures["thresholds"]
+    assert point["fnir"] is not None and point["fnir_interval"] is None
+    assert at["fpir"] is not None and at["fpir_interval"] is None
+    table = identification_table([{"gallery_size": 1, **figures}])
+    assert not any("[" in cell for cell in table[1])
+    path = tmp_path / "identification.png"
+    plot_open_set([curve], {1: [point]}, path, "Two voices")
+    assert path.exists()
 
 
 @pytest.mark.parametrize("speakers", [17, 19])

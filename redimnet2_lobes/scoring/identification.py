@@ -24,6 +24,7 @@ Authors
  * The ReDimNet2 for SpeechBrain contributors, 2026
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -75,17 +76,12 @@ def check_gallery_size(
 
     Example
     -------
-    >>> check_gallery_size(["anna", "anna", "bert", "carl"], 2)
+    >>> check_gallery_size(["anna", "anna", "bert"], 2)
     Traceback (most recent call last):
     ValueError: 2 speakers cannot be enrolled, of 1 there are more than 1 \
 utterances; enrol fewer speakers, or by fewer utterances (enrolment_utterances)
     """
     counts = Counter(speakers)
-    if len(counts) < FEWEST_SPEAKERS:
-        raise ValueError(
-            f"there are utterances of {len(counts)} speakers; intervals need "
-            f"those of {FEWEST_SPEAKERS} at least"
-        )
     able = sum(count > enrolment_utterances for count in counts.values())
     if not 0 < gallery_size <= able:
         raise ValueError(
@@ -129,7 +125,7 @@ def search_galleries(
     ------
     ValueError
         If there are not as many embeddings as speakers, not enough speakers to
-        enrol, no stranger is left, or there are fewer than three speakers.
+        enrol, or no stranger is left.
 
     Example
     -------
@@ -260,19 +256,29 @@ def _bootstrap(
     figures: Mapping[str, Figure],
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Figures of searches as trials, with intervals for other speakers."""
+    """Figures of searches as trials, with intervals for other speakers.
+
+    Of two speakers all resamples are the same: limits are NaN.
+    """
     # What is not found at any threshold lies below all that may be found.
     lowest = searches.scores[searches.scores.isfinite()].min() - 1
     pairs = searches.speakers.clone()
     # A miss is of one speaker, whoever is found in the place.
     pairs[searches.is_enrolled, 1] = pairs[searches.is_enrolled, 0]
-    return bootstrap(
+    enough = len(pairs.unique()) >= FEWEST_SPEAKERS
+    found = bootstrap(
         searches.scores.clamp(min=lowest),
         searches.is_enrolled,
-        pairs.numpy(),
+        pairs.numpy() if enough else None,
         figures,
         seed=seed,
     )
+    if enough:
+        return found
+    return {
+        name: Interval(value, *[np.full_like(value, np.nan)] * 2)
+        for name, (value, _, _) in found.items()
+    }
 
 
 def open_set_figures(
@@ -331,9 +337,10 @@ def _entry(
     name: str, interval: Interval, index: int, seen: bool = True
 ) -> dict[str, float | list[float] | None]:
     value, *limits = (float(part[index]) for part in interval)
+    known = seen and not math.isnan(limits[0])
     return {
         name: value if seen else None,
-        f"{name}_interval": limits if seen else None,
+        f"{name}_interval": limits if known else None,
     }
 
 
@@ -369,5 +376,7 @@ def identification_table(results: Sequence[dict]) -> list[list[str]]:
 def _cell(figures: dict, name: str) -> str:
     if figures[name] is None:
         return "too few strangers"
-    limits = [100 * limit for limit in figures[f"{name}_interval"]]
+    limits = figures[f"{name}_interval"]
+    if limits is not None:
+        limits = [100 * limit for limit in limits]
     return with_interval(100 * figures[name], limits, "{:.1f}")

@@ -70,7 +70,7 @@ def plot_open_set(
     rates = [each["fpir"] for each in points[sizes[0]]]
     for index, rate in enumerate(rates):
         shown = [
-            (size, each["fnir"], *each["fnir_interval"])
+            (size, each["fnir"], *(each["fnir_interval"] or [np.nan] * 2))
             for size in sizes
             if (each := points[size][index])["fnir"] is not None
         ]

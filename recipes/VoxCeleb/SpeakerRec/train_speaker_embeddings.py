@@ -253,7 +253,8 @@ def build_brain(hparams, run_opts):
     hparams["lr_schedule"].scale = batches.global_batch_size / 64
     for schedule in (hparams["lr_schedule"], hparams["margin_schedule"]):
         schedule.steps_per_epoch = batches.steps
-    warn_of_margin(hparams["margin_schedule"], hparams["number_of_epochs"])
+    if hparams["label_weight"]:
+        warn_of_margin(hparams["margin_schedule"], hparams["number_of_epochs"])
     teacher = None
     if hparams["teacher_embeddings"]:
         teacher = read_teacher(
