@@ -229,9 +229,11 @@ def test_without_speakers(corpus, files, monkeypatch, tmp_path):
         training_lists=f"{{'': {unlabelled}}}",
         label_weight=0.0,
         initial_lr=0.1,
+        margin_final_epoch=20,  # of no concern
         **settings(files[:1]) | {"number_of_epochs": 12},
     )
     run(monkeypatch, arguments)
+    assert "margin ends" not in (output / "log.txt").read_text(encoding="utf-8")
     log = (output / "train_log.txt").read_text(encoding="utf-8")
     assert "accuracy" not in log
     losses = [float(loss) for loss in re.findall("train loss: ([^,]*),", log)]
