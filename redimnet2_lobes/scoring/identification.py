@@ -293,26 +293,35 @@ def open_set_figures(
     strangers are too few to show all is null: it takes one of them at least who
     is given a name.
     """
-    every = np.append(rates, _curve_rates(searches))
+    curve_rates = _curve_rates(searches)
     at = np.asarray(thresholds, np.float64)
     found = _bootstrap(  # once, as each resample sorts out all of them
         searches,
         {
-            "fnir": frr_at_far(every),
-            "threshold": threshold_at_far(every),
+            "curve_fnir": frr_at_far(curve_rates),
+            "curve_threshold": threshold_at_far(curve_rates),
+            "fnir": frr_at_far(np.asarray(rates)),
+            "threshold": threshold_at_far(np.asarray(rates)),
             "fpir_at": far_at(at),
             "fnir_at": frr_at(at),
         },
     )
-    points = [
-        {
-            "fpir": rate,
-            **_entry("fnir", found["fnir"], index, seen),
-            **_entry("threshold", found["threshold"], index, seen),
-        }
-        for index, rate in enumerate(rates)
-        for seen in [rate * searches.strangers >= 1]
-    ]
+    curve = OpenSetCurve(
+        searches.gallery_size,
+        curve_rates,
+        found["curve_fnir"],
+        found["curve_threshold"],
+    )
+    points = []
+    for index, rate in enumerate(rates):
+        seen = rate * searches.strangers >= 1
+        points.append(
+            {
+                "fpir": rate,
+                **_entry("fnir", found["fnir"], index, seen),
+                **_entry("threshold", found["threshold"], index, seen),
+            }
+        )
     at_thresholds = [
         {
             "threshold": threshold,
@@ -321,16 +330,7 @@ def open_set_figures(
         }
         for index, threshold in enumerate(thresholds)
     ]
-    fnir, threshold = (
-        Interval(*(part[len(rates) :] for part in found[name]))
-        for name in ("fnir", "threshold")
-    )
-    return (
-        OpenSetCurve(
-            searches.gallery_size, every[len(rates) :], fnir, threshold
-        ),
-        {"operating_points": points, "thresholds": at_thresholds},
-    )
+    return curve, {"operating_points": points, "thresholds": at_thresholds}
 
 
 def _entry(
