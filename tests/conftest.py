@@ -14,9 +14,10 @@ from redimnet2_lobes import cli
 from redimnet2_lobes.models import folded_copy, redimnet2, tiles
 from redimnet2_lobes.pretrained.model_folder import write_model_folder
 
+sys.path.insert(0, str(Path(__file__).parent / "parity"))
+import fill
+
 TESTS = Path(__file__).parent
-sys.path.insert(0, str(TESTS / "parity"))
-import fill  # noqa: E402
 
 # With pytest-xdist each process has a core of its own.
 if "OMP_NUM_THREADS" not in os.environ:

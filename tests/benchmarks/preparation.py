@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "VoxCeleb"
-sys.path.insert(0, str(RECIPE))
-from voxceleb_prepare import prepare_voxceleb  # noqa: E402
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[2] / "recipes/VoxCeleb")
+)
+from voxceleb_prepare import prepare_voxceleb
 
 FILES_PER_SESSION, SESSIONS_PER_SPEAKER = 8, 20  # as VoxCeleb2, about
 TRIAL = "1 id10270/x/00001.wav id10270/y/00001.wav\n"

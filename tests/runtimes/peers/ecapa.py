@@ -17,18 +17,15 @@ from pathlib import Path
 import speechbrain as sb
 from safetensors.torch import load_file, save_file
 
-TESTS = Path(__file__).parents[2]
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
+from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.recipe.command_line import parse_command_line
+from redimnet2_lobes.recipe.hparams import load_hparams
+from redimnet2_lobes.recipe.training import check_hparams
 
-import learning  # noqa: E402
-from implementations import Ecapa  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from redimnet2_lobes.files.atomic import complete_or_absent  # noqa: E402
-from redimnet2_lobes.recipe.command_line import (  # noqa: E402
-    parse_command_line,
-)
-from redimnet2_lobes.recipe.hparams import load_hparams  # noqa: E402
-from redimnet2_lobes.recipe.training import check_hparams  # noqa: E402
+import learning
+from implementations import Ecapa
 
 WEIGHTS = "ecapa.safetensors"
 CHANNELS = 512
