@@ -37,7 +37,7 @@ from redimnet2_lobes.cli.recordings import (
     find_files,
     strict_option,
 )
-from redimnet2_lobes.files.atomic import check_absent, complete_or_absent
+from redimnet2_lobes.files.atomic import check_absent, write_text
 from redimnet2_lobes.files.same_space import KEY
 from redimnet2_lobes.scoring.operating_point import OperatingPoint
 
@@ -230,8 +230,7 @@ def _write(output: Path, path: str, result: Diarization) -> None:
         output.with_suffix(".png"),
         f"Who spoke when in {name}",
     )
-    with complete_or_absent(output) as partial:
-        partial.write_text(to_rttm(name, result.turns), encoding="utf-8")
+    write_text(output, to_rttm(name, result.turns))
 
 
 def _seconds_of(turns: list[Turn]) -> dict[str, float]:

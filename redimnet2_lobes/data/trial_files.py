@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from redimnet2_lobes.data.audio import audio_rank, match_utterances
 from redimnet2_lobes.data.trials import read_trials
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import write_text
 
 
 @dataclass
@@ -236,8 +236,7 @@ def list_missing(paths: Iterable[str], folder: str | os.PathLike) -> Path:
     """
     os.makedirs(folder, exist_ok=True)
     listed = Path(folder) / "missing_files.txt"
-    with complete_or_absent(listed) as partial:
-        partial.write_text("".join(f"{path}\n" for path in paths), "utf-8")
+    write_text(listed, "".join(f"{path}\n" for path in paths))
     return listed
 
 

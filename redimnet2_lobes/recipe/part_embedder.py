@@ -16,7 +16,7 @@ from typing import Any
 from speechbrain.utils.run_opts import RunOptions
 
 from redimnet2_lobes.data.utterances import Utterance, paths_of
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import write_text
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.inference.embedding_cache import extract_embeddings
 from redimnet2_lobes.inference.embedding_files import write_embeddings
@@ -115,12 +115,11 @@ class PartEmbedder:
                 faults=faults,
                 **self.settings,
             )
-        with complete_or_absent(faults_file(path)) as partial:
-            described = [
-                [name, fault.reason, fault.remedy, fault.path]
-                for name, fault in faults.items()
-            ]
-            partial.write_text(json.dumps(described), encoding="utf-8")
+        described = [
+            [name, fault.reason, fault.remedy, fault.path]
+            for name, fault in faults.items()
+        ]
+        write_text(faults_file(path), json.dumps(described))
         speakers = [
             each.speaker for each in utterances if each.name not in faults
         ]

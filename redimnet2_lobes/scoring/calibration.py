@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import write_text
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.json_files import read_json
 from redimnet2_lobes.files.settings import require_number
@@ -190,8 +190,7 @@ def save_calibrations(
 ) -> None:
     """Writes calibrations, by the names of back-ends, as JSON."""
     entries = {name: each._asdict() for name, each in calibrations.items()}
-    with complete_or_absent(path) as partial:
-        partial.write_text(json.dumps(entries, indent=2) + "\n")
+    write_text(path, json.dumps(entries, indent=2) + "\n")
 
 
 def load_calibrations(path: str | os.PathLike) -> dict[str, Calibration]:

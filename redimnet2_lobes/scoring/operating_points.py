@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import write_text
 from redimnet2_lobes.files.error_lines import one_line
 from redimnet2_lobes.files.json_files import read_json
 from redimnet2_lobes.files.same_space import KEY
@@ -457,8 +457,7 @@ def write_operating_points(
     found: OperatingPoints, path: str | os.PathLike
 ) -> None:
     """Writes operating points as JSON."""
-    with complete_or_absent(path) as partial:
-        partial.write_text(json.dumps(to_json(found), indent=2) + "\n")
+    write_text(path, json.dumps(to_json(found), indent=2) + "\n")
 
 
 def read_operating_points(path: str | os.PathLike) -> OperatingPoints:

@@ -34,17 +34,19 @@ import speechbrain as sb
 import torch
 
 from redimnet2_lobes.data.trial_files import read_trial_lists
-from redimnet2_lobes.files.atomic import complete_or_absent
+from redimnet2_lobes.files.atomic import write_text
 from redimnet2_lobes.recipe.command_line import parse_command_line
 from redimnet2_lobes.recipe.hparams import load_hparams
 from redimnet2_lobes.recipe.training import check_hparams
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPE = REPOSITORY / "recipes" / "VoxCeleb" / "SpeakerRec"
-HPARAMS = REPOSITORY / "hparams"
-sys.path[:0] = [str(RECIPE), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(
+    0,
+    str(Path(__file__).resolve().parents[2] / "recipes/VoxCeleb/SpeakerRec"),
+)
+import train_speaker_embeddings as recipe
 
-import train_speaker_embeddings as recipe  # noqa: E402
+HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
 
 # Shorter than the demo's.
 SCHEDULE = {
@@ -252,8 +254,7 @@ def measure(system, seed, corpus, folder, epochs, overrides):
 
 def write_json(figures, path):
     """Writes a file that stands under its name only when complete."""
-    with complete_or_absent(path) as partial:
-        partial.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    write_text(path, json.dumps(figures, indent=2) + "\n")
 
 
 def table(results, seconds):

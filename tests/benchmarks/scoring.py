@@ -36,6 +36,7 @@ from speechbrain.utils import metric_stats
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
+from redimnet2_lobes.files.atomic import write_text
 from redimnet2_lobes.scoring import metrics
 from redimnet2_lobes.scoring.evaluate import adaptive_s_norm
 from redimnet2_lobes.scoring.tables import markdown_table
@@ -288,10 +289,7 @@ def write_report(rows, folder):
     folder.mkdir(parents=True, exist_ok=True)
     figures = json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n"
     for name, content in (("table.md", text), ("results.json", figures)):
-        # Under its name a file is complete.
-        partial = folder / f"{name}.part"
-        partial.write_text(content)
-        os.replace(partial, folder / name)
+        write_text(folder / name, content)
 
 
 def cells(rows):
